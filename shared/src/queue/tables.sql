@@ -1,0 +1,54 @@
+-- Completes apalis.jobs and apalis.workers as apalis-postgres 1.0.0 creates them (ADR-001).
+-- Idempotent; applied after every set-up, under an advisory lock. `apalis.jobs` holds live jobs only.
+
+ALTER TABLE apalis.jobs
+    ADD COLUMN IF NOT EXISTS kind text,
+    ADD COLUMN IF NOT EXISTS network text,
+    ADD COLUMN IF NOT EXISTS target text,
+    ADD COLUMN IF NOT EXISTS due_at timestamptz,
+    ADD COLUMN IF NOT EXISTS deadline_at timestamptz,
+    ADD COLUMN IF NOT EXISTS run_deadline timestamptz,
+    ADD COLUMN IF NOT EXISTS slack_s integer,
+    ADD COLUMN IF NOT EXISTS timeout_s integer,
+    ADD COLUMN IF NOT EXISTS enqueued_at timestamptz;
+COMMENT ON COLUMN apalis.jobs.kind IS 'Job kind: discover, validate, monitor, sync or refresh.';
+COMMENT ON COLUMN apalis.jobs.network IS 'Network, or local.';
+COMMENT ON COLUMN apalis.jobs.target IS 'Relay URL or task name; also the idempotency_key: one outstanding job per kind and target.';
+COMMENT ON COLUMN apalis.jobs.due_at IS 'When the target was due.';
+COMMENT ON COLUMN apalis.jobs.deadline_at IS 'due_at + slack: claims take the smallest.';
+COMMENT ON COLUMN apalis.jobs.run_deadline IS 'When the running attempt is given up.';
+COMMENT ON COLUMN apalis.jobs.slack_s IS 'Seconds of lateness without harm.';
+COMMENT ON COLUMN apalis.jobs.timeout_s IS 'Seconds one attempt may run.';
+COMMENT ON COLUMN apalis.jobs.enqueued_at IS 'When it was enqueued.';
+
+ALTER TABLE apalis.workers
+    ADD COLUMN IF NOT EXISTS lease_until timestamptz,
+    ADD COLUMN IF NOT EXISTS vantage text,
+    ADD COLUMN IF NOT EXISTS version text,
+    ADD COLUMN IF NOT EXISTS queues text[],
+    ADD COLUMN IF NOT EXISTS slots integer;
+COMMENT ON COLUMN apalis.workers.lease_until IS 'The worker''s jobs are its own until then.';
+COMMENT ON COLUMN apalis.workers.vantage IS 'Name of the place it observes from.';
+COMMENT ON COLUMN apalis.workers.version IS 'Version of the program.';
+COMMENT ON COLUMN apalis.workers.queues IS 'Queues it claims from.';
+COMMENT ON COLUMN apalis.workers.slots IS 'Jobs it runs at once, all queues together.';
+
+-- Nobody LISTENs: a notification per row would only take the commit lock (queues.md §3.17).
+DROP TRIGGER IF EXISTS notify_workers ON apalis.jobs;
+
+CREATE INDEX IF NOT EXISTS bigbrotr_claim ON apalis.jobs (job_type, deadline_at) WHERE status = 'Pending';
+CREATE INDEX IF NOT EXISTS bigbrotr_running ON apalis.jobs (lock_by) WHERE status = 'Running';
+ALTER TABLE apalis.jobs SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500,
+                             autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 1000, fillfactor = 70);
+DROP INDEX IF EXISTS apalis.lidx;
+DROP INDEX IF EXISTS apalis.idx_apalis_jobs_lock_by;
+DROP INDEX IF EXISTS apalis.unique_job_id;
+
+CREATE OR REPLACE VIEW public.queue_depth AS
+SELECT j.kind, j.network,
+       count(*) FILTER (WHERE j.status = 'Pending' AND j.run_at <= now()) AS due,
+       count(*) FILTER (WHERE j.status = 'Pending' AND j.run_at > now()) AS waiting,
+       count(*) FILTER (WHERE j.status = 'Running') AS running,
+       min(j.due_at) FILTER (WHERE j.status = 'Pending' AND j.run_at <= now()) AS oldest_due_at
+FROM apalis.jobs j WHERE j.kind IS NOT NULL GROUP BY j.kind, j.network;
+COMMENT ON VIEW public.queue_depth IS 'Live jobs per queue.';
