@@ -1,0 +1,317 @@
+//! Events, observations and coverage.
+
+use std::time::Duration;
+
+use super::observe::fences;
+use super::rows::{count, get, small_count, word};
+use super::{Db, DbError, NewCandidate};
+use crate::models::{Coverage, Event, EventId, Fence, Interval, RelayUrl, event_key};
+
+/// An event to store; its id and signature were verified by the caller.
+#[derive(Debug, Clone)]
+pub struct EventRow {
+    /// The event.
+    pub event: Event,
+}
+
+/// What the database says about an event that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownEvent {
+    /// Position in the question, from 0.
+    pub position: usize,
+    /// 0 archived, 1 skipped, 2 deleted, 3 expired.
+    pub fate: i16,
+}
+
+/// Coverage to write, and when the relay is next due.
+#[derive(Debug, Clone)]
+pub struct NewCoverage<'a> {
+    /// Filter class.
+    pub class: &'a str,
+    /// All intervals of the relay and class.
+    pub coverage: &'a Coverage,
+}
+
+/// One batch of a sync job.
+#[derive(Debug, Clone)]
+pub struct StoreBatch<'a> {
+    /// Proof that the job is still ours.
+    pub fence: &'a Fence,
+    /// `relay.id`.
+    pub relay_id: i32,
+    /// When they were seen, Unix seconds.
+    pub seen_at: i64,
+    /// Every event delivered: id and `created_at`.
+    pub delivered: &'a [(EventId, i64)],
+    /// Those of them that were unknown, verified.
+    pub new: &'a [EventRow],
+    /// What the batch proves, if it proves something.
+    pub coverage: Option<NewCoverage<'a>>,
+    /// When the relay is next due, its slack, and why; `None` leaves that alone.
+    pub next: Option<(Duration, Duration, &'a str)>,
+}
+
+/// What [`Db::sync_store`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// False: the job was not ours any more, and nothing was written.
+    pub held: bool,
+    /// Events that were new.
+    pub events: u64,
+    /// Observations that were new.
+    pub observations: u64,
+}
+
+/// An archived event for the discover job to look into.
+#[derive(Debug, Clone)]
+pub struct UnminedEvent {
+    /// `event.event_key`.
+    pub key: i64,
+    /// Kind, if the event is still there.
+    pub kind: Option<i32>,
+    /// Tags as JSON text bytes.
+    pub tags: Option<Vec<u8>>,
+    /// Content bytes.
+    pub content: Option<Vec<u8>>,
+}
+
+/// The parallel arrays of `event_insert`, in its order.
+struct Columns {
+    ids: Vec<Vec<u8>>,
+    keys: Vec<i64>,
+    created_ats: Vec<i64>,
+    pubkeys: Vec<Vec<u8>>,
+    kinds: Vec<i32>,
+    tags: Vec<Vec<u8>>,
+    contents: Vec<Vec<u8>>,
+    sigs: Vec<Vec<u8>>,
+    d_tags: Vec<Option<Vec<u8>>>,
+    tag_hashes: Vec<String>,
+}
+
+impl Columns {
+    fn of(rows: &[EventRow]) -> Self {
+        let events = || rows.iter().map(|row| &row.event);
+        Self {
+            ids: events().map(|e| e.id().as_bytes().to_vec()).collect(),
+            keys: events().map(|e| event_key(e.created_at(), &e.id())).collect(),
+            created_ats: events().map(Event::created_at).collect(),
+            pubkeys: events().map(|e| e.pubkey().to_vec()).collect(),
+            kinds: events().map(|e| i32::from(e.kind())).collect(),
+            tags: events().map(|e| e.tags_json().into_bytes()).collect(),
+            contents: events().map(|e| e.content().as_bytes().to_vec()).collect(),
+            sigs: events().map(|e| e.sig().to_vec()).collect(),
+            d_tags: events().map(|e| e.d_tag().map(|d| d.as_bytes().to_vec())).collect(),
+            // One array literal per event: arrays of arrays must be rectangular in PostgreSQL.
+            tag_hashes: events()
+                .map(|e| {
+                    let hashes: Vec<String> = e.tag_hashes().iter().map(i64::to_string).collect();
+                    format!("{{{}}}", hashes.join(","))
+                })
+                .collect(),
+        }
+    }
+}
+
+impl Db {
+    /// Which of these events are known; unknown ones are absent from the answer.
+    pub async fn event_resolve(&self, events: &[(EventId, i64)]) -> Result<Vec<KnownEvent>, DbError> {
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = self
+            .all(
+                sqlx::query("SELECT o, fate FROM event_resolve($1, $2)")
+                    .bind(events.iter().map(|(id, _)| id.as_bytes().to_vec()).collect::<Vec<_>>())
+                    .bind(events.iter().map(|(id, at)| event_key(*at, id)).collect::<Vec<_>>()),
+            )
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let position: i32 = get(row, "o")?;
+                Ok(KnownEvent {
+                    position: usize::try_from(position).unwrap_or(1).saturating_sub(1),
+                    fate: get(row, "fate")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Stores one batch of a sync job in one fenced transaction.
+    pub async fn sync_store(&self, batch: &StoreBatch<'_>) -> Result<Stored, DbError> {
+        let new = Columns::of(batch.new);
+        let intervals: Option<Vec<&Interval>> = batch.coverage.as_ref().map(|c| c.coverage.intervals().iter().collect());
+        let column = |f: fn(&Interval) -> i64| intervals.as_ref().map(|i| i.iter().map(|x| f(x)).collect::<Vec<_>>());
+        let text = |f: fn(&Interval) -> &'static str| {
+            intervals.as_ref().map(|i| i.iter().map(|x| f(x).to_owned()).collect::<Vec<_>>())
+        };
+        let row = self
+            .one(
+                sqlx::query(
+                    "SELECT held, new_events, new_observations FROM sync_store($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
+                     $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)",
+                )
+                .bind(batch.fence.job())
+                .bind(batch.fence.worker())
+                .bind(batch.fence.attempt())
+                .bind(batch.relay_id)
+                .bind(batch.seen_at)
+                .bind(batch.delivered.iter().map(|(id, _)| id.as_bytes().to_vec()).collect::<Vec<_>>())
+                .bind(batch.delivered.iter().map(|(id, at)| event_key(*at, id)).collect::<Vec<_>>())
+                .bind(new.ids)
+                .bind(new.keys)
+                .bind(new.created_ats)
+                .bind(new.pubkeys)
+                .bind(new.kinds)
+                .bind(new.tags)
+                .bind(new.contents)
+                .bind(new.sigs)
+                .bind(new.d_tags)
+                .bind(new.tag_hashes)
+                .bind(batch.coverage.as_ref().map(|c| c.class))
+                .bind(column(Interval::since))
+                .bind(column(Interval::until))
+                .bind(text(|i| i.grade().as_str()))
+                .bind(text(|i| i.reason().as_str()))
+                .bind(column(Interval::observed_at))
+                .bind(batch.next.map(|(next, _, _)| next.as_secs_f64()))
+                .bind(batch.next.map(|(_, slack, _)| i32::try_from(slack.as_secs()).unwrap_or(i32::MAX)))
+                .bind(batch.next.map(|(_, _, why)| why)),
+            )
+            .await?;
+        Ok(Stored {
+            held: get(&row, "held")?,
+            events: small_count(&row, "new_events")?,
+            observations: small_count(&row, "new_observations")?,
+        })
+    }
+
+    /// Relays, events and observations in one call, for imports; returns how many observations were new.
+    pub async fn event_relay_insert_cascade(&self, seen: &[(EventRow, RelayUrl, i64)]) -> Result<u64, DbError> {
+        let rows: Vec<EventRow> = seen.iter().map(|(row, _, _)| row.clone()).collect();
+        let new = Columns::of(&rows);
+        let row = self
+            .one(
+                sqlx::query(
+                    "SELECT event_relay_insert_cascade($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13) AS n",
+                )
+                .bind(new.ids)
+                .bind(new.keys)
+                .bind(new.created_ats)
+                .bind(new.pubkeys)
+                .bind(new.kinds)
+                .bind(new.tags)
+                .bind(new.contents)
+                .bind(new.sigs)
+                .bind(new.d_tags)
+                .bind(new.tag_hashes)
+                .bind(seen.iter().map(|(_, url, _)| url.as_str().to_owned()).collect::<Vec<_>>())
+                .bind(seen.iter().map(|(_, url, _)| url.network().as_str().to_owned()).collect::<Vec<_>>())
+                .bind(seen.iter().map(|(_, _, at)| *at).collect::<Vec<_>>()),
+            )
+            .await?;
+        small_count(&row, "n")
+    }
+
+    /// Sets aside one event the database refused, with its reason.
+    pub async fn event_quarantine_insert(
+        &self,
+        relay_id: i32,
+        seen_at: i64,
+        reason: &str,
+        event: &Event,
+    ) -> Result<u64, DbError> {
+        let row = self
+            .one(
+                sqlx::query("SELECT event_quarantine_insert($1, $2, $3, $4, $5) AS n")
+                    .bind(vec![relay_id])
+                    .bind(vec![seen_at])
+                    .bind(vec![reason.to_owned()])
+                    .bind(vec![event.id().as_bytes().to_vec()])
+                    .bind(vec![event.to_json().into_bytes()]),
+            )
+            .await?;
+        small_count(&row, "n")
+    }
+
+    /// The coverage of one relay and filter class.
+    pub async fn coverage_get(&self, relay_id: i32, class: &str) -> Result<Coverage, DbError> {
+        let rows = self
+            .all(
+                sqlx::query("SELECT since_at, until_at, grade, reason, observed_at FROM coverage_get($1, $2)")
+                    .bind(relay_id)
+                    .bind(class),
+            )
+            .await?;
+        let corrupt = |row: String, problem: String| DbError::Corrupt { table: "coverage", column: "since_at", row, problem };
+        let mut intervals = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let (since, until): (i64, i64) = (get(row, "since_at")?, get(row, "until_at")?);
+            let key = || format!("relay_id={relay_id} class={class} since_at={since}");
+            let grade: String = get(row, "grade")?;
+            let reason: String = get(row, "reason")?;
+            intervals.push(
+                Interval::new(
+                    since,
+                    until,
+                    word(&grade, "coverage", "grade", key)?,
+                    word(&reason, "coverage", "reason", key)?,
+                    get(row, "observed_at")?,
+                )
+                .map_err(|error| corrupt(key(), error.to_string()))?,
+            );
+        }
+        Coverage::from_intervals(intervals)
+            .map_err(|error| corrupt(format!("relay_id={relay_id} class={class}"), error.to_string()))
+    }
+
+    /// Archived events that nobody has mined yet, at most `limit`, in key order.
+    pub async fn discover_take(&self, limit: u32) -> Result<Vec<UnminedEvent>, DbError> {
+        let rows = self
+            .all(
+                sqlx::query("SELECT event_key, kind, tags, content FROM discover_take($1)")
+                    .bind(i32::try_from(limit).unwrap_or(i32::MAX)),
+            )
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(UnminedEvent {
+                    key: get(row, "event_key")?,
+                    kind: get(row, "kind")?,
+                    tags: get(row, "tags")?,
+                    content: get(row, "content")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Stores what one discover batch found; `None` when the fence was lost, else how many candidates were new.
+    pub async fn discover_store(
+        &self,
+        fence: &Fence,
+        candidates: &[NewCandidate],
+        mined: &[i64],
+        next: Option<(Duration, Duration, &str)>,
+    ) -> Result<Option<u64>, DbError> {
+        let (jobs, workers, attempts) = fences(std::iter::once(fence));
+        let row = self
+            .one(
+                sqlx::query(
+                    "SELECT held, new_candidates::bigint AS n FROM discover_store($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                )
+                .bind(jobs.into_iter().next())
+                .bind(workers.into_iter().next())
+                .bind(attempts.into_iter().next())
+                .bind(candidates.iter().map(|c| c.url.as_str().to_owned()).collect::<Vec<_>>())
+                .bind(candidates.iter().map(|c| c.url.network().as_str().to_owned()).collect::<Vec<_>>())
+                .bind(candidates.iter().map(|c| c.source.to_owned()).collect::<Vec<_>>())
+                .bind(mined)
+                .bind(next.map(|(next, _, _)| next.as_secs_f64()))
+                .bind(next.map(|(_, slack, _)| i32::try_from(slack.as_secs()).unwrap_or(i32::MAX)))
+                .bind(next.map(|(_, _, why)| why)),
+            )
+            .await?;
+        let held: bool = get(&row, "held")?;
+        if held { Ok(Some(count(&row, "n")?)) } else { Ok(None) }
+    }
+}

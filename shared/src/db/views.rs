@@ -1,0 +1,32 @@
+//! The analytics views and their refresh.
+
+use super::{Db, DbError};
+
+/// Every view with its refresh, in dependency order: `relay_metadata_latest` feeds three others.
+pub const VIEWS: [(&str, &str); 13] = [
+    ("relay_metadata_latest", "SELECT relay_metadata_latest_refresh()"),
+    ("event_stats", "SELECT event_stats_refresh()"),
+    ("relay_stats", "SELECT relay_stats_refresh()"),
+    ("kind_counts", "SELECT kind_counts_refresh()"),
+    ("kind_counts_by_relay", "SELECT kind_counts_by_relay_refresh()"),
+    ("pubkey_counts", "SELECT pubkey_counts_refresh()"),
+    ("pubkey_counts_by_relay", "SELECT pubkey_counts_by_relay_refresh()"),
+    ("network_stats", "SELECT network_stats_refresh()"),
+    ("event_daily_counts", "SELECT event_daily_counts_refresh()"),
+    ("events_replaceable_latest", "SELECT events_replaceable_latest_refresh()"),
+    ("events_addressable_latest", "SELECT events_addressable_latest_refresh()"),
+    ("relay_software_counts", "SELECT relay_software_counts_refresh()"),
+    ("supported_nip_counts", "SELECT supported_nip_counts_refresh()"),
+];
+
+impl Db {
+    /// Refreshes one view of [`VIEWS`]; `DbError::is_busy` while another refresh runs.
+    pub async fn refresh(&self, statement: &'static str) -> Result<(), DbError> {
+        self.one(sqlx::query(statement)).await.map(drop)
+    }
+
+    /// Refreshes every view in one transaction.
+    pub async fn all_statistics_refresh(&self) -> Result<(), DbError> {
+        self.one(sqlx::query("SELECT all_statistics_refresh()")).await.map(drop)
+    }
+}

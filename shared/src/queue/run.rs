@@ -1,0 +1,227 @@
+//! One worker process: an apalis Monitor with a Worker per queue, and the three loops that serve them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use apalis::prelude::*;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::backend::{QueueBackend, Ticket, Tickets};
+use super::feeder::Lane;
+use super::{acker, feeder, heartbeat};
+use crate::clock;
+use crate::db::{Db, Registration};
+use crate::jobs::{Attempt, Ending, Handler, JobError};
+use crate::models::{Fence, LOCAL, Network};
+use crate::telemetry::{Labels, Metrics};
+
+/// How a worker process takes part in the fleet.
+#[derive(Debug, Clone)]
+pub struct QueueOptions {
+    /// Unique per start of a process.
+    pub worker: String,
+    /// Where it observes from.
+    pub vantage: String,
+    /// Queues and how many jobs of each run at once.
+    pub queues: Vec<(String, u32)>,
+    /// How long claims stand without a heartbeat.
+    pub lease: Duration,
+    /// How often an idle worker asks for work.
+    pub poll: Duration,
+    /// How long running jobs may finish after a stop.
+    pub grace: Duration,
+}
+
+impl QueueOptions {
+    pub(super) fn registration(&self) -> Registration {
+        Registration {
+            worker: self.worker.clone(),
+            lease: self.lease,
+            vantage: self.vantage.clone(),
+            queues: self.queues.iter().map(|(queue, _)| queue.clone()).collect(),
+            slots: self.queues.iter().map(|(_, slots)| *slots).sum(),
+        }
+    }
+}
+
+type Held = HashMap<(String, i32), CancellationToken>;
+
+/// What the loops of one process share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) db: Db,
+    pub(super) options: Arc<QueueOptions>,
+    pub(super) metrics: Metrics,
+    pub(super) freed: Arc<Notify>,
+    held: Arc<Mutex<Held>>,
+    beaten_ms: Arc<AtomicU64>,
+}
+
+impl Shared {
+    /// Notes an attempt as running here; the token is cancelled if the lease is lost.
+    pub(super) fn remember(&self, job: &str, attempt: i32) -> CancellationToken {
+        let lost = CancellationToken::new();
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.insert((job.to_owned(), attempt), lost.clone());
+        self.metrics.jobs_running.set(i64::try_from(held.len()).unwrap_or(i64::MAX));
+        lost
+    }
+
+    pub(super) fn forget(&self, job: &str, attempt: i32) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.remove(&(job.to_owned(), attempt));
+        self.metrics.jobs_running.set(i64::try_from(held.len()).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn held(&self) -> Held {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn is_held(&self, key: &(String, i32)) -> bool {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
+    pub(super) fn beaten(&self) {
+        self.beaten_ms.store(clock::monotonic_ms(), Ordering::Relaxed);
+    }
+
+    /// The network as a label of the closed set.
+    pub(super) fn network_label(&self, network: &str) -> &'static str {
+        network.parse::<Network>().map_or(LOCAL, Network::as_str)
+    }
+}
+
+/// Runs jobs until `stop`, then lets the running ones finish within the grace and gives the rest back.
+///
+/// `beaten_ms` receives the process time of each successful heartbeat: health is read from it.
+pub async fn run(
+    db: Db,
+    options: QueueOptions,
+    handler: Arc<dyn Handler>,
+    metrics: Metrics,
+    beaten_ms: Arc<AtomicU64>,
+    stop: CancellationToken,
+) {
+    let options = Arc::new(options);
+    let shared = Shared {
+        db,
+        options: Arc::clone(&options),
+        metrics,
+        freed: Arc::new(Notify::new()),
+        held: Arc::default(),
+        beaten_ms,
+    };
+    // Registered before the first claim; the loop waits for the database for as long as it takes.
+    while let Err(error) = heartbeat::beat(&shared).await {
+        tracing::warn!(error = %error, "waiting for the database");
+        shared.metrics.queue_errors.inc();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+    let slots: u32 = options.queues.iter().map(|(_, n)| *n).sum();
+    let (ended_tx, ended_rx) = mpsc::channel(slots.max(1) as usize);
+    let runner = Runner { shared: shared.clone(), handler, tracker: TaskTracker::new(), stop: stop.clone() };
+    let mut monitor = Monitor::new().should_restart(|_, error| {
+        tracing::error!(error = %error, "a queue's worker failed; restarting it");
+        true
+    });
+    let mut lanes = Vec::new();
+    for (queue, slots) in &options.queues {
+        let (tickets_tx, tickets_rx) = mpsc::channel(*slots as usize);
+        lanes.push(Lane { queue: queue.clone(), slots: Arc::new(Semaphore::new(*slots as usize)), tickets: tickets_tx });
+        let tickets: Tickets = Arc::new(Mutex::new(tickets_rx));
+        let (ended, runner, name) = (ended_tx.clone(), runner.clone(), format!("{queue}@{}", options.worker));
+        monitor = monitor.register(move |restarts| {
+            WorkerBuilder::new(format!("{name}#{restarts}"))
+                .backend(QueueBackend::new(Arc::clone(&tickets), ended.clone()))
+                .catch_panic()
+                .data(runner.clone())
+                .build(handle)
+        });
+    }
+    drop(ended_tx);
+    let beating = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let feeder = tasks.spawn(feeder::run(shared.clone(), lanes, stop.clone()));
+    let acker = tasks.spawn(acker::run(shared.clone(), ended_rx));
+    let heart = tasks.spawn(heartbeat::run(shared.clone(), beating.clone()));
+    let workers = tasks.spawn(async move {
+        if let Err(error) = monitor.run().await {
+            tracing::error!(error = %error, "a queue's worker ended with an error");
+        }
+    });
+    stop.cancelled().await;
+    drop(feeder.await);
+    let grace = async {
+        drop(workers.await);
+        drop(acker.await);
+    };
+    if tokio::time::timeout(options.grace, grace).await.is_err() {
+        tracing::warn!(jobs = shared.held().len(), "the grace is over; giving running jobs back");
+    }
+    beating.cancel();
+    drop(heart.await);
+    match tokio::time::timeout(Duration::from_secs(5), shared.db.worker_stop(&options.worker)).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(jobs)) => tracing::info!(jobs, "gave unfinished jobs back"),
+        Ok(Err(error)) => tracing::warn!(error = %error, "could not give jobs back; their lease will end by itself"),
+        Err(_) => tracing::warn!("the database did not answer; leases will end by themselves"),
+    }
+}
+
+/// What every attempt needs, as apalis data.
+#[derive(Clone)]
+struct Runner {
+    shared: Shared,
+    handler: Arc<dyn Handler>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// Aborts the task it guards when it is dropped, so that a dropped attempt leaves nothing running.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// One attempt: on a task of its own (apalis polls all handlers of a queue on one), within its time limit.
+async fn handle(ticket: Ticket, runner: Data<Runner>) -> Result<Ending, std::convert::Infallible> {
+    let claimed = &ticket.claimed;
+    let attempt = Attempt {
+        kind: claimed.kind,
+        network: claimed.network.clone(),
+        target: claimed.target.clone(),
+        fence: Fence::new(claimed.job.clone(), runner.shared.options.worker.clone(), claimed.attempt),
+        last: claimed.attempt >= claimed.max_attempts,
+        stop: runner.stop.clone(),
+    };
+    let labels = Labels::new(claimed.kind.as_str(), runner.shared.network_label(&claimed.network), "");
+    let began = clock::monotonic_ms();
+    let handler = Arc::clone(&runner.handler);
+    let task = runner.tracker.spawn(async move { handler.run(attempt).await });
+    let _guard = AbortOnDrop(task.abort_handle());
+    // A little less than the deadline in the database, so that a late result still finds its fence.
+    let limit = claimed.timeout.saturating_sub((claimed.timeout / 10).min(Duration::from_secs(5)));
+    let ending = tokio::select! {
+        joined = task => match joined {
+            Ok(Ok(report)) => Ending::complete(report),
+            Ok(Err(error)) => Ending::from(error),
+            Err(error) if error.is_panic() => Ending::retry("the handler panicked"),
+            Err(_) => Ending::from(JobError::snooze(Duration::ZERO, "stopped")),
+        },
+        () = tokio::time::sleep(limit) => Ending::retry("the attempt ran into its time limit"),
+        () = ticket.lost.cancelled() => Ending::retry("the lease was lost"),
+    };
+    let seconds = Duration::from_millis(clock::monotonic_ms().saturating_sub(began)).as_secs_f64();
+    runner.shared.metrics.job_run_seconds.get_or_create(&labels).observe(seconds);
+    Ok(ending)
+}

@@ -1,0 +1,29 @@
+//! Bringing a database to the schema of this program: roles, our tables, apalis's tables, grants.
+
+use apalis_postgres::PostgresStorage;
+use sqlx::Connection;
+
+use crate::db::{self, DbError, MigrateOptions};
+
+/// Completes apalis's tables; idempotent, applied after every set-up.
+const TABLES: &str = include_str!("tables.sql");
+
+/// Migrates the database behind `url`, which must be a direct connection.
+///
+/// Concurrent calls wait for each other; a second call changes nothing.
+///
+/// # Errors
+/// [`DbError`] with a sentence an operator can act on.
+pub async fn migrate(url: &str, options: &MigrateOptions) -> Result<(), DbError> {
+    let mut connection = db::connect_direct(url).await?;
+    db::prepare_roles(&mut connection, options).await?;
+    db::run_migrations(&mut connection).await?;
+    PostgresStorage::<()>::migrations()
+        .run(&mut connection)
+        .await
+        .map_err(|error| DbError::Migrate(format!("apalis: {error}")))?;
+    sqlx::raw_sql(TABLES).execute(&mut connection).await?;
+    db::apply_grants(&mut connection, options).await?;
+    connection.close().await?;
+    Ok(())
+}
