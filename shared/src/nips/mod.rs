@@ -1,1 +1,10 @@
-//! placeholder
+//! The protocol, pure: text and time go in, values come out.
+//!
+//! Knows no socket, no clock, no database: the driver in `relay` joins it to a stream. A relay's
+//! behaviour, however hostile, is a value here and never an error of ours.
+
+pub mod frame;
+pub mod nip11;
+
+pub use frame::{CloseClass, EoseHint, FrameError, RelayFrame};
+pub use nip11::{InfoView, Limitation};
