@@ -5,12 +5,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures_util::{SinkExt, StreamExt};
 use hickory_resolver::proto::op::{Message as DnsMessage, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::{Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 
 use super::{Dialer, NetConfig};
 use crate::models::{AddressPolicy, Network, RelayUrl};
@@ -183,5 +185,23 @@ impl DnsServer {
     /// Local configuration that asks this server.
     pub(crate) fn config(&self) -> NetConfig {
         NetConfig { name_servers: vec![self.addr], ..local_config() }
+    }
+}
+/// A WebSocket script: for each text, sends what `answer` makes of it and of the subscription id in it.
+pub(crate) async fn answering<A>(mut ws: WebSocketStream<TcpStream>, answer: A)
+where
+    A: Fn(&str, &str) -> Vec<String>,
+{
+    while let Some(Ok(message)) = ws.next().await {
+        let Message::Text(text) = message else { continue };
+        let sub = text.split('"').nth(3).unwrap_or_default();
+        if text.starts_with(r#"["CLOSE""#) {
+            continue;
+        }
+        for reply in answer(sub, text.as_str()) {
+            if ws.send(Message::text(reply)).await.is_err() {
+                return;
+            }
+        }
     }
 }
