@@ -107,3 +107,15 @@ async fn a_dead_proxy_is_ours_and_a_refusing_one_is_not() {
     let failure = fail(&Dialer::new(through(refusing.addr, false)).unwrap(), &onion).await;
     assert_eq!((failure.outcome, failure.reason), (Outcome::Refused, Reason::ProxyRefused), "{failure}");
 }
+
+#[tokio::test]
+async fn a_proxy_that_greets_and_then_waits_tells_of_the_relay() {
+    let slow = TestServer::tcp(|mut stream| async move {
+        stream.read_exact(&mut [0; 3]).await.unwrap();
+        stream.write_all(&[5, 0]).await.unwrap();
+        silence(stream).await;
+    })
+    .await;
+    let failure = fail(&Dialer::new(through(slow.addr, false)).unwrap(), &url(ONION)).await;
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Timeout, Reason::ConnectTimeout), "{failure}");
+}
