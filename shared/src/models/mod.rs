@@ -4,10 +4,18 @@
 
 mod closed;
 mod job;
+mod event;
+mod grade;
 mod network;
 mod outcome;
+mod policy;
+mod relay_url;
 
 pub use closed::UnknownWord;
 pub use job::{Fence, JobKind, LOCAL, Verdict};
+pub use event::{EnvelopeFacts, Event, EventError, EventId, KindClass, MAX_EVENT_BYTES, event_key, tag_hash};
+pub use grade::{GapReason, Grade};
 pub use network::Network;
 pub use outcome::{Outcome, Reason};
+pub use policy::{AddressPolicy, IpRange, IpRangeError};
+pub use relay_url::{MAX_URL_BYTES, RelayUrl, UrlError};

@@ -1,1 +1,44 @@
-//! placeholder
+//! The only room that opens sockets: every byte to a relay passes [`Dialer`] and its guard.
+//!
+//! It knows URLs, policies and reasons (`models`), and must not know Nostr, the database or jobs.
+//! Invariant: a relay's name is resolved once, every address passes the [`AddressPolicy`], and the
+//! connection goes to one of those very addresses; an overlay name never reaches DNS.
+//!
+//! A remote's behaviour is a value ([`DialFailure`]), never an error of ours; [`NetError`] is only for
+//! what an operator configured wrongly.
+//!
+//! [`AddressPolicy`]: crate::models::AddressPolicy
+
+mod config;
+mod dial;
+mod failure;
+mod http;
+mod resolve;
+mod server;
+mod socks;
+mod stream;
+mod tls;
+mod ws;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use config::{ADDRESSES_TRIED, Caps, HEADER_BYTES, MESSAGE_BYTES, NetConfig, NetworkConfig};
+pub use dial::{Dialer, Target};
+pub use failure::{DialFailure, NetError, outcome_of};
+pub use http::HttpReply;
+pub use resolve::DnsAnswer;
+pub use server::{HttpServer, Reply, serve};
+pub use stream::Stream;
+pub use ws::{WsRead, WsStream};
+
+/// How we present ourselves to every relay, with a place to complain (nostr.md §7, abuse reports).
+pub const USER_AGENT: &str =
+    concat!("BigBrotr/", env!("CARGO_PKG_VERSION"), " (+https://github.com/bigbrotr/bigbrotr)");
+
+/// Milliseconds since `start_ms` on the monotonic clock, capped to what a column holds.
+pub(crate) fn elapsed_ms(start_ms: u64) -> u32 {
+    u32::try_from(crate::clock::monotonic_ms().saturating_sub(start_ms)).unwrap_or(u32::MAX)
+}

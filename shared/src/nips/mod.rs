@@ -1,1 +1,18 @@
-//! placeholder
+//! The protocol, pure: text and time go in, values come out.
+//!
+//! Knows no socket, no clock, no database: the driver in `relay` joins it to a stream. A relay's
+//! behaviour, however hostile, is a value here and never an error of ours.
+
+pub mod filter;
+pub mod frame;
+pub mod nip11;
+pub mod page;
+pub mod refusal;
+pub mod session;
+
+pub use filter::Filter;
+pub use frame::{EoseHint, FrameError, RelayFrame};
+pub use nip11::{InfoView, Limitation};
+pub use page::{PageEnd, PageFacts};
+pub use refusal::{CloseClass, classify};
+pub use session::{Cut, Limits, Step, Subscription};

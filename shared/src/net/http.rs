@@ -1,0 +1,138 @@
+//! One HTTP GET over a dialled stream: no redirect followed, no compression accepted, everything capped.
+//!
+//! What a status or a content type means is for the caller; here only transport and size are judged.
+
+use std::error::Error as StdError;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use hyper::client::conn::http1;
+use hyper::header::{self, HeaderMap, HeaderName};
+use hyper::{Request, Response, body::Incoming};
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout_at;
+
+use super::dial::{Dialer, Target};
+use super::failure::DialFailure;
+use super::stream::Stream;
+use super::{USER_AGENT, elapsed_ms};
+use crate::clock;
+use crate::models::Reason;
+
+/// Most header lines taken in an answer.
+const HEADERS_MAX: usize = 100;
+/// The longest header value kept.
+const HEADER_VALUE_CHARS: usize = 256;
+
+/// A whole answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpReply {
+    /// The status code; redirects are answers like any other.
+    pub status: u16,
+    /// `Content-Type`, as sent, shortened.
+    pub content_type: Option<String>,
+    /// `Server`, as sent, shortened.
+    pub server: Option<String>,
+    /// The body, never longer than asked for.
+    pub body: Vec<u8>,
+    /// Milliseconds from the first packet to the end of the body.
+    pub elapsed_ms: u32,
+}
+
+impl Dialer {
+    /// GETs the relay's own path on a connection of its own, within the network's timeout.
+    pub async fn http_get(
+        &self,
+        target: &Target,
+        accept: &str,
+        max_bytes: usize,
+    ) -> Result<HttpReply, DialFailure> {
+        let started = clock::monotonic_ms();
+        let request = get_request(target, accept)?;
+        let deadline = self.deadline(target)?;
+        let stream = self.connect_by(target, deadline).await?;
+        let exchange = Box::pin(exchange(stream, request, self.caps().header_bytes, max_bytes));
+        match timeout_at(deadline, exchange).await {
+            Ok(reply) => Ok(HttpReply { elapsed_ms: elapsed_ms(started), ..reply? }),
+            Err(_) => Err(DialFailure::new(Reason::TotalTimeout, "HTTP was not answered in time")),
+        }
+    }
+}
+
+fn get_request(target: &Target, accept: &str) -> Result<Request<Empty<Bytes>>, DialFailure> {
+    let url = target.url();
+    Request::get(url.path_and_query())
+        .header(header::HOST, url.authority())
+        .header(header::USER_AGENT, USER_AGENT)
+        .header(header::ACCEPT, accept)
+        .header(header::ACCEPT_ENCODING, "identity")
+        .header(header::CONNECTION, "close")
+        .body(Empty::new())
+        .map_err(|error| DialFailure::new(Reason::HttpInvalid, format!("not a request: {error}")))
+}
+
+async fn exchange(
+    stream: Stream,
+    request: Request<Empty<Bytes>>,
+    header_bytes: usize,
+    max_bytes: usize,
+) -> Result<HttpReply, DialFailure> {
+    let (mut sender, connection) = http1::Builder::new()
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(header_bytes)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| judge(&error))?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(|error| judge(&error))?;
+        collect(response, max_bytes).await
+    };
+    tokio::pin!(answer);
+    // The connection is driven here and not by a task: dropping this future drops the socket.
+    tokio::select! {
+        reply = &mut answer => reply,
+        _ended = connection => answer.await,
+    }
+}
+
+async fn collect(response: Response<Incoming>, max_bytes: usize) -> Result<HttpReply, DialFailure> {
+    let status = response.status().as_u16();
+    let content_type = value(response.headers(), &header::CONTENT_TYPE);
+    let server = value(response.headers(), &header::SERVER);
+    let body = match Limited::new(response.into_body(), max_bytes).collect().await {
+        Ok(body) => Vec::from(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let detail = format!("more than {max_bytes} bytes");
+            return Err(DialFailure::new(Reason::HttpBodyTooLarge, detail));
+        }
+        Err(error) => return Err(DialFailure::new(Reason::Disconnected, chain(&*error))),
+    };
+    Ok(HttpReply { status, content_type, server, body, elapsed_ms: 0 })
+}
+
+fn value(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let text = headers.get(name)?.to_str().ok()?;
+    Some(text.chars().take(HEADER_VALUE_CHARS).collect())
+}
+
+/// What broke off is a disconnection; what arrived and is not HTTP (a banner, a huge head) is invalid.
+fn judge(error: &hyper::Error) -> DialFailure {
+    let broke_off = error.is_incomplete_message()
+        || error.is_closed()
+        || error.is_canceled()
+        || error.source().is_some_and(<dyn StdError>::is::<std::io::Error>);
+    let reason = if broke_off { Reason::Disconnected } else { Reason::HttpInvalid };
+    DialFailure::new(reason, chain(error))
+}
+
+/// The error and its causes in one line; hyper hides the interesting half in the source.
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

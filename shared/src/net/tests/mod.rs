@@ -1,0 +1,158 @@
+//! The guard, the resolver and the dial, against real sockets on loopback.
+
+mod overlay;
+mod wire;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex};
+
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+use tokio::net::TcpStream;
+
+use super::testing::{
+    DnsServer, TestServer, free_addr, local_config, local_dialer, request_head, silence, url,
+};
+use super::*;
+use crate::models::{AddressPolicy, Outcome, Reason, RelayUrl};
+
+fn record(name: &str, data: RData) -> Record {
+    Record::from_rdata(Name::from_ascii(format!("{name}.")).unwrap(), 300, data)
+}
+
+fn a(name: &str, ip: [u8; 4]) -> Record {
+    record(name, RData::A(A(ip.into())))
+}
+
+async fn fail(dialer: &Dialer, url: &RelayUrl) -> DialFailure {
+    let target = match dialer.resolve(url).await {
+        Ok(target) => target,
+        Err(failure) => return failure,
+    };
+    dialer.websocket(&target).await.map(|_| ()).expect_err("this dial must fail")
+}
+
+#[tokio::test]
+async fn the_guard_refuses_loopback_unless_the_policy_allows_it() {
+    let server = TestServer::ws(silence).await;
+    let public = Dialer::new(NetConfig { policy: AddressPolicy::public(), ..local_config() }).unwrap();
+    let failure = fail(&public, &server.url()).await;
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Invalid, Reason::AddressRefused));
+    assert!(local_dialer().resolve(&server.url()).await.is_ok());
+}
+
+#[tokio::test]
+async fn one_private_address_among_public_ones_refuses_the_name() {
+    let dns = DnsServer::start(|name, kind| match kind {
+        RecordType::A => {
+            Some((ResponseCode::NoError, vec![a(name, [93, 184, 216, 34]), a(name, [10, 0, 0, 1])]))
+        }
+        _ => Some((ResponseCode::NoError, Vec::new())),
+    })
+    .await;
+    let public = Dialer::new(NetConfig { policy: AddressPolicy::public(), ..dns.config() }).unwrap();
+    let failure = public.resolve(&url("wss://relay.example.com")).await.unwrap_err();
+    assert_eq!(failure.reason, Reason::AddressRefused);
+    assert!(failure.detail.contains("10.0.0.1"), "{failure}");
+}
+
+#[tokio::test]
+async fn an_answer_keeps_families_aliases_and_ttl() {
+    let dns = DnsServer::start(|name, kind| {
+        let mut records = vec![
+            record(name, RData::CNAME(CNAME(Name::from_ascii("Edge.Example.net.").unwrap()))),
+            record("edge.example.net", RData::CNAME(CNAME(Name::from_ascii("pop.example.net.").unwrap()))),
+        ];
+        match kind {
+            RecordType::A => {
+                records.extend([a("pop.example.net", [127, 0, 0, 3]), a("pop.example.net", [127, 0, 0, 2])]);
+            }
+            RecordType::AAAA => {
+                records.push(record("pop.example.net", RData::AAAA(AAAA("::1".parse().unwrap()))));
+            }
+            _ => records.clear(),
+        }
+        Some((ResponseCode::NoError, records))
+    })
+    .await;
+    let dialer = Dialer::new(dns.config()).unwrap();
+    let target = dialer.resolve(&url("ws://relay.example.com")).await.unwrap();
+    let answer = target.dns().unwrap();
+    assert_eq!(answer.name(), "relay.example.com");
+    assert_eq!(answer.v4(), [Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3)]);
+    assert_eq!(answer.cname(), ["edge.example.net", "pop.example.net"]);
+    assert_eq!((answer.ttl_s(), answer.is_complete()), (Some(300), true));
+    assert_eq!(target.addresses()[0], "::1".parse::<IpAddr>().unwrap(), "v6 goes first");
+    assert_eq!(dns.asked(), 2, "one question per family");
+}
+
+#[tokio::test]
+async fn absence_emptiness_failure_and_silence_are_four_facts() {
+    let dns = DnsServer::start(|name, _| match name {
+        "gone.example.com" => Some((ResponseCode::NXDomain, Vec::new())),
+        "empty.example.com" => Some((ResponseCode::NoError, Vec::new())),
+        "broken.example.com" => Some((ResponseCode::ServFail, Vec::new())),
+        _ => None,
+    })
+    .await;
+    let dialer = Dialer::new(dns.config()).unwrap();
+    for (host, reason, ours) in [
+        ("gone", Reason::DnsNxdomain, false),
+        ("empty", Reason::DnsNoAddress, false),
+        ("broken", Reason::DnsFailure, true),
+        ("mute", Reason::DnsFailure, true),
+    ] {
+        let failure = dialer.resolve(&url(&format!("wss://{host}.example.com"))).await.unwrap_err();
+        assert_eq!((failure.reason, failure.is_ours()), (reason, ours), "{host}: {failure}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_swallows_one_family_costs_the_relay_nothing() {
+    let dns = DnsServer::start(|name, kind| match kind {
+        RecordType::A => Some((ResponseCode::NoError, vec![a(name, [127, 0, 0, 1])])),
+        _ => None,
+    })
+    .await;
+    let dialer = Dialer::new(dns.config()).unwrap();
+    let target = dialer.resolve(&url("ws://relay.example.com")).await.unwrap();
+    assert_eq!(target.addresses(), [IpAddr::V4(Ipv4Addr::LOCALHOST)]);
+    assert!(!target.dns().unwrap().is_complete());
+}
+
+#[tokio::test]
+async fn the_pinned_address_is_dialled_with_the_name_as_host() {
+    let heard = Arc::new(Mutex::new(String::new()));
+    let log = Arc::clone(&heard);
+    let server = TestServer::tcp(move |mut stream: TcpStream| {
+        let log = Arc::clone(&log);
+        async move {
+            let request = request_head(&mut stream).await;
+            log.lock().unwrap().push_str(&request);
+        }
+    })
+    .await;
+    // Nobody listens on v6: the next address must follow at once.
+    let dns = DnsServer::start(|name, kind| match kind {
+        RecordType::A => Some((ResponseCode::NoError, vec![a(name, [127, 0, 0, 1])])),
+        _ => Some((ResponseCode::NoError, vec![record(name, RData::AAAA(AAAA("::1".parse().unwrap())))])),
+    })
+    .await;
+    let dialer = Dialer::new(dns.config()).unwrap();
+    let url = url(&format!("ws://relay.example.com:{}/inbox?x=1", server.addr.port()));
+    let failure = fail(&dialer, &url).await;
+    assert_eq!(failure.reason, Reason::Disconnected, "{failure}");
+    let heard = heard.lock().unwrap();
+    assert!(heard.starts_with("get /inbox?x=1 http/1.1\r\n"), "{heard}");
+    assert!(heard.contains(&format!("host: relay.example.com:{}\r\n", server.addr.port())), "{heard}");
+    assert!(heard.contains("user-agent: bigbrotr/"), "{heard}");
+    assert!(!heard.contains("permessage-deflate"), "{heard}");
+}
+
+#[tokio::test]
+async fn nobody_listening_is_a_refused_connection() {
+    let addr = free_addr().await;
+    let failure = fail(&local_dialer(), &url(&format!("ws://{addr}"))).await;
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Refused, Reason::ConnectRefused));
+}

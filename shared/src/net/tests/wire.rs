@@ -1,0 +1,220 @@
+//! WebSocket, HTTP and TLS over dialled streams, with servers that misbehave; and our own endpoint.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use futures_util::{SinkExt, StreamExt};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::RecordType;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
+
+use super::super::testing::{DnsServer, TestServer, local_config, local_dialer, request_head, silence, url};
+use super::super::*;
+use super::{a, fail};
+use crate::models::{Outcome, Reason};
+
+#[tokio::test]
+async fn a_web_server_refuses_the_upgrade_and_its_status_is_kept() {
+    let server = TestServer::http("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await;
+    let failure = fail(&local_dialer(), &server.url()).await;
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Refused, Reason::WsUpgradeRefused));
+    assert_eq!(failure.detail, "HTTP status 200");
+}
+
+#[tokio::test]
+async fn a_header_that_trickles_ends_at_the_deadline() {
+    let server = TestServer::tcp(|mut stream: TcpStream| async move {
+        request_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 101 Switching").await.unwrap();
+        silence(stream).await;
+    })
+    .await;
+    let dialer = local_dialer();
+    let failure = fail(&dialer, &server.url()).await;
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Timeout, Reason::TotalTimeout));
+    let target = dialer.resolve(&server.url()).await.unwrap();
+    let failure = dialer.http_get(&target, "*/*", 1024).await.unwrap_err();
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Timeout, Reason::TotalTimeout));
+}
+
+#[tokio::test]
+async fn a_fifty_megabyte_frame_is_refused_at_its_header() {
+    let server = TestServer::ws(|ws| async move {
+        let mut stream = ws.into_inner();
+        stream.write_all(&[0x81, 127]).await.unwrap();
+        stream.write_u64(50 * 1024 * 1024).await.unwrap();
+        let piece = vec![b'x'; 64 * 1024];
+        while stream.write_all(&piece).await.is_ok() {}
+    })
+    .await;
+    let dialer = local_dialer();
+    let target = dialer.resolve(&server.url()).await.unwrap();
+    let (mut ws, _) = dialer.websocket(&target).await.unwrap();
+    assert_eq!(ws.next().await, WsRead::Oversize);
+}
+
+#[tokio::test]
+async fn a_message_assembled_beyond_the_cap_is_refused() {
+    let server = TestServer::ws(|ws| async move {
+        let mut stream = ws.into_inner();
+        let mut opcode = 0x01;
+        loop {
+            let mut frame = vec![opcode, 127];
+            frame.extend_from_slice(&(1_u64 << 20).to_be_bytes());
+            frame.resize(frame.len() + (1 << 20), b'x');
+            if stream.write_all(&frame).await.is_err() {
+                break;
+            }
+            opcode = 0x00;
+        }
+    })
+    .await;
+    let dialer = local_dialer();
+    let target = dialer.resolve(&server.url()).await.unwrap();
+    let (mut ws, _) = dialer.websocket(&target).await.unwrap();
+    assert_eq!(ws.next().await, WsRead::Oversize);
+}
+
+#[tokio::test]
+async fn texts_pass_binaries_are_ignored_and_the_end_is_seen() {
+    let server = TestServer::ws(|mut ws| async move {
+        let Some(Ok(said)) = ws.next().await else { return };
+        ws.send(Message::binary(vec![1])).await.unwrap();
+        ws.send(said).await.unwrap();
+        ws.close(None).await.unwrap();
+    })
+    .await;
+    let dialer = local_dialer();
+    let target = dialer.resolve(&server.url()).await.unwrap();
+    let (mut ws, _) = dialer.websocket(&target).await.unwrap();
+    ws.send_text("hello").await.unwrap();
+    assert_eq!(ws.next().await, WsRead::Ignored);
+    assert_eq!(ws.next().await, WsRead::Text("hello".to_owned()));
+    assert_eq!(ws.next().await, WsRead::Closed);
+    ws.close().await;
+}
+
+#[tokio::test]
+async fn http_keeps_the_answer_and_caps_the_body() {
+    let server = TestServer::http(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/nostr+json\r\nserver: test\r\n\r\n{\"name\":\"x\"}",
+    )
+    .await;
+    let dialer = local_dialer();
+    let target = dialer.resolve(&server.url()).await.unwrap();
+    let reply = dialer.http_get(&target, "application/nostr+json", 12).await.unwrap();
+    assert_eq!((reply.status, reply.body.as_slice()), (200, br#"{"name":"x"}"#.as_slice()));
+    assert_eq!(reply.content_type.as_deref(), Some("application/nostr+json"));
+    assert_eq!(reply.server.as_deref(), Some("test"));
+    let failure = dialer.http_get(&target, "application/nostr+json", 11).await.unwrap_err();
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Invalid, Reason::HttpBodyTooLarge));
+}
+
+#[tokio::test]
+async fn redirects_are_answers_and_garbage_is_invalid() {
+    let elsewhere = TestServer::tcp(|_| async { panic!("a redirect was followed") }).await;
+    let answer =
+        format!("HTTP/1.1 302 Found\r\nlocation: http://{}/\r\ncontent-length: 0\r\n\r\n", elsewhere.addr);
+    let server = TestServer::http(answer).await;
+    let dialer = local_dialer();
+    let target = dialer.resolve(&server.url()).await.unwrap();
+    assert_eq!(dialer.http_get(&target, "*/*", 1024).await.unwrap().status, 302);
+    for (answer, reason) in [
+        ("SSH-2.0-OpenSSH_9.2\r\n".to_owned(), Reason::HttpInvalid),
+        (format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(32 * 1024)), Reason::HttpInvalid),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhi".to_owned(), Reason::Disconnected),
+        (String::new(), Reason::Disconnected),
+    ] {
+        let server = TestServer::http(answer).await;
+        let target = dialer.resolve(&server.url()).await.unwrap();
+        let failure = dialer.http_get(&target, "*/*", 1024).await.unwrap_err();
+        assert_eq!(failure.reason, reason, "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn the_endpoint_answers_paths_and_names_a_taken_port() {
+    let stop = CancellationToken::new();
+    let server = HttpServer::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+    let addr = server.local_addr();
+    let taken = HttpServer::bind(addr).await.unwrap_err().to_string();
+    assert!(taken.starts_with(&format!("port {} on 127.0.0.1 is already in use: ", addr.port())), "{taken}");
+    let handler = |path: &str| (path == "/healthz").then(|| Reply::text(200, "ok\n"));
+    let client = async {
+        let dialer = local_dialer();
+        let health = dialer.resolve(&url(&format!("ws://{addr}/healthz"))).await.unwrap();
+        let reply = dialer.http_get(&health, "*/*", 64).await.unwrap();
+        assert_eq!((reply.status, reply.body.as_slice()), (200, b"ok\n".as_slice()));
+        let other = dialer.resolve(&url(&format!("ws://{addr}/other"))).await.unwrap();
+        assert_eq!(dialer.http_get(&other, "*/*", 64).await.unwrap().status, 404);
+        stop.cancel();
+    };
+    tokio::join!(server.run(handler, stop.clone()), client);
+}
+
+/// A TLS server for `name` with a certificate of its own making, and that certificate.
+async fn tls_server(name: &str) -> (TestServer, Vec<u8>) {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let der = made.cert.der().clone();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![der.clone()], key)
+            .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let server = TestServer::tcp(move |stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            if let Ok(stream) = acceptor.accept(stream).await {
+                silence(tokio_tungstenite::accept_async(stream).await).await;
+            }
+        }
+    })
+    .await;
+    (server, der.to_vec())
+}
+
+#[tokio::test]
+async fn a_certificate_counts_only_under_a_trusted_root_and_for_its_own_name() {
+    let dns = DnsServer::start(|name, kind| match kind {
+        RecordType::A => Some((ResponseCode::NoError, vec![a(name, [127, 0, 0, 1])])),
+        _ => Some((ResponseCode::NoError, Vec::new())),
+    })
+    .await;
+    let (server, root) = tls_server("relay.example.com").await;
+    let named = url(&format!("wss://relay.example.com:{}", server.addr.port()));
+    let other = url(&format!("wss://other.example.com:{}", server.addr.port()));
+    let failure = fail(&Dialer::new(dns.config()).unwrap(), &named).await;
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Invalid, Reason::TlsInvalid));
+    let trusting = Dialer::new(NetConfig { trust: vec![root], ..dns.config() }).unwrap();
+    let target = trusting.resolve(&named).await.unwrap();
+    trusting.websocket(&target).await.unwrap();
+    assert_eq!(fail(&trusting, &other).await.reason, Reason::TlsInvalid);
+}
+
+#[tokio::test]
+async fn a_server_without_tls_fails_the_handshake_and_a_mute_one_the_deadline() {
+    let plain = TestServer::tcp(|mut stream: TcpStream| async move {
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        silence(stream).await;
+    })
+    .await;
+    let failure = fail(&local_dialer(), &url(&format!("wss://{}", plain.addr))).await;
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Invalid, Reason::TlsFailed));
+    let mute = TestServer::tcp(silence).await;
+    let failure = fail(&local_dialer(), &url(&format!("wss://{}", mute.addr))).await;
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Timeout, Reason::TotalTimeout));
+}
+
+#[test]
+fn a_root_that_is_no_certificate_is_our_error() {
+    let config = NetConfig { trust: vec![b"nonsense".to_vec()], ..local_config() };
+    let error = Dialer::new(config).unwrap_err().to_string();
+    assert!(error.contains("number 1"), "{error}");
+}

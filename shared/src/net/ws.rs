@@ -1,0 +1,151 @@
+//! WebSocket over a dialled stream: text in, text out, capped.
+//!
+//! No extension is offered (no permessage-deflate: compression bombs, nostr.md §7); pings are answered
+//! by the protocol machine while reading.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::time::timeout_at;
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError, ProtocolError};
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::http::{self, Request, Response};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+
+use super::dial::{Dialer, Target};
+use super::failure::DialFailure;
+use super::stream::Stream;
+use super::{USER_AGENT, elapsed_ms};
+use crate::clock;
+use crate::models::{Reason, RelayUrl};
+
+/// Read buffer of a connection, allocated at once: a worker holds hundreds.
+const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// What may wait to be written: a few requests; more means the peer stopped reading.
+const WRITE_BUFFER_BYTES: usize = 256 * 1024;
+/// How long a request, and the goodbye, may take to leave.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// An open WebSocket.
+#[derive(Debug)]
+pub struct WsStream {
+    inner: WebSocketStream<Stream>,
+}
+
+/// One thing read from a WebSocket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WsRead {
+    /// A whole text message.
+    Text(String),
+    /// The connection is over, politely or not.
+    Closed,
+    /// A frame or message larger than the cap; the connection is of no further use.
+    Oversize,
+    /// The peer broke the WebSocket protocol; the connection is of no further use.
+    Protocol(String),
+    /// Binary, ping or pong: nothing for the layers above.
+    Ignored,
+}
+
+impl Dialer {
+    /// Connects and upgrades within the network's timeout. Returns the milliseconds from the first
+    /// packet to the end of the upgrade (TCP or proxy, TLS and HTTP; not DNS).
+    pub async fn websocket(&self, target: &Target) -> Result<(WsStream, u32), DialFailure> {
+        let started = clock::monotonic_ms();
+        let request = upgrade_request(target.url())?;
+        let deadline = self.deadline(target)?;
+        let stream = self.connect_by(target, deadline).await?;
+        let max = Some(self.caps().message_bytes);
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(0)
+            .max_write_buffer_size(WRITE_BUFFER_BYTES)
+            .max_message_size(max)
+            .max_frame_size(max);
+        let upgrade = Box::pin(client_async_with_config(request, stream, Some(config)));
+        match timeout_at(deadline, upgrade).await {
+            Ok(Ok((inner, _))) => Ok((WsStream { inner }, elapsed_ms(started))),
+            Ok(Err(error)) => Err(judge_upgrade(&error)),
+            Err(_) => {
+                let detail = "the WebSocket upgrade was not answered in time";
+                Err(DialFailure::new(Reason::TotalTimeout, detail))
+            }
+        }
+    }
+}
+
+impl WsStream {
+    /// Sends one text message and flushes it; a peer that stopped reading is a disconnection.
+    pub async fn send_text(&mut self, text: impl Into<String>) -> Result<(), DialFailure> {
+        let message = Message::Text(Utf8Bytes::from(text.into()));
+        match tokio::time::timeout(SEND_TIMEOUT, self.inner.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(DialFailure::new(Reason::Disconnected, error.to_string())),
+            Err(_) => Err(DialFailure::new(Reason::Disconnected, "the peer stopped reading")),
+        }
+    }
+
+    /// The next thing the peer sent. Cancelling loses nothing. No deadline of its own.
+    pub async fn next(&mut self) -> WsRead {
+        match self.inner.next().await {
+            Some(Ok(Message::Text(text))) => WsRead::Text(String::from(text.as_str())),
+            None | Some(Ok(Message::Close(_))) => WsRead::Closed,
+            Some(Ok(_)) => WsRead::Ignored,
+            Some(Err(error)) => judge_read(&error),
+        }
+    }
+
+    /// Says goodbye if that is possible at once, and drops the connection.
+    pub async fn close(mut self) {
+        tokio::time::timeout(CLOSE_TIMEOUT, self.inner.close(None)).await.ok();
+    }
+}
+
+fn upgrade_request(url: &RelayUrl) -> Result<Request<()>, DialFailure> {
+    let scheme = if url.is_tls() { "wss" } else { "ws" };
+    let authority = url.authority();
+    Request::builder()
+        .uri(format!("{scheme}://{authority}{}", url.path_and_query()))
+        .header(http::header::HOST, authority)
+        .header(http::header::CONNECTION, "Upgrade")
+        .header(http::header::UPGRADE, "websocket")
+        .header(http::header::SEC_WEBSOCKET_VERSION, "13")
+        .header(http::header::SEC_WEBSOCKET_KEY, generate_key())
+        .header(http::header::USER_AGENT, USER_AGENT)
+        .body(())
+        .map_err(|error| DialFailure::new(Reason::HttpInvalid, format!("not a URI: {error}")))
+}
+
+fn judge_upgrade(error: &WsError) -> DialFailure {
+    match error {
+        WsError::Http(response) => {
+            DialFailure::new(Reason::WsUpgradeRefused, format!("HTTP status {}", status(response)))
+        }
+        WsError::Io(error) => DialFailure::new(Reason::Disconnected, format!("during the upgrade: {error}")),
+        WsError::Protocol(ProtocolError::HandshakeIncomplete) | WsError::ConnectionClosed => {
+            DialFailure::new(Reason::Disconnected, "the connection ended during the upgrade")
+        }
+        WsError::Capacity(_) | WsError::AttackAttempt => {
+            DialFailure::new(Reason::Oversize, "the answer to the upgrade is too long")
+        }
+        other => DialFailure::new(Reason::WsProtocol, other.to_string()),
+    }
+}
+
+fn status(response: &Response<Option<Vec<u8>>>) -> u16 {
+    response.status().as_u16()
+}
+
+fn judge_read(error: &WsError) -> WsRead {
+    match error {
+        WsError::Capacity(CapacityError::MessageTooLong { .. }) => WsRead::Oversize,
+        WsError::ConnectionClosed
+        | WsError::AlreadyClosed
+        | WsError::Io(_)
+        | WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => WsRead::Closed,
+        other => WsRead::Protocol(other.to_string()),
+    }
+}

@@ -1,0 +1,347 @@
+//! The frames of NIP-01, NIP-42 and NIP-67: what a relay says, read from hostile text, and the two
+//! frames we send.
+//!
+//! Knows nothing of sockets, time or what a frame means for a subscription. Invariant: no text makes
+//! [`parse`] panic, recurse without bound, or allocate more than a constant over the text's own size.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::filter::Filter;
+
+/// Largest frame read, in bytes: twice the biggest message limit seen in NIP-11 documents (1 MiB), and
+/// the cap of the WebSocket layer.
+pub const FRAME_MAX_BYTES: usize = 2 * 1024 * 1024;
+
+/// Longest message (CLOSED, NOTICE, OK) or unknown label kept, in bytes: they end in logs and rows, and
+/// a relay writes them.
+pub const MESSAGE_MAX_BYTES: usize = 512;
+
+/// Elements of a frame that are looked at; NIP-01 needs four (OK), the rest is skipped unread.
+const ELEMENTS_MAX: usize = 4;
+
+/// One frame from a relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RelayFrame<'a> {
+    /// `["EVENT", sub, {…}]`: the event is its raw JSON object, unread.
+    Event { sub: Cow<'a, str>, event: &'a str },
+    /// `["EOSE", sub, […]?]` with the NIP-67 hint, if a known one was there.
+    Eose { sub: Cow<'a, str>, hint: Option<EoseHint> },
+    /// `["CLOSED", sub, message]`; a missing message reads as empty.
+    Closed { sub: Cow<'a, str>, message: String },
+    /// `["NOTICE", message]`: names no subscription.
+    Notice { message: String },
+    /// `["OK", event id, accepted, message]`; the id as sent.
+    Ok { id: Cow<'a, str>, accepted: bool, message: String },
+    /// `["AUTH", challenge]` (NIP-42).
+    Auth { challenge: Cow<'a, str> },
+    /// A frame of another label (COUNT, NEG-MSG, …).
+    Unknown { label: String },
+}
+
+/// What a relay says of an EOSE's completeness (NIP-67). Its absence means nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EoseHint {
+    /// Every stored match was sent: a claim, to be verified.
+    Finish,
+    /// More is stored than was sent.
+    More,
+}
+
+/// Why a text is no frame. A remote's doing: the caller counts it and goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Longer than [`FRAME_MAX_BYTES`].
+    #[error("the frame is larger than {FRAME_MAX_BYTES} bytes")]
+    TooLarge,
+    /// Not one JSON array.
+    #[error("the frame is not a JSON array")]
+    NotArray,
+    /// An array without the elements its label asks for; names the missing one.
+    #[error("the frame has no valid {0}")]
+    Shape(&'static str),
+}
+
+/// Reads one text message of a relay. Unknown labels and surplus elements are no error.
+///
+/// # Errors
+/// [`FrameError`] for anything that is not a frame; never a panic.
+pub fn parse(text: &str) -> Result<RelayFrame<'_>, FrameError> {
+    if text.len() > FRAME_MAX_BYTES {
+        return Err(FrameError::TooLarge);
+    }
+    let head: Head<'_> = serde_json::from_str(text).map_err(|_| FrameError::NotArray)?;
+    let label = head.text(0).ok_or(FrameError::Shape("label"))?;
+    match label.as_ref() {
+        "EVENT" => Ok(RelayFrame::Event { sub: head.sub()?, event: head.object(2)? }),
+        "EOSE" => Ok(RelayFrame::Eose { sub: head.sub()?, hint: head.hint(2) }),
+        "CLOSED" => Ok(RelayFrame::Closed { sub: head.sub()?, message: head.message(2) }),
+        "NOTICE" => Ok(RelayFrame::Notice { message: head.message(1) }),
+        "OK" => Ok(RelayFrame::Ok {
+            id: head.text(1).ok_or(FrameError::Shape("event id"))?,
+            accepted: head.flag(2).ok_or(FrameError::Shape("accepted"))?,
+            message: head.message(3),
+        }),
+        "AUTH" => Ok(RelayFrame::Auth { challenge: head.text(1).ok_or(FrameError::Shape("challenge"))? }),
+        other => Ok(RelayFrame::Unknown { label: capped(other) }),
+    }
+}
+
+/// The first [`ELEMENTS_MAX`] elements of an array, unread. What follows is skipped by the parser's
+/// iterative scanner, so neither depth nor count costs memory.
+struct Head<'a>([Option<&'a RawValue>; ELEMENTS_MAX]);
+
+impl<'a> Head<'a> {
+    fn raw(&self, index: usize) -> Option<&'a str> {
+        self.0.get(index).copied().flatten().map(RawValue::get)
+    }
+
+    fn text(&self, index: usize) -> Option<Cow<'a, str>> {
+        let raw = self.raw(index)?;
+        let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
+        if inner.contains('\\') {
+            return serde_json::from_str::<String>(raw).ok().map(Cow::Owned);
+        }
+        Some(Cow::Borrowed(inner))
+    }
+
+    fn sub(&self) -> Result<Cow<'a, str>, FrameError> {
+        self.text(1).ok_or(FrameError::Shape("subscription id"))
+    }
+
+    fn object(&self, index: usize) -> Result<&'a str, FrameError> {
+        self.raw(index).filter(|raw| raw.starts_with('{')).ok_or(FrameError::Shape("event object"))
+    }
+
+    fn flag(&self, index: usize) -> Option<bool> {
+        match self.raw(index)? {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => None,
+        }
+    }
+
+    fn message(&self, index: usize) -> String {
+        self.text(index).map(|text| capped(&text)).unwrap_or_default()
+    }
+
+    fn hint(&self, index: usize) -> Option<EoseHint> {
+        let raw = self.raw(index)?;
+        serde_json::from_str::<Hints>(raw).ok().and_then(Hints::verdict)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Head<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Elements;
+        impl<'de> Visitor<'de> for Elements {
+            type Value = [Option<&'de RawValue>; ELEMENTS_MAX];
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut elements = [None; ELEMENTS_MAX];
+                for slot in &mut elements {
+                    *slot = seq.next_element::<&RawValue>()?;
+                    if slot.is_none() {
+                        return Ok(elements);
+                    }
+                }
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(elements)
+            }
+        }
+        deserializer.deserialize_seq(Elements).map(Head)
+    }
+}
+
+/// The known values of a NIP-67 array, whatever else it holds.
+#[derive(Default)]
+struct Hints {
+    finish: bool,
+    more: bool,
+}
+
+impl Hints {
+    /// A relay that says both is believed in the weaker.
+    fn verdict(self) -> Option<EoseHint> {
+        match (self.finish, self.more) {
+            (_, true) => Some(EoseHint::More),
+            (true, false) => Some(EoseHint::Finish),
+            (false, false) => None,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Hints {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Values;
+        impl<'de> Visitor<'de> for Values {
+            type Value = Hints;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Hints, A::Error> {
+                let mut hints = Hints::default();
+                while let Some(value) = seq.next_element::<&RawValue>()? {
+                    hints.finish |= value.get() == "\"finish\"";
+                    hints.more |= value.get() == "\"more\"";
+                }
+                Ok(hints)
+            }
+        }
+        deserializer.deserialize_seq(Values)
+    }
+}
+
+fn capped(text: &str) -> String {
+    text[..text.floor_char_boundary(MESSAGE_MAX_BYTES)].to_owned()
+}
+
+/// The text of `["REQ", sub, filter]`.
+pub fn req(sub: &str, filter: &Filter) -> String {
+    format!(r#"["REQ",{},{}]"#, serde_json::Value::from(sub), filter.to_json())
+}
+
+/// The text of `["CLOSE", sub]`.
+pub fn close(sub: &str) -> String {
+    format!(r#"["CLOSE",{}]"#, serde_json::Value::from(sub))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn eose(hint: Option<EoseHint>) -> RelayFrame<'static> {
+        RelayFrame::Eose { sub: "s".into(), hint }
+    }
+
+    #[test]
+    fn each_frame_reads_as_its_value() {
+        let table = [
+            (r#"["EVENT","s",{"id":1}]"#, RelayFrame::Event { sub: "s".into(), event: r#"{"id":1}"# }),
+            (" [ \"EVENT\" , \"\\u0073\" , { } , 7 ] ", RelayFrame::Event { sub: "s".into(), event: "{ }" }),
+            (r#"["EOSE","s"]"#, eose(None)),
+            (r#"["EOSE","s",[]]"#, eose(None)),
+            (r#"["EOSE","s",["finish"]]"#, eose(Some(EoseHint::Finish))),
+            (r#"["EOSE","s",["more"]]"#, eose(Some(EoseHint::More))),
+            (r#"["EOSE","s",["x",3,{"a":[]},"finish"]]"#, eose(Some(EoseHint::Finish))),
+            (r#"["EOSE","s",["finish","more"]]"#, eose(Some(EoseHint::More))),
+            (r#"["EOSE","s",["FINISH"]]"#, eose(None)),
+            (r#"["EOSE","s","finish"]"#, eose(None)),
+            (r#"["EOSE","s",null,["finish"]]"#, eose(None)),
+            (
+                r#"["CLOSED","s","error: x"]"#,
+                RelayFrame::Closed { sub: "s".into(), message: "error: x".into() },
+            ),
+            (r#"["CLOSED","s"]"#, RelayFrame::Closed { sub: "s".into(), message: String::new() }),
+            (r#"["NOTICE","a\nb"]"#, RelayFrame::Notice { message: "a\nb".into() }),
+            (r#"["NOTICE",{"a":1}]"#, RelayFrame::Notice { message: String::new() }),
+            (
+                r#"["OK","ab",false,"pow: 3"]"#,
+                RelayFrame::Ok { id: "ab".into(), accepted: false, message: "pow: 3".into() },
+            ),
+            (
+                r#"["OK","ab",true]"#,
+                RelayFrame::Ok { id: "ab".into(), accepted: true, message: String::new() },
+            ),
+            (r#"["AUTH","c"]"#, RelayFrame::Auth { challenge: "c".into() }),
+            (r#"["NEG-MSG","s","61"]"#, RelayFrame::Unknown { label: "NEG-MSG".into() }),
+            (r#"["event","s",{}]"#, RelayFrame::Unknown { label: "event".into() }),
+        ];
+        for (text, frame) in table {
+            assert_eq!(parse(text), Ok(frame), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_frame_is_named_and_never_guessed() {
+        let table = [
+            ("", FrameError::NotArray),
+            ("null", FrameError::NotArray),
+            ("{}", FrameError::NotArray),
+            (r#""EVENT""#, FrameError::NotArray),
+            (r#"["EOSE","s"] x"#, FrameError::NotArray),
+            (r#"["EOSE","s""#, FrameError::NotArray),
+            ("\u{feff}[\"EOSE\",\"s\"]", FrameError::NotArray),
+            ("[]", FrameError::Shape("label")),
+            ("[7]", FrameError::Shape("label")),
+            (r#"["\ud800"]"#, FrameError::Shape("label")),
+            (r#"["EVENT"]"#, FrameError::Shape("subscription id")),
+            (r#"["EVENT",1,{}]"#, FrameError::Shape("subscription id")),
+            (r#"["EVENT","s"]"#, FrameError::Shape("event object")),
+            (r#"["EVENT","s","{}"]"#, FrameError::Shape("event object")),
+            (r#"["EVENT",{"id":1}]"#, FrameError::Shape("subscription id")),
+            (r#"["EOSE",["s"]]"#, FrameError::Shape("subscription id")),
+            (r#"["OK",1,true,""]"#, FrameError::Shape("event id")),
+            (r#"["OK","ab","true",""]"#, FrameError::Shape("accepted")),
+            (r#"["AUTH"]"#, FrameError::Shape("challenge")),
+        ];
+        for (text, error) in table {
+            assert_eq!(parse(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn depth_and_length_cost_neither_stack_nor_memory() {
+        let deep = format!("[\"EVENT\",\"s\",{}", "[".repeat(FRAME_MAX_BYTES - 13));
+        assert_eq!(parse(&deep), Err(FrameError::NotArray));
+        let nested = format!("[\"X\",{}{}]", "[".repeat(900_000), "]".repeat(900_000));
+        assert_eq!(parse(&nested), Ok(RelayFrame::Unknown { label: "X".into() }));
+        let deep_hint = format!("[\"EOSE\",\"s\",[{}{}]]", "[".repeat(900_000), "]".repeat(900_000));
+        assert_eq!(parse(&deep_hint), Ok(eose(None)));
+        let wide = format!("[\"X\"{}]", ",1".repeat(900_000));
+        assert_eq!(parse(&wide), Ok(RelayFrame::Unknown { label: "X".into() }));
+        assert_eq!(parse(&" ".repeat(FRAME_MAX_BYTES + 1)), Err(FrameError::TooLarge));
+        let notice = format!("[\"NOTICE\",\"{}\"]", "é".repeat(1000));
+        let Ok(RelayFrame::Notice { message }) = parse(&notice) else { panic!("not a notice") };
+        assert!(message.len() <= MESSAGE_MAX_BYTES && message.len() > MESSAGE_MAX_BYTES - 4);
+    }
+
+    #[test]
+    fn our_frames_escape_the_subscription_id() {
+        assert_eq!(close("a\"b"), r#"["CLOSE","a\"b"]"#);
+        assert_eq!(req("a\"b", &Filter::default()), r#"["REQ","a\"b",{}]"#);
+    }
+
+    /// Whatever the text is, it reads without a panic and what is kept of it is capped.
+    fn reads_within_caps(text: &str) -> bool {
+        match parse(text) {
+            Ok(RelayFrame::Notice { message } | RelayFrame::Unknown { label: message }) => {
+                message.len() <= MESSAGE_MAX_BYTES
+            }
+            Ok(RelayFrame::Event { event, .. }) => event.len() < text.len(),
+            Ok(_) | Err(_) => true,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,80}") {
+            prop_assert!(reads_within_caps(&text));
+        }
+
+        #[test]
+        fn no_mutation_of_a_frame_makes_the_parser_panic(
+            index in 0_usize..6, at in 0_usize..64, cut in 0_usize..8, put in "[\\[\\]{}\",:\\\\a-z0-9 \u{0}-\u{1f}é]{0,6}",
+        ) {
+            let seeds = [
+                r#"["EVENT","sub",{"id":"00","tags":[["e","x"]]}]"#, r#"["EOSE","sub",["finish","more"]]"#,
+                r#"["CLOSED","sub","auth-required: no"]"#, r#"["NOTICE","err\u00e9\ud83d\ude00"]"#,
+                r#"["OK","abcd",true,"dup"]"#, r#"["AUTH","challenge"]"#,
+            ];
+            let mut chars: Vec<char> = seeds[index].chars().collect();
+            let at = at.min(chars.len());
+            let end = (at + cut).min(chars.len());
+            chars.splice(at..end, put.chars());
+            let text: String = chars.into_iter().collect();
+            prop_assert!(reads_within_caps(&text));
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The answer to one REQ: what it brought and how it ended.
+//!
+//! Made by `session`, read by `walk`; knows neither. Invariant: only [`PageEnd::Eose`] can prove
+//! anything, and every other end names its reason from a closed set.
+
+use super::frame::EoseHint;
+use super::refusal::{CloseClass, classify};
+use crate::models::{EventId, GapReason, Grade, Reason};
+
+/// What one REQ brought, valid or not: a forged event fills a page like any other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PageFacts {
+    /// `created_at` and id of every distinct event that matched our filter, in wire order.
+    pub seen: Vec<(i64, EventId)>,
+    /// Events under our subscription that our filter does not match.
+    pub mismatched: u32,
+}
+
+/// How one REQ ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PageEnd {
+    /// The relay sent all it wanted to send, with its NIP-67 hint if it gave one.
+    Eose { hint: Option<EoseHint> },
+    /// CLOSED for our subscription.
+    Closed { class: CloseClass, message: String },
+    /// A NOTICE instead of an answer.
+    Notice { message: String },
+    /// An AUTH challenge and then silence.
+    Auth,
+    /// No progress for too long (`idle`), or the whole took too long.
+    Timeout { idle: bool },
+    /// The connection ended.
+    Disconnected,
+    /// A message, or the whole page, larger than we take.
+    Oversize,
+    /// More events or stray frames than we take.
+    TooMany,
+    /// The WebSocket stream broke its protocol.
+    Violation,
+}
+
+impl PageEnd {
+    /// Whether the relay itself ended the page.
+    pub const fn is_eose(&self) -> bool {
+        matches!(self, Self::Eose { .. })
+    }
+
+    /// The end in the words of a check.
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Eose { .. } => Reason::None,
+            Self::Closed { class, .. } => match class {
+                CloseClass::AuthRequired => Reason::AuthRequired,
+                CloseClass::Restricted => Reason::Restricted,
+                CloseClass::RateLimited => Reason::RateLimited,
+                CloseClass::Blocked => Reason::Blocked,
+                CloseClass::Unsupported => Reason::Unsupported,
+                CloseClass::InvalidRequest => Reason::InvalidRequest,
+                CloseClass::Error => Reason::ClosedError,
+            },
+            Self::Notice { .. } => Reason::Notice,
+            Self::Auth => Reason::AuthRequired,
+            Self::Timeout { idle: true } => Reason::IdleTimeout,
+            Self::Timeout { idle: false } => Reason::TotalTimeout,
+            Self::Disconnected => Reason::Disconnected,
+            Self::Oversize => Reason::Oversize,
+            Self::TooMany => Reason::TooManyFrames,
+            Self::Violation => Reason::WsProtocol,
+        }
+    }
+
+    /// The end as the reason of a gap in coverage. Being blocked counts as restricted; more than we take
+    /// is oversize, whether one frame or the sum.
+    pub fn gap(&self) -> GapReason {
+        match self {
+            Self::Eose { .. } => GapReason::None,
+            Self::Closed { class, .. } => class_gap(*class),
+            Self::Notice { message } => class_gap(classify(message)),
+            Self::Auth => GapReason::AuthRequired,
+            Self::Timeout { .. } => GapReason::Timeout,
+            Self::Disconnected => GapReason::Disconnected,
+            Self::Oversize | Self::TooMany => GapReason::Oversize,
+            Self::Violation => GapReason::Protocol,
+        }
+    }
+
+    /// What an end without proof leaves of the time it was asked about: refused when the relay said that
+    /// it is not for us, else unknown.
+    pub fn grade(&self) -> Grade {
+        match self.gap() {
+            GapReason::AuthRequired | GapReason::Restricted => Grade::Refused,
+            _ => Grade::Unknown,
+        }
+    }
+}
+
+const fn class_gap(class: CloseClass) -> GapReason {
+    match class {
+        CloseClass::AuthRequired => GapReason::AuthRequired,
+        CloseClass::Restricted | CloseClass::Blocked => GapReason::Restricted,
+        CloseClass::RateLimited => GapReason::RateLimited,
+        CloseClass::Unsupported | CloseClass::InvalidRequest | CloseClass::Error => GapReason::Closed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn closed(message: &str) -> PageEnd {
+        PageEnd::Closed { class: classify(message), message: message.to_owned() }
+    }
+
+    #[test]
+    fn every_end_names_its_reason_and_only_eose_has_none() {
+        let notice = |message: &str| PageEnd::Notice { message: message.to_owned() };
+        let table = [
+            (PageEnd::Eose { hint: None }, Reason::None, GapReason::None, Grade::Unknown),
+            (closed("auth-required: x"), Reason::AuthRequired, GapReason::AuthRequired, Grade::Refused),
+            (closed("restricted: x"), Reason::Restricted, GapReason::Restricted, Grade::Refused),
+            (closed("blocked: x"), Reason::Blocked, GapReason::Restricted, Grade::Refused),
+            (closed("rate-limited: x"), Reason::RateLimited, GapReason::RateLimited, Grade::Unknown),
+            (closed("unsupported: x"), Reason::Unsupported, GapReason::Closed, Grade::Unknown),
+            (closed("invalid: x"), Reason::InvalidRequest, GapReason::Closed, Grade::Unknown),
+            (closed("error: x"), Reason::ClosedError, GapReason::Closed, Grade::Unknown),
+            (notice("rate-limited: x"), Reason::Notice, GapReason::RateLimited, Grade::Unknown),
+            (notice("hello"), Reason::Notice, GapReason::Closed, Grade::Unknown),
+            (PageEnd::Auth, Reason::AuthRequired, GapReason::AuthRequired, Grade::Refused),
+            (PageEnd::Timeout { idle: true }, Reason::IdleTimeout, GapReason::Timeout, Grade::Unknown),
+            (PageEnd::Timeout { idle: false }, Reason::TotalTimeout, GapReason::Timeout, Grade::Unknown),
+            (PageEnd::Disconnected, Reason::Disconnected, GapReason::Disconnected, Grade::Unknown),
+            (PageEnd::Oversize, Reason::Oversize, GapReason::Oversize, Grade::Unknown),
+            (PageEnd::TooMany, Reason::TooManyFrames, GapReason::Oversize, Grade::Unknown),
+            (PageEnd::Violation, Reason::WsProtocol, GapReason::Protocol, Grade::Unknown),
+        ];
+        for (end, reason, gap, grade) in table {
+            assert_eq!((end.reason(), end.gap(), end.grade()), (reason, gap, grade), "{end:?}");
+            assert_eq!(end.is_eose(), gap == GapReason::None, "{end:?}");
+        }
+    }
+}

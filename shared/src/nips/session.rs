@@ -1,0 +1,248 @@
+//! One subscription as a state machine: text and time go in, events and one end come out.
+//!
+//! Owns no socket and no clock: the driver passes what it read and when, asks [`Subscription::deadline_ms`]
+//! when to wake, and calls [`Subscription::on_tick`]. One REQ of risk is open per connection, so a NOTICE
+//! (which names no subscription) can only speak of this one. Invariants: exactly one [`Step::Done`] is
+//! given; only a matching EVENT not yet seen feeds the idle timer, so that no flood keeps a subscription
+//! alive; nothing held grows past [`Limits`].
+
+use std::collections::HashSet;
+
+use super::filter::Filter;
+use super::frame::{self, EoseHint, RelayFrame};
+use super::page::{PageEnd, PageFacts};
+use super::refusal::{CloseClass, classify};
+use crate::models::{EnvelopeFacts, EventId};
+
+/// How long a relay that refused by NOTICE may still begin to answer, in milliseconds. strfry ≤ 1.0
+/// refuses by NOTICE alone; waiting the whole idle time for nothing would cost a slot.
+pub const NOTICE_GRACE_MS: u64 = 3_000;
+
+/// What one subscription may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest time without a new matching event, in milliseconds.
+    pub idle_ms: u64,
+    /// Longest time for the whole, in milliseconds.
+    pub total_ms: u64,
+    /// Most matching events.
+    pub max_events: usize,
+    /// Most bytes of text, whatever it says.
+    pub max_bytes: u64,
+    /// Most frames that bring nothing: foreign, unreadable, repeated or not asked for.
+    pub max_stray_frames: u32,
+}
+
+/// How a connection ended under a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Closed or reset.
+    Disconnected,
+    /// A message larger than the WebSocket layer takes.
+    Oversize,
+    /// The WebSocket protocol was broken.
+    Protocol,
+}
+
+/// What one input brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing yet.
+    Continue,
+    /// A new event under our subscription that our filter matches: its raw JSON, unverified.
+    Event(String),
+    /// The subscription is over; what follows is ignored.
+    Done(PageEnd),
+}
+
+/// One open REQ.
+#[derive(Debug)]
+pub struct Subscription {
+    sub: String,
+    filter: Filter,
+    limits: Limits,
+    total_deadline_ms: u64,
+    idle_deadline_ms: u64,
+    facts: PageFacts,
+    known: HashSet<EventId>,
+    bytes: u64,
+    stray: u32,
+    /// The NOTICE since the last new event, the one that says most.
+    notice: Option<(CloseClass, String)>,
+    saw_auth: bool,
+    ended: bool,
+}
+
+impl Subscription {
+    /// Opens a subscription; the text is the REQ to send. `sub` is unique on its connection.
+    pub fn start(sub: impl Into<String>, filter: Filter, limits: Limits, now_ms: u64) -> (Self, String) {
+        let sub = sub.into();
+        let text = frame::req(&sub, &filter);
+        let subscription = Self {
+            sub,
+            filter,
+            limits,
+            total_deadline_ms: now_ms.saturating_add(limits.total_ms),
+            idle_deadline_ms: now_ms.saturating_add(limits.idle_ms),
+            facts: PageFacts::default(),
+            known: HashSet::new(),
+            bytes: 0,
+            stray: 0,
+            notice: None,
+            saw_auth: false,
+            ended: false,
+        };
+        (subscription, text)
+    }
+
+    /// Takes one text message of the connection.
+    pub fn on_text(&mut self, now_ms: u64, text: &str) -> Step {
+        if self.ended {
+            return Step::Continue;
+        }
+        self.bytes = self.bytes.saturating_add(u64::try_from(text.len()).unwrap_or(u64::MAX));
+        if self.bytes > self.limits.max_bytes {
+            return self.end(PageEnd::Oversize);
+        }
+        let late = now_ms >= self.total_deadline_ms;
+        match frame::parse(text) {
+            Ok(RelayFrame::Eose { sub, hint }) if sub == self.sub => self.on_eose(hint),
+            Ok(RelayFrame::Closed { sub, message }) if sub == self.sub => {
+                self.end(PageEnd::Closed { class: classify(&message), message })
+            }
+            _ if late => self.end(PageEnd::Timeout { idle: false }),
+            Ok(RelayFrame::Event { sub, event }) if sub == self.sub => self.on_event(now_ms, event),
+            Ok(RelayFrame::Notice { message }) => self.on_notice(now_ms, message),
+            Ok(RelayFrame::Auth { .. }) => {
+                self.saw_auth = true;
+                self.on_stray(now_ms)
+            }
+            Ok(_) | Err(_) => self.on_stray(now_ms),
+        }
+    }
+
+    /// Takes the end of the connection.
+    pub fn on_closed(&mut self, _now_ms: u64, cut: Cut) -> Step {
+        self.end(match cut {
+            Cut::Disconnected => PageEnd::Disconnected,
+            Cut::Oversize => PageEnd::Oversize,
+            Cut::Protocol => PageEnd::Violation,
+        })
+    }
+
+    /// Takes the time; due at [`Subscription::deadline_ms`], harmless before.
+    pub fn on_tick(&mut self, now_ms: u64) -> Step {
+        if self.ended {
+            return Step::Continue;
+        }
+        if now_ms >= self.total_deadline_ms {
+            return self.end(PageEnd::Timeout { idle: false });
+        }
+        if now_ms >= self.idle_deadline_ms {
+            return self.on_silence();
+        }
+        Step::Continue
+    }
+
+    /// When [`Subscription::on_tick`] has to be called if nothing arrives; `u64::MAX` once over.
+    pub fn deadline_ms(&self) -> u64 {
+        if self.ended { u64::MAX } else { self.total_deadline_ms.min(self.idle_deadline_ms) }
+    }
+
+    /// What arrived so far, as the planner reads it.
+    pub const fn facts(&self) -> &PageFacts {
+        &self.facts
+    }
+
+    /// What arrived, without the state machine around it.
+    pub fn into_facts(self) -> PageFacts {
+        self.facts
+    }
+
+    /// Frames that brought nothing.
+    pub const fn stray(&self) -> u32 {
+        self.stray
+    }
+
+    /// Bytes of text taken.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether the relay sent an AUTH challenge (NIP-42).
+    pub const fn saw_auth(&self) -> bool {
+        self.saw_auth
+    }
+
+    fn on_event(&mut self, now_ms: u64, event: &str) -> Step {
+        let Ok(facts) = EnvelopeFacts::scan(event) else { return self.on_stray(now_ms) };
+        if !self.filter.matches(&facts) {
+            self.facts.mismatched = self.facts.mismatched.saturating_add(1);
+            return self.on_stray(now_ms);
+        }
+        if self.known.contains(&facts.id) {
+            return self.on_stray(now_ms);
+        }
+        if self.facts.seen.len() >= self.limits.max_events {
+            return self.end(PageEnd::TooMany);
+        }
+        self.known.insert(facts.id);
+        self.facts.seen.push((facts.created_at, facts.id));
+        self.idle_deadline_ms = now_ms.saturating_add(self.limits.idle_ms);
+        self.notice = None;
+        Step::Event(event.to_owned())
+    }
+
+    /// An EOSE after a NOTICE and nothing else is the refusal's echo, not an empty archive.
+    fn on_eose(&mut self, hint: Option<EoseHint>) -> Step {
+        match self.notice.take() {
+            Some((_, message)) if self.facts.seen.is_empty() => self.end(PageEnd::Notice { message }),
+            _ => self.end(PageEnd::Eose { hint }),
+        }
+    }
+
+    /// A NOTICE is no end: many relays greet by one. A refusal shortens the wait if nothing came yet.
+    fn on_notice(&mut self, now_ms: u64, message: String) -> Step {
+        let class = classify(&message);
+        let refusal = class != CloseClass::Error;
+        if refusal && self.facts.seen.is_empty() {
+            self.idle_deadline_ms = self.idle_deadline_ms.min(now_ms.saturating_add(NOTICE_GRACE_MS));
+        }
+        if refusal || self.notice.is_none() {
+            self.notice = Some((class, message));
+        }
+        self.on_stray(now_ms)
+    }
+
+    fn on_stray(&mut self, now_ms: u64) -> Step {
+        self.stray = self.stray.saturating_add(1);
+        if self.stray > self.limits.max_stray_frames {
+            return self.end(PageEnd::TooMany);
+        }
+        self.on_tick(now_ms)
+    }
+
+    /// Silence explains itself by what was said last: a refusal, a challenge, a notice, or nothing.
+    fn on_silence(&mut self) -> Step {
+        let empty = self.facts.seen.is_empty();
+        let end = match self.notice.take() {
+            Some((class, message)) if class != CloseClass::Error => PageEnd::Notice { message },
+            _ if empty && self.saw_auth => PageEnd::Auth,
+            Some((_, message)) if empty => PageEnd::Notice { message },
+            _ => PageEnd::Timeout { idle: true },
+        };
+        self.end(end)
+    }
+
+    fn end(&mut self, end: PageEnd) -> Step {
+        if self.ended {
+            return Step::Continue;
+        }
+        self.ended = true;
+        Step::Done(end)
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -1,0 +1,195 @@
+//! Whether a WebSocket server is a Nostr relay (DESIGN §5, Validate).
+//!
+//! Alive means it *spoke Nostr* about our own REQ: EOSE or CLOSED naming our subscription, an EVENT that
+//! matches our filter, or an AUTH challenge. NOTICE names no subscription: it counts only when it was
+//! read after our REQ, as a well-formed relay frame, and its words are about a request
+//! ([`NOTICE_WORDS`], or our subscription id): a server that merely greets is not a relay. Silence,
+//! echo, garbage or a bare WebSocket are not relays either (bigbrotr.md §11 A1).
+
+use super::socket::{Driven, RelaySocket};
+use crate::models::{Outcome, Reason};
+use crate::net::{DialFailure, Dialer, Target, outcome_of};
+use crate::nips::{CloseClass, Filter, Limits, PageEnd, RelayFrame, classify, frame};
+
+/// The kind asked for: filters without a kind are refused by some relays (nostr.md §7).
+const PROBE_KIND: u16 = 1;
+/// Events borne when one was asked for: a relay that ignores `limit` is alive all the same.
+const EVENTS_MAX: usize = 32;
+/// Bytes borne in one probe.
+const BYTES_MAX: u64 = 1024 * 1024;
+/// Frames borne that are not about our subscription.
+const STRAY_MAX: u32 = 64;
+
+/// Words that make a NOTICE an answer to a request, besides the refusals `nips` knows. Whole words:
+/// "be kindly welcome" and "blockchain" are greetings.
+const NOTICE_WORDS: &[&str] = &[
+    "req",
+    "reqs",
+    "request",
+    "requests",
+    "filter",
+    "filters",
+    "subscription",
+    "subscriptions",
+    "subid",
+    "kind",
+    "kinds",
+    "auth",
+    "limit",
+    "limits",
+    "rate",
+    "query",
+    "queries",
+    "scan",
+    "command",
+];
+
+/// What a probe found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeVerdict {
+    /// Whether it spoke Nostr.
+    pub alive: bool,
+    /// By what: `eose`, `event`, `closed`, `auth`, `notice`, or empty.
+    pub evidence: &'static str,
+    /// Coarse result of the read: `ok` only after EOSE.
+    pub outcome: Outcome,
+    /// Why the read, or the open, did not succeed.
+    pub reason: Reason,
+    /// A short sentence for people.
+    pub detail: String,
+    /// Milliseconds to open; none when it did not.
+    pub open_ms: Option<u32>,
+    /// Milliseconds from REQ to EOSE; none without EOSE.
+    pub read_ms: Option<u32>,
+}
+
+impl ProbeVerdict {
+    /// The verdict when no WebSocket could be opened.
+    pub fn unreached(failure: &DialFailure) -> Self {
+        Self {
+            alive: false,
+            evidence: "",
+            outcome: failure.outcome,
+            reason: failure.reason,
+            detail: failure.detail.clone(),
+            open_ms: None,
+            read_ms: None,
+        }
+    }
+
+    /// Whether the failure is ours and says nothing about the relay.
+    pub const fn is_ours(&self) -> bool {
+        self.reason.is_ours()
+    }
+}
+
+/// Opens a WebSocket, probes it ([`RelaySocket::probe`]), and closes it.
+pub async fn speaks_nostr(dialer: &Dialer, target: &Target, timeout_ms: u64) -> ProbeVerdict {
+    match RelaySocket::open(dialer, target).await {
+        Ok(mut socket) => {
+            let verdict = socket.probe(timeout_ms).await;
+            socket.close().await;
+            verdict
+        }
+        Err(failure) => ProbeVerdict::unreached(&failure),
+    }
+}
+
+impl RelaySocket {
+    /// Asks for one note and judges what comes back. Ends after `timeout_ms` of silence, and after twice
+    /// that in any case.
+    pub async fn probe(&mut self, timeout_ms: u64) -> ProbeVerdict {
+        let filter = Filter { kinds: vec![PROBE_KIND], limit: Some(1), ..Filter::default() };
+        let limits = Limits {
+            idle_ms: timeout_ms,
+            total_ms: timeout_ms.saturating_mul(2),
+            max_events: EVENTS_MAX,
+            max_bytes: BYTES_MAX,
+            max_stray_frames: STRAY_MAX,
+        };
+        let driven = Box::pin(self.drive(filter, limits, |sub, text| !is_greeting(sub, text))).await;
+        judge(&driven, self.open_ms())
+    }
+}
+
+fn judge(driven: &Driven, open_ms: u32) -> ProbeVerdict {
+    let page = &driven.page;
+    let evidence = match &page.end {
+        PageEnd::Eose { .. } => "eose",
+        _ if !page.events.is_empty() => "event",
+        PageEnd::Closed { .. } => "closed",
+        PageEnd::Auth => "auth",
+        _ if driven.saw_auth => "auth",
+        PageEnd::Notice { .. } => "notice",
+        _ => "",
+    };
+    let reason = match (&page.end, evidence) {
+        (PageEnd::Eose { .. }, _) => Reason::None,
+        (_, "auth") => Reason::AuthRequired,
+        (PageEnd::Timeout { .. }, "") if driven.frames == 0 => Reason::Silent,
+        (PageEnd::Timeout { .. } | PageEnd::Violation | PageEnd::TooMany, "") => Reason::NotNostr,
+        (end, _) => end.reason(),
+    };
+    let detail = match &page.end {
+        PageEnd::Closed { message, .. } | PageEnd::Notice { message } => message.clone(),
+        _ => String::new(),
+    };
+    ProbeVerdict {
+        alive: !evidence.is_empty(),
+        evidence,
+        outcome: outcome_of(reason),
+        reason,
+        detail: DialFailure::new(reason, detail).detail,
+        open_ms: Some(open_ms),
+        read_ms: (evidence == "eose").then_some(page.end_ms),
+    }
+}
+
+/// A NOTICE that does not speak of a request; the session must not take it for an answer.
+fn is_greeting(sub: &str, text: &str) -> bool {
+    match frame::parse(text) {
+        Ok(RelayFrame::Notice { message }) => !answers_request(sub, &message),
+        _ => false,
+    }
+}
+
+fn answers_request(sub: &str, message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    let mut words = message.split(|c: char| !c.is_ascii_alphanumeric());
+    message.contains(sub)
+        || message.contains("sub id")
+        || classify(&message) != CloseClass::Error
+        || words.any(|word| NOTICE_WORDS.contains(&word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_counts_only_when_it_is_about_a_request() {
+        for refusal in [
+            "ERROR: bad req: filter item too large",
+            "could not parse command",
+            "Subscription rejected",
+            "rate-limited: slow down",
+            "auth-required: we can't serve unauthenticated users",
+            "kinds is required",
+            "too many concurrent REQs",
+            "closed s1a2",
+            "sub id too long",
+        ] {
+            assert!(answers_request("s1a2", refusal), "{refusal}");
+        }
+        for greeting in [
+            "",
+            "Welcome to our server!",
+            "hello",
+            "powered by operator",
+            "see you at the corporate site",
+            "blockchain node, kindly operated",
+        ] {
+            assert!(!answers_request("s1a2", greeting), "{greeting}");
+        }
+    }
+}

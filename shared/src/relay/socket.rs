@@ -1,0 +1,173 @@
+//! An open relay: one REQ at a time, drained until the session says the page has ended.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::clock;
+use crate::net::{DialFailure, Dialer, Target, WsRead, WsStream, elapsed_ms};
+use crate::nips::{Cut, Filter, Limits, PageEnd, PageFacts, Step, Subscription, frame};
+
+/// Random bytes of a subscription id: unguessable, so that nothing can answer before it was asked.
+const SUB_BYTES: usize = 8;
+/// Pings, binary messages and greetings borne during one page; more is a flood.
+const IGNORED_MAX: u32 = 1_000;
+
+/// A WebSocket to a relay, used for one subscription after another.
+#[derive(Debug)]
+pub struct RelaySocket {
+    ws: WsStream,
+    open_ms: u32,
+    spent: bool,
+}
+
+/// What one REQ brought.
+#[derive(Debug)]
+pub struct Page {
+    /// The raw JSON of each event that matched the filter, in the order received.
+    pub events: Vec<String>,
+    /// Time and id of each of them, and what did not match, as the planner reads it.
+    pub facts: PageFacts,
+    /// How it ended; only an EOSE says anything about what the relay holds.
+    pub end: PageEnd,
+    /// Milliseconds from the REQ to the first event.
+    pub first_ms: Option<u32>,
+    /// Milliseconds from the REQ to the end.
+    pub end_ms: u32,
+    /// Text frames that were none of our business.
+    pub stray: u32,
+    /// Bytes of text received.
+    pub bytes: u64,
+}
+
+/// A page with what only the probe asks for.
+pub(super) struct Driven {
+    pub(super) page: Page,
+    pub(super) saw_auth: bool,
+    pub(super) frames: u32,
+}
+
+impl RelaySocket {
+    /// Dials and upgrades.
+    pub async fn open(dialer: &Dialer, target: &Target) -> Result<Self, DialFailure> {
+        let (ws, open_ms) = dialer.websocket(target).await?;
+        Ok(Self { ws, open_ms, spent: false })
+    }
+
+    /// Milliseconds the open took, without DNS.
+    pub const fn open_ms(&self) -> u32 {
+        self.open_ms
+    }
+
+    /// Whether another page may be asked for on this connection.
+    pub const fn is_usable(&self) -> bool {
+        !self.spent
+    }
+
+    /// Asks for `filter` and reads until the page ends. On a spent connection: disconnected at once.
+    pub async fn fetch(&mut self, filter: Filter, limits: Limits) -> Page {
+        self.drive(filter, limits, |_, _| true).await.page
+    }
+
+    /// Says goodbye and drops the connection.
+    pub async fn close(self) {
+        self.ws.close().await;
+    }
+
+    /// The page; `admit` may keep a text from the session, given the subscription id.
+    pub(super) async fn drive(
+        &mut self,
+        filter: Filter,
+        limits: Limits,
+        admit: impl Fn(&str, &str) -> bool,
+    ) -> Driven {
+        let started = clock::monotonic_ms();
+        let sub = clock::random_hex(SUB_BYTES);
+        let (mut session, request) = Subscription::start(sub.clone(), filter, limits, started);
+        let mut driven = Driven::new();
+        if self.spent || self.ws.send_text(request).await.is_err() {
+            self.spent = true;
+            return driven;
+        }
+        let mut ignored = 0;
+        driven.page.end = loop {
+            let step = match self.read(session.deadline_ms()).await {
+                None => session.on_tick(clock::monotonic_ms()),
+                Some(WsRead::Text(text)) => {
+                    driven.frames += 1;
+                    driven.page.bytes += text.len() as u64;
+                    if admit(&sub, &text) {
+                        session.on_text(clock::monotonic_ms(), &text)
+                    } else {
+                        ignored += 1;
+                        Step::Continue
+                    }
+                }
+                Some(WsRead::Ignored) => {
+                    ignored += 1;
+                    Step::Continue
+                }
+                Some(over) => {
+                    self.spent = true;
+                    session.on_closed(clock::monotonic_ms(), cut(&over))
+                }
+            };
+            match step {
+                Step::Continue if ignored > IGNORED_MAX => break PageEnd::Violation,
+                Step::Continue => {}
+                Step::Event(event) => {
+                    driven.page.first_ms.get_or_insert_with(|| elapsed_ms(started));
+                    driven.page.events.push(event);
+                }
+                Step::Done(end) => break end,
+            }
+        };
+        driven.page.end_ms = elapsed_ms(started);
+        driven.page.stray = session.stray();
+        driven.saw_auth = session.saw_auth();
+        driven.page.facts = session.into_facts();
+        self.finish(&sub, &driven.page.end).await;
+        driven
+    }
+
+    /// The next thing read before `deadline_ms`; a peer that never pauses cannot outrun the clock.
+    async fn read(&mut self, deadline_ms: u64) -> Option<WsRead> {
+        let left = deadline_ms.saturating_sub(clock::monotonic_ms());
+        if left == 0 {
+            return None;
+        }
+        timeout(Duration::from_millis(left), self.ws.next()).await.ok()
+    }
+
+    /// Ends the subscription on the relay's side, unless the relay did.
+    async fn finish(&mut self, sub: &str, end: &PageEnd) {
+        match end {
+            PageEnd::Closed { .. } => {}
+            PageEnd::Disconnected | PageEnd::Oversize | PageEnd::Violation => self.spent = true,
+            _ => self.spent |= self.ws.send_text(frame::close(sub)).await.is_err(),
+        }
+    }
+}
+
+impl Driven {
+    fn new() -> Self {
+        let page = Page {
+            events: Vec::new(),
+            facts: PageFacts::default(),
+            end: PageEnd::Disconnected,
+            first_ms: None,
+            end_ms: 0,
+            stray: 0,
+            bytes: 0,
+        };
+        Self { page, saw_auth: false, frames: 0 }
+    }
+}
+
+fn cut(over: &WsRead) -> Cut {
+    match over {
+        WsRead::Oversize => Cut::Oversize,
+        WsRead::Protocol(_) => Cut::Protocol,
+        _ => Cut::Disconnected,
+    }
+}
