@@ -157,13 +157,42 @@ fn canonical_number(text: &str) -> Option<String> {
     text.parse().ok().filter(|float: &f64| float.is_finite()).map(python_float)
 }
 
-/// Python's `repr` of a finite float: Rust's shortest form, with the exponent signed and of at
-/// least two digits. Both change to exponents at 1e16 and below 1e-4.
+/// Python's `repr` of a finite float: the fewest digits that read back, as a plain decimal from
+/// 1e-4 up to 1e16, with a signed exponent of at least two digits beyond.
 fn python_float(float: f64) -> String {
-    let text = format!("{float:?}");
-    let Some((mantissa, exponent)) = text.split_once('e') else { return text };
-    let (sign, digits) = exponent.strip_prefix('-').map_or(('+', exponent), |digits| ('-', digits));
-    format!("{mantissa}e{sign}{digits:0>2}")
+    let (sign, digits, exponent) = shortest_digits(float);
+    match (usize::try_from(exponent), exponent) {
+        (Ok(whole), ..16) if digits.len() <= whole + 1 => {
+            format!("{sign}{digits:0<width$}.0", width = whole + 1)
+        }
+        (Ok(whole), ..16) => format!("{sign}{}.{}", &digits[..=whole], &digits[whole + 1..]),
+        (Err(_), -4..) => {
+            format!("{sign}0.{:0>width$}", digits, width = digits.len() + exponent.abs_diff(-1) as usize)
+        }
+        _ => {
+            let (first, rest) = digits.split_at(1);
+            let dot = if rest.is_empty() { "" } else { "." };
+            let exponent_sign = if exponent < 0 { '-' } else { '+' };
+            format!("{sign}{first}{dot}{rest}e{exponent_sign}{:02}", exponent.unsigned_abs())
+        }
+    }
+}
+
+/// Sign, digits and decimal exponent of the shortest text that reads back to the same float.
+///
+/// Where two such texts are equally near, Rust takes the greater and Python the one that ends in an
+/// even digit. Writing as many digits exactly rounds to even; next to a power of two that may read
+/// back to the neighbour, and then the first text is the only one.
+fn shortest_digits(float: f64) -> (&'static str, String, i32) {
+    let shortest = format!("{float:e}");
+    let mantissa = shortest.split_once('e').map_or("", |(mantissa, _)| mantissa);
+    let decimals = mantissa.split_once('.').map_or(0, |(_, decimals)| decimals.len());
+    let even = format!("{float:.decimals$e}");
+    let text = if even.parse() == Ok(float) { even } else { shortest };
+    let (mantissa, exponent) = text.split_once('e').expect("the format writes an exponent");
+    let sign = if float.is_sign_negative() { "-" } else { "" };
+    let digits = mantissa.bytes().filter(u8::is_ascii_digit).map(char::from).collect();
+    (sign, digits, exponent.parse().expect("the exponent of a float is a small integer"))
 }
 
 #[cfg(test)]
