@@ -1,1 +1,279 @@
-//! placeholder
+//! The five kinds of jobs, one file each: idempotent reconcilers that read state, close a gap, and report.
+//!
+//! The payload names *which* target, never what to believe about it. A remote's behaviour is a result;
+//! a [`JobError`] says that *we* could not do our work, and carries the verdict. Every write shows the
+//! attempt's [`Fence`]. This room does not know how jobs are queued.
+
+pub mod cadence;
+mod discover;
+mod egress;
+pub mod liveness;
+mod monitor;
+mod refresh;
+pub mod seed;
+mod sync;
+mod validate;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::db::{Db, DbError};
+use crate::models::{AddressPolicy, Fence, JobKind, RelayUrl, Verdict};
+use crate::net::Dialer;
+use crate::telemetry::Metrics;
+
+pub use egress::Egress;
+
+/// What every kind of job has, apart from its code.
+#[derive(Debug, Clone, Copy)]
+pub struct JobSpec {
+    /// Kind.
+    pub kind: JobKind,
+    /// Which gap in the world it closes.
+    pub doc: &'static str,
+    /// How long one attempt may run.
+    pub timeout: Duration,
+    /// Attempts before it is dead; the next scheduled run is the real retry.
+    pub max_attempts: u16,
+    /// Jobs of the kind that one worker runs at once on one network, unless configured.
+    pub slots: u32,
+}
+
+/// One row per kind, in the order of [`JobKind::ALL`].
+pub const JOBS: [JobSpec; JobKind::ALL.len()] = [
+    spec(JobKind::Discover),
+    spec(JobKind::Validate),
+    spec(JobKind::Monitor),
+    spec(JobKind::Sync),
+    spec(JobKind::Refresh),
+];
+
+/// The row of one kind; exhaustive, so that a new kind without a row does not compile.
+pub const fn spec(kind: JobKind) -> JobSpec {
+    let (doc, timeout_s, max_attempts, slots) = match kind {
+        JobKind::Discover => ("relay URLs that our events name and nobody has tried yet", 300, 3, 1),
+        JobKind::Validate => ("candidates of which nobody knows whether they speak Nostr", 120, 3, 64),
+        JobKind::Monitor => ("relays whose state is older than it should be", 120, 3, 64),
+        JobKind::Sync => ("stretches of a relay's timeline that we do not hold with proof", 600, 3, 16),
+        JobKind::Refresh => ("views that are older than the data under them", 3_600, 3, 1),
+    };
+    JobSpec { kind, doc, timeout: Duration::from_secs(timeout_s), max_attempts, slots }
+}
+
+/// What operators choose about jobs.
+#[derive(Debug, Clone)]
+pub struct JobsConfig {
+    /// Where this process observes from.
+    pub vantage: String,
+    /// Base interval of checks of a stable relay.
+    pub monitor_interval: Duration,
+    /// Between sync passes over a relay that is up to date.
+    pub sync_interval: Duration,
+    /// Between refreshes of the views.
+    pub refresh_interval: Duration,
+    /// Between looks for unmined events.
+    pub discover_interval: Duration,
+    /// How far back the archive goes; `None` = to the beginning.
+    pub archive_days: Option<u32>,
+    /// Size of the database beyond which syncing stops, bytes.
+    pub archive_max_bytes: Option<u64>,
+    /// Events asked for per page.
+    pub page_limit: u32,
+    /// Longest pause between two new events of a page.
+    pub page_idle: Duration,
+    /// How long a whole page may take.
+    pub page_total: Duration,
+    /// How long one sync attempt works before it hands over to the next.
+    pub sync_time_box: Duration,
+    /// How much of the newest proved stretch each pass reads again, for late arrivals.
+    pub rescan: Duration,
+    /// Endpoints that prove our own network, per network.
+    pub canaries: Vec<RelayUrl>,
+}
+
+impl Default for JobsConfig {
+    fn default() -> Self {
+        Self {
+            vantage: "default".to_owned(),
+            monitor_interval: Duration::from_secs(3_600),
+            sync_interval: Duration::from_secs(900),
+            refresh_interval: Duration::from_secs(300),
+            discover_interval: Duration::from_secs(60),
+            archive_days: None,
+            archive_max_bytes: None,
+            page_limit: 500,
+            page_idle: Duration::from_secs(20),
+            page_total: Duration::from_secs(120),
+            sync_time_box: Duration::from_secs(240),
+            rescan: Duration::from_secs(3_600),
+            canaries: Vec::new(),
+        }
+    }
+}
+
+/// What handlers work with; built once per process.
+#[derive(Clone)]
+pub struct Ctx {
+    /// The pooled database.
+    pub db: Db,
+    /// The direct one, for refreshes.
+    pub direct: Db,
+    /// The only way out.
+    pub dialer: Dialer,
+    /// Which addresses stored URLs may name.
+    pub policy: AddressPolicy,
+    /// What the operator chose.
+    pub config: Arc<JobsConfig>,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Whether our own network works.
+    pub egress: Egress,
+}
+
+/// One attempt as a handler sees it.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// What to do.
+    pub kind: JobKind,
+    /// Network, or `local`.
+    pub network: String,
+    /// Relay URL or task name.
+    pub target: String,
+    /// What every write shows.
+    pub fence: Fence,
+    /// Whether a failure now is final.
+    pub last: bool,
+    /// Cancelled when the process stops: finish early and keep what is done.
+    pub stop: CancellationToken,
+}
+
+/// What a handler achieved, as counts.
+pub type Report = Value;
+
+/// Why a handler could not do its work; never a relay's behaviour.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// Our own fault; again after a delay, while attempts remain.
+    #[error("{why}")]
+    Retry {
+        /// What happened.
+        why: String,
+    },
+    /// Not now; again after `delay`, the attempt given back.
+    #[error("{why}")]
+    Snooze {
+        /// Not before this much later.
+        delay: Duration,
+        /// What we wait for.
+        why: String,
+    },
+    /// No longer wanted.
+    #[error("{why}")]
+    Cancel {
+        /// Why not.
+        why: String,
+    },
+    /// Cannot ever work.
+    #[error("{why}")]
+    Kill {
+        /// Why not.
+        why: String,
+    },
+}
+
+impl JobError {
+    /// A snooze.
+    pub fn snooze(delay: Duration, why: impl Into<String>) -> Self {
+        Self::Snooze { delay, why: why.into() }
+    }
+
+    /// A cancellation.
+    pub fn cancel(why: impl Into<String>) -> Self {
+        Self::Cancel { why: why.into() }
+    }
+}
+
+impl From<DbError> for JobError {
+    fn from(error: DbError) -> Self {
+        // Every failure of the database is ours: the same attempt may well succeed later.
+        Self::Retry { why: error.to_string() }
+    }
+}
+
+/// How an attempt ended, for the queue.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    /// How.
+    pub verdict: Verdict,
+    /// Delay of a snooze; a retry without one backs off by its attempt.
+    pub delay: Option<Duration>,
+    /// Report or error.
+    pub result: Value,
+}
+
+impl Ending {
+    /// Done.
+    pub const fn complete(report: Report) -> Self {
+        Self { verdict: Verdict::Complete, delay: Some(Duration::ZERO), result: report }
+    }
+
+    /// Our fault, with the usual back-off.
+    pub fn retry(why: &str) -> Self {
+        Self { verdict: Verdict::Retry, delay: None, result: json!({ "error": why }) }
+    }
+}
+
+impl From<JobError> for Ending {
+    fn from(error: JobError) -> Self {
+        let (verdict, delay, why) = match error {
+            JobError::Retry { why } => (Verdict::Retry, None, why),
+            JobError::Snooze { delay, why } => (Verdict::Snooze, Some(delay), why),
+            JobError::Cancel { why } => (Verdict::Cancel, Some(Duration::ZERO), why),
+            JobError::Kill { why } => (Verdict::Kill, Some(Duration::ZERO), why),
+        };
+        Self { verdict, delay, result: json!({ "error": why }) }
+    }
+}
+
+/// What the queue runs: the seam that lets tests and benches run other work.
+pub trait Handler: Send + Sync + 'static {
+    /// Runs one attempt to its end.
+    fn run(&self, attempt: Attempt) -> BoxFuture<'static, Result<Report, JobError>>;
+}
+
+impl Handler for Ctx {
+    fn run(&self, attempt: Attempt) -> BoxFuture<'static, Result<Report, JobError>> {
+        let ctx = self.clone();
+        async move {
+            match attempt.kind {
+                JobKind::Discover => discover::run(&ctx, &attempt).await,
+                JobKind::Validate => validate::run(&ctx, &attempt).await,
+                JobKind::Monitor => monitor::run(&ctx, &attempt).await,
+                JobKind::Sync => sync::run(&ctx, &attempt).await,
+                JobKind::Refresh => refresh::run(&ctx, &attempt).await,
+            }
+        }
+        .boxed()
+    }
+}
+
+/// The relay URL of a remote job, parsed again under this process's policy.
+fn target_url(ctx: &Ctx, attempt: &Attempt) -> Result<RelayUrl, JobError> {
+    let url = RelayUrl::parse(&attempt.target, &ctx.policy)
+        .map_err(|error| JobError::cancel(format!("this worker may not dial {}: {error}", attempt.target)))?;
+    if url.as_str() == attempt.target {
+        Ok(url)
+    } else {
+        Err(JobError::Kill { why: format!("{} is not a canonical URL ({} is)", attempt.target, url) })
+    }
+}
+
+/// The answer to a write whose fence was lost.
+fn lost() -> JobError {
+    JobError::cancel("the lease was lost; nothing was written")
+}

@@ -1,0 +1,160 @@
+//! When each target is next due: pure functions of what was just seen.
+//!
+//! The scheduler asks the database what is due; the times in it come from here. Phases are spread by a
+//! hash of the target, so that a thousand relays added at once are not due at once for ever.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::liveness::State;
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+/// Failed validations after which a candidate becomes a tombstone: about a month with the ladder below.
+pub const CANDIDATE_TRIES: u32 = 14;
+/// Longest pause between two looks at a relay that is down: it may come back, and then soon be seen.
+const DOWN_MAX: u64 = DAY;
+/// A relay that changed state this recently is looked at more often.
+const FRESH: i64 = 6 * 3_600;
+
+/// A due time: from now, how late it may be, and what set it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// Not before this much later.
+    pub after: Duration,
+    /// How late the run may be without harm: a quarter of the interval.
+    pub slack: Duration,
+    /// What set it.
+    pub why: &'static str,
+}
+
+fn due(seconds: u64, target: &str, why: &'static str) -> Due {
+    let after = spread(Duration::from_secs(seconds), target);
+    Due { after, slack: Duration::from_secs((seconds / 4).clamp(5, HOUR)), why }
+}
+
+/// The interval, between nine and eleven tenths of it by a hash of the target.
+pub fn spread(interval: Duration, target: &str) -> Duration {
+    let digest = Sha256::digest(target.as_bytes());
+    let share = u32::from(u16::from_be_bytes([digest[0], digest[1]]));
+    interval * 9 / 10 + interval / 5 * share / u32::from(u16::MAX)
+}
+
+/// After a failed validation; `failures` counts it. `None`: give the candidate up.
+pub fn candidate(failures: u32, url: &str) -> Option<Due> {
+    let seconds = match failures {
+        0 | 1 => 10 * MINUTE,
+        2 => HOUR,
+        3 => 6 * HOUR,
+        4..=7 => DAY,
+        n if n < CANDIDATE_TRIES => 4 * DAY,
+        _ => return None,
+    };
+    Some(due(seconds, url, "candidate back-off"))
+}
+
+/// After a check of a relay: the interval of a stable one is `base`.
+pub fn monitor(state: State, failures: u32, since_s: i64, base: Duration, url: &str) -> Due {
+    let base = base.as_secs().max(1);
+    match state {
+        State::Alive if since_s < FRESH => due((base / 4).max(1), url, "alive, changed recently"),
+        State::Alive => due(base, url, "alive"),
+        State::Suspect => due((base / 12).max(1), url, "suspect"),
+        State::Down => {
+            let doubled = (base / 2).max(1).saturating_mul(1 << failures.saturating_sub(2).min(10));
+            due(doubled.min(DOWN_MAX.max(base)), url, "down, backing off")
+        }
+    }
+}
+
+/// How a sync pass ended, as far as the next one cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncEnd {
+    /// Everything wanted is proved, or recorded as a gap that another look will not close.
+    UpToDate,
+    /// The time box ended first.
+    More,
+    /// A fault that may pass: timeout, disconnect, rate limit.
+    Interrupted,
+    /// The relay does not let us read.
+    Refused,
+    /// The relay is down.
+    Down,
+}
+
+/// After a sync pass over a relay.
+pub fn sync(end: SyncEnd, base: Duration, url: &str) -> Due {
+    let base = base.as_secs().max(1);
+    match end {
+        SyncEnd::UpToDate => due(base, url, "up to date"),
+        SyncEnd::More => Due { after: Duration::ZERO, slack: Duration::from_secs(MINUTE), why: "more to read" },
+        SyncEnd::Interrupted => due((base / 3).max(1), url, "interrupted"),
+        SyncEnd::Refused => due(base.max(6 * HOUR), url, "refused"),
+        SyncEnd::Down => due(base.max(HOUR), url, "down"),
+    }
+}
+
+/// A local task that runs every `base`.
+pub fn local(base: Duration, task: &str) -> Due {
+    due(base.as_secs().max(1), task, "interval")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn candidates_back_off_and_are_given_up_after_about_a_month() {
+        let mut total = Duration::ZERO;
+        let mut last = Duration::ZERO;
+        for failures in 1..CANDIDATE_TRIES {
+            let due = candidate(failures, "wss://relay.example").expect("not given up yet");
+            assert!(due.after >= last, "try {failures} comes sooner than the one before");
+            last = due.after;
+            total += due.after;
+        }
+        assert!(candidate(CANDIDATE_TRIES, "wss://relay.example").is_none());
+        assert!((20 * DAY..60 * DAY).contains(&total.as_secs()), "{total:?}");
+    }
+
+    #[test]
+    fn a_change_shortens_and_death_lengthens_the_interval() {
+        let base = Duration::from_secs(HOUR);
+        let at = |state, failures, since| monitor(state, failures, since, base, "wss://relay.example").after;
+        assert!(at(State::Alive, 0, 60) < at(State::Alive, 0, 1_000_000));
+        assert!(at(State::Suspect, 1, 0) < at(State::Alive, 0, 60));
+        assert!(at(State::Down, 2, 0) < at(State::Down, 5, 0));
+        assert!(at(State::Down, 1_000, 0) <= Duration::from_secs(DAY * 11 / 10));
+    }
+
+    #[test]
+    fn a_pass_with_more_to_read_goes_on_at_once_and_a_refusal_waits() {
+        let base = Duration::from_secs(900);
+        assert_eq!(sync(SyncEnd::More, base, "wss://a.example").after, Duration::ZERO);
+        assert!(sync(SyncEnd::Interrupted, base, "wss://a.example").after < base);
+        assert!(sync(SyncEnd::Refused, base, "wss://a.example").after > Duration::from_secs(5 * HOUR));
+    }
+
+    proptest! {
+        #[test]
+        fn spreading_stays_within_a_tenth(seconds in 1_u64..10_000_000, target in ".{0,40}") {
+            let interval = Duration::from_secs(seconds);
+            let spread = spread(interval, &target);
+            prop_assert!(spread >= interval * 9 / 10 && spread <= interval * 11 / 10 + Duration::from_millis(1));
+        }
+
+        #[test]
+        fn every_next_look_at_a_relay_is_ahead_and_bounded(failures in 0_u32..5_000, since in 0_i64..100_000_000, base in 1_u64..1_000_000) {
+            for state in [State::Alive, State::Suspect, State::Down] {
+                let due = monitor(state, failures, since, Duration::from_secs(base), "wss://relay.example");
+                prop_assert!(due.after > Duration::ZERO);
+                prop_assert!(due.after.as_secs() <= DAY.max(base) * 12 / 10 + 1);
+            }
+        }
+    }
+}

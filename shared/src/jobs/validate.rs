@@ -1,0 +1,80 @@
+//! Closes the gap: a candidate of which nobody knows whether it speaks Nostr.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Attempt, Ctx, JobError, Report, cadence, lost, target_url};
+use crate::db::ValidateResult;
+use crate::models::{Network, Reason, RelayUrl};
+use crate::relay::{ProbeVerdict, speaks_nostr};
+
+/// Limit of the probe after the connection stands; the dial has its own limits.
+const PROBE: Duration = Duration::from_secs(15);
+/// While our own network is in doubt.
+const OURS: Duration = Duration::from_secs(300);
+/// A network that this worker cannot serve.
+const UNSERVED: Duration = Duration::from_secs(3_600);
+
+pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
+    let url = target_url(ctx, attempt)?;
+    let Some(candidate) = ctx.db.candidate_get(&url).await? else {
+        return Err(JobError::cancel("no such candidate any more"));
+    };
+    let verdict = match ctx.dialer.resolve(&url).await {
+        Ok(target) => speaks_nostr(&ctx.dialer, &target, PROBE).await,
+        Err(failure) => ProbeVerdict::unreached(&failure),
+    };
+    ctx.egress.record(url.network(), reach_failure(&verdict));
+    if !verdict.alive {
+        blame(ctx, url.network(), verdict.reason, verdict.open_ms.is_some()).await?;
+    }
+    let failures = candidate.failures.saturating_add(1);
+    let due = cadence::candidate(failures, url.as_str());
+    let result = result(attempt, &url, &verdict, due);
+    let give_up = result.give_up;
+    if !ctx.db.validate_finish(&[result]).await?.is_empty() {
+        return Err(lost());
+    }
+    Ok(json!({
+        "alive": verdict.alive, "evidence": verdict.evidence, "outcome": verdict.outcome, "reason": verdict.reason,
+        "detail": verdict.detail, "given_up": give_up,
+    }))
+}
+
+fn result(attempt: &Attempt, url: &RelayUrl, verdict: &ProbeVerdict, due: Option<cadence::Due>) -> ValidateResult {
+    let give_up = !verdict.alive && due.is_none();
+    let due = due.unwrap_or(cadence::Due { after: Duration::ZERO, slack: Duration::ZERO, why: "given up" });
+    ValidateResult {
+        fence: attempt.fence.clone(),
+        url: url.clone(),
+        alive: verdict.alive,
+        outcome: verdict.outcome,
+        reason: verdict.reason,
+        next: due.after,
+        slack: due.slack,
+        give_up,
+    }
+}
+
+/// What kept the probe from a WebSocket, if anything did.
+pub(super) fn reach_failure(verdict: &ProbeVerdict) -> Option<Reason> {
+    if verdict.open_ms.is_some() { None } else { Some(verdict.reason) }
+}
+
+/// An error when the failure must not be laid at the relay's door.
+pub(super) async fn blame(ctx: &Ctx, network: Network, reason: Reason, reached: bool) -> Result<(), JobError> {
+    if matches!(reason, Reason::NetworkDisabled | Reason::ProxyMissing) {
+        return Err(JobError::snooze(UNSERVED, format!("this worker does not serve {network}: {reason}")));
+    }
+    if matches!(reason, Reason::ProxyDead | Reason::NoRoute) {
+        return Err(JobError::snooze(OURS, format!("our own way into {network} does not work: {reason}")));
+    }
+    if !reached && !ctx.egress.is_proved(network, &ctx.dialer).await {
+        return Err(JobError::snooze(
+            OURS,
+            format!("nothing on {network} has answered us lately, so {reason} says nothing about the relay"),
+        ));
+    }
+    Ok(())
+}
