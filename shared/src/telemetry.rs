@@ -253,3 +253,67 @@ pub fn init(options: LogOptions) {
     };
     drop(result);
 }
+
+/// Whether the parts of a process still do their work, not only whether the process exists.
+///
+/// A part registers itself with its first beat and the longest pause it may make.
+#[derive(Debug, Clone, Default)]
+pub struct Health {
+    parts: Arc<std::sync::Mutex<std::collections::BTreeMap<&'static str, Part>>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    beaten_ms: u64,
+    limit_ms: u64,
+}
+
+impl Health {
+    /// Announces a part that is starting: not ready before its first beat.
+    pub fn expect(&self, part: &'static str, limit: std::time::Duration) {
+        self.set(part, Part { beaten_ms: 0, limit_ms: millis(limit) });
+    }
+
+    /// The part has just done its work; it must do so again within `limit`.
+    pub fn beat(&self, part: &'static str, limit: std::time::Duration) {
+        self.set(part, Part { beaten_ms: crate::clock::monotonic_ms().max(1), limit_ms: millis(limit) });
+    }
+
+    fn set(&self, name: &'static str, part: Part) {
+        self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name, part);
+    }
+
+    /// Every part has beaten at least once and within its limit.
+    ///
+    /// # Errors
+    /// A sentence naming the parts that have not.
+    pub fn ready(&self) -> Result<(), String> {
+        let now = crate::clock::monotonic_ms();
+        let parts = self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let stopped: Vec<String> = parts
+            .iter()
+            .filter(|(_, part)| part.beaten_ms == 0 || now.saturating_sub(part.beaten_ms) > part.limit_ms)
+            .map(|(name, part)| match part.beaten_ms {
+                0 => format!("{name} has not started its work"),
+                at => format!("{name} has not done its work for {} s", now.saturating_sub(at) / 1000),
+            })
+            .collect();
+        if stopped.is_empty() { Ok(()) } else { Err(stopped.join("; ")) }
+    }
+
+    /// Ready, or still within three times its limit since the process began: what restarts a container.
+    ///
+    /// # Errors
+    /// A sentence naming the parts that have stopped for good.
+    pub fn live(&self) -> Result<(), String> {
+        let now = crate::clock::monotonic_ms();
+        let parts = self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let stuck = parts.values().any(|part| now.saturating_sub(part.beaten_ms) > part.limit_ms.saturating_mul(3));
+        drop(parts);
+        if stuck { self.ready() } else { Ok(()) }
+    }
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
