@@ -1,0 +1,33 @@
+//! How long the relay takes to open and to answer a REQ.
+//!
+//! Read proof is EOSE: an empty relay reads well (bigbrotr.md §11 A6). Nothing is written to others'
+//! relays. Measurements make no document: `relay_check` holds them, and nip66_rtt is built from it.
+
+use super::{CheckKind, CheckSpec, Observation};
+use crate::net::{DialFailure, Dialer, Target};
+use crate::relay::{ProbeVerdict, RelaySocket};
+
+pub(super) const SPEC: CheckSpec = CheckSpec { name: "rtt", document: None, applies: |_| true };
+
+/// Opens the WebSocket: everything else waits for it.
+pub(super) async fn open(dialer: &Dialer, target: &Target) -> Result<RelaySocket, DialFailure> {
+    RelaySocket::open(dialer, target).await
+}
+
+/// Asks for one note and closes.
+pub(super) async fn observe(mut socket: RelaySocket, timeout_ms: u64) -> ProbeVerdict {
+    let verdict = socket.probe(timeout_ms).await;
+    socket.close().await;
+    verdict
+}
+
+pub(super) fn judge(verdict: &ProbeVerdict) -> Observation {
+    Observation {
+        kind: CheckKind::Rtt,
+        outcome: verdict.outcome,
+        reason: verdict.reason,
+        detail: verdict.detail.clone(),
+        rtt_ms: [verdict.open_ms, verdict.read_ms, None],
+        document: None,
+    }
+}
