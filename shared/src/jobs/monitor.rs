@@ -1,0 +1,85 @@
+//! Closes the gap: a relay whose state is older than it should be.
+
+use std::str::FromStr;
+
+use serde_json::json;
+
+use super::liveness::{Liveness, State, judge};
+use super::validate::blame;
+use super::{Attempt, Ctx, JobError, Report, cadence, lost, target_url};
+use crate::checks::{CheckKind, MonitorReport, run_all};
+use crate::clock;
+use crate::db::{CheckRow, MonitorResult, RelayRow};
+use crate::models::{Outcome, RelayUrl};
+use crate::telemetry::Labels;
+
+pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
+    let url = target_url(ctx, attempt)?;
+    let Some(relay) = ctx.db.relay_get(&url, &ctx.config.vantage).await? else {
+        return Err(JobError::cancel("no such relay any more"));
+    };
+    let report = run_all(&ctx.dialer, &url, CheckKind::ALL).await;
+    let reached = report.observations.iter().any(|o| o.rtt_ms[0].is_some() || o.outcome == Outcome::Ok);
+    ctx.egress.record(url.network(), (!reached).then_some(report.reason));
+    let proved = report.up || reached || ctx.egress.is_proved(url.network(), &ctx.dialer).await;
+    if !report.up && report.ours {
+        // A name server of the relay's own that fails looks like ours; if everything else works, it is theirs.
+        blame(ctx, url.network(), report.reason, reached).await?;
+    }
+    let (state, result) = judge_report(ctx, attempt, &url, &relay, &report, proved)?;
+    let next_s = result.next.as_secs();
+    for check in &result.checks {
+        ctx.metrics.checks.get_or_create(&Labels::new(check.kind, "", check.outcome.as_str())).inc();
+    }
+    if !ctx.db.monitor_finish(&ctx.config.vantage, &[result]).await?.is_empty() {
+        return Err(lost());
+    }
+    Ok(json!({ "state": state.as_str(), "up": report.up, "reason": report.reason, "evidence": report.evidence, "next_s": next_s }))
+}
+
+fn judge_report(
+    ctx: &Ctx,
+    attempt: &Attempt,
+    url: &RelayUrl,
+    relay: &RelayRow,
+    report: &MonitorReport,
+    proved: bool,
+) -> Result<(State, MonitorResult), JobError> {
+    let now = clock::unix_now();
+    let before = relay
+        .state
+        .as_deref()
+        .map(State::from_str)
+        .transpose()
+        .map_err(|error| JobError::Retry { why: format!("table relay_state, column state, row {url}: {error}") })?;
+    let (state, liveness) =
+        judge(Liveness { state: before, failures: relay.failures, successes: relay.successes }, report.up, proved);
+    let since = if before == Some(state) { now - relay.since_at.unwrap_or(now) } else { 0 };
+    let due = cadence::monitor(state, liveness.failures, since, ctx.config.monitor_interval, url.as_str());
+    let checks = report
+        .observations
+        .iter()
+        .map(|o| CheckRow {
+            kind: o.kind.as_str(),
+            outcome: o.outcome,
+            reason: o.reason,
+            rtt_ms: o.rtt_ms,
+            document: o.document.clone(),
+        })
+        .collect();
+    let result = MonitorResult {
+        fence: attempt.fence.clone(),
+        url: url.clone(),
+        state: state.as_str(),
+        reason: report.reason,
+        failures: liveness.failures,
+        successes: liveness.successes,
+        alive: report.up,
+        checked_at: now,
+        next: due.after,
+        slack: due.slack,
+        why: due.why.to_owned(),
+        checks,
+    };
+    Ok((state, result))
+}
