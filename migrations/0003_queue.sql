@@ -51,6 +51,8 @@ BEGIN
         WITH picked AS (
             SELECT s.kind, s.target, s.due_at, s.slack_s FROM schedule s
             WHERE s.kind = p_kind AND s.network = v_network AND s.due_at <= p_now
+              -- A target whose job is still outstanding stays due: what was asked for meanwhile is not forgotten.
+              AND NOT EXISTS (SELECT FROM apalis.jobs j WHERE j.job_type = p_kind || '.' || v_network AND j.idempotency_key = s.target)
             ORDER BY s.due_at LIMIT p_limit FOR UPDATE SKIP LOCKED
         ), moved AS (
             UPDATE schedule s SET due_at = p_now + make_interval(secs => p_again_s)

@@ -1,0 +1,186 @@
+//! From a page of raw events to rows: known ones become observations at once, the others are verified once.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, json};
+
+use super::super::{Attempt, Ctx, JobError, lost};
+use crate::clock;
+use crate::db::{DbError, EventRow, NewCoverage, StoreBatch, Stored};
+use crate::models::{Coverage, EnvelopeFacts, Event, EventError, EventId};
+use crate::relay::Page;
+use crate::telemetry::Labels;
+
+/// The filter class of a walk without restriction.
+pub(super) const CLASS: &str = "all";
+
+/// What a sync pass brought.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) requests: u64,
+    pub(super) bytes: u64,
+    pub(super) delivered: u64,
+    pub(super) known: u64,
+    pub(super) new_events: u64,
+    pub(super) new_observations: u64,
+    pub(super) quarantined: u64,
+    pub(super) mismatched: u64,
+    bad: Map<String, serde_json::Value>,
+}
+
+impl Tally {
+    fn bad(&mut self, ctx: &Ctx, error: &EventError) {
+        ctx.metrics.events_received.get_or_create(&Labels::new("", "", error.as_str())).inc();
+        let count = self.bad.get(error.as_str()).and_then(serde_json::Value::as_u64).unwrap_or(0);
+        self.bad.insert(error.as_str().to_owned(), json!(count + 1));
+    }
+
+    pub(super) fn report(&self) -> serde_json::Value {
+        json!({
+            "requests": self.requests, "bytes": self.bytes, "delivered": self.delivered, "known": self.known,
+            "new_events": self.new_events, "new_observations": self.new_observations,
+            "mismatched": self.mismatched, "quarantined": self.quarantined, "bad": self.bad,
+        })
+    }
+}
+
+/// A page after scanning and verifying: what may be stored.
+struct Checked {
+    delivered: Vec<(EventId, i64)>,
+    new: Vec<EventRow>,
+}
+
+/// Stores one page with the coverage it proves, in one fenced transaction.
+pub(super) async fn store_page(
+    ctx: &Ctx,
+    attempt: &Attempt,
+    relay_id: i32,
+    page: Page,
+    coverage: Option<&Coverage>,
+    tally: &mut Tally,
+) -> Result<(), JobError> {
+    tally.bytes += page.bytes;
+    tally.mismatched += u64::from(page.facts.mismatched);
+    let checked = check(ctx, page.events, tally).await?;
+    if checked.delivered.is_empty() && coverage.is_none() {
+        return Ok(());
+    }
+    let stored = store(ctx, attempt, relay_id, &checked, coverage, tally).await?;
+    tally.new_events += stored.events;
+    tally.new_observations += stored.observations;
+    ctx.metrics.events_received.get_or_create(&Labels::new("", "", "new")).inc_by(stored.events);
+    ctx.metrics.observations_stored.inc_by(stored.observations);
+    Ok(())
+}
+
+/// Scans ids, asks which are known, and parses, hashes and verifies the others off the async threads.
+async fn check(ctx: &Ctx, raw: Vec<String>, tally: &mut Tally) -> Result<Checked, JobError> {
+    let mut scanned: Vec<(EventId, i64, String)> = Vec::with_capacity(raw.len());
+    let mut seen = HashSet::new();
+    for text in raw {
+        match EnvelopeFacts::scan(&text) {
+            Ok(facts) if seen.insert(facts.id) => scanned.push((facts.id, facts.created_at, text)),
+            Ok(_) => {}
+            Err(error) => tally.bad(ctx, &error),
+        }
+    }
+    tally.delivered += scanned.len() as u64;
+    let asked: Vec<(EventId, i64)> = scanned.iter().map(|(id, at, _)| (*id, *at)).collect();
+    let known: HashSet<usize> = ctx.db.event_resolve(&asked).await?.iter().map(|known| known.position).collect();
+    tally.known += known.len() as u64;
+    ctx.metrics.events_received.get_or_create(&Labels::new("", "", "known")).inc_by(known.len() as u64);
+    let mut delivered: Vec<(EventId, i64)> = known.iter().map(|position| asked[*position]).collect();
+    let unknown: Vec<String> = scanned
+        .into_iter()
+        .enumerate()
+        .filter(|(position, _)| !known.contains(position))
+        .map(|(_, (_, _, text))| text)
+        .collect();
+    let verified = tokio::task::spawn_blocking(move || {
+        unknown
+            .iter()
+            .map(|text| Event::parse(text).and_then(|event| event.verify_signature().map(|()| event)))
+            .collect::<Vec<_>>()
+    })
+    .await
+    .map_err(|error| JobError::Retry { why: format!("verifying events failed: {error}") })?;
+    let mut new = Vec::new();
+    for event in verified {
+        match event {
+            Ok(event) => {
+                delivered.push((event.id(), event.created_at()));
+                new.push(EventRow { event });
+            }
+            Err(error) => tally.bad(ctx, &error),
+        }
+    }
+    Ok(Checked { delivered, new })
+}
+
+/// One transaction; if the database refuses a value, the batch is halved until the one at fault stands alone.
+async fn store(
+    ctx: &Ctx,
+    attempt: &Attempt,
+    relay_id: i32,
+    checked: &Checked,
+    coverage: Option<&Coverage>,
+    tally: &mut Tally,
+) -> Result<Stored, JobError> {
+    match try_store(ctx, attempt, relay_id, &checked.delivered, &checked.new, coverage).await {
+        Ok(stored) => return if stored.held { Ok(stored) } else { Err(lost()) },
+        Err(error) if error.is_data() => tracing::warn!(error = %error, "looking for the event the database refuses"),
+        Err(error) => return Err(error.into()),
+    }
+    let mut sum = Stored { held: true, events: 0, observations: 0 };
+    let mut poison: HashSet<EventId> = HashSet::new();
+    let mut parts: Vec<&[EventRow]> = vec![&checked.new];
+    while let Some(part) = parts.pop() {
+        let delivered: Vec<(EventId, i64)> = part.iter().map(|row| (row.event.id(), row.event.created_at())).collect();
+        match try_store(ctx, attempt, relay_id, &delivered, part, None).await {
+            Ok(stored) if stored.held => {
+                sum.events += stored.events;
+                sum.observations += stored.observations;
+            }
+            Ok(_) => return Err(lost()),
+            Err(error) if error.is_data() && part.len() > 1 => {
+                let (left, right) = part.split_at(part.len() / 2);
+                parts.extend([left, right]);
+            }
+            Err(error) if error.is_data() => {
+                let Some(row) = part.first() else { return Err(error.into()) };
+                let why = error.to_string();
+                tally.quarantined +=
+                    ctx.db.event_quarantine_insert(relay_id, clock::unix_now(), &why, &row.event).await?;
+                poison.insert(row.event.id());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let rest: Vec<(EventId, i64)> =
+        checked.delivered.iter().filter(|(id, _)| !poison.contains(id)).copied().collect();
+    let stored = try_store(ctx, attempt, relay_id, &rest, &[], coverage).await?;
+    if !stored.held {
+        return Err(lost());
+    }
+    Ok(Stored { held: true, events: sum.events, observations: sum.observations + stored.observations })
+}
+
+async fn try_store(
+    ctx: &Ctx,
+    attempt: &Attempt,
+    relay_id: i32,
+    delivered: &[(EventId, i64)],
+    new: &[EventRow],
+    coverage: Option<&Coverage>,
+) -> Result<Stored, DbError> {
+    let batch = StoreBatch {
+        fence: &attempt.fence,
+        relay_id,
+        seen_at: clock::unix_now(),
+        delivered,
+        new,
+        coverage: coverage.map(|coverage| NewCoverage { class: CLASS, coverage }),
+        next: None,
+    };
+    ctx.db.sync_store(&batch).await
+}
