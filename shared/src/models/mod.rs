@@ -4,6 +4,7 @@
 
 mod canonical;
 mod closed;
+mod coverage;
 mod event;
 mod grade;
 mod metadata;
@@ -15,6 +16,7 @@ mod service_state;
 
 pub use canonical::{DocumentError, MAX_DOCUMENT_BYTES};
 pub use closed::UnknownWord;
+pub use coverage::{Coverage, CoverageError, Interval};
 pub use event::{EnvelopeFacts, Event, EventError, EventId, KindClass, MAX_EVENT_BYTES, event_key, tag_hash};
 pub use grade::{GapReason, Grade};
 pub use metadata::{Metadata, MetadataError, MetadataType};
