@@ -1,1 +1,180 @@
-//! scheduler
+//! The scheduler: works out what is due and enqueues it; keeps the queue and the tables in order.
+//!
+//! Any number may run, one leads; a second leader would do no harm, since every step is idempotent.
+//! It executes no jobs and talks to no relay.
+
+use std::time::Duration;
+
+use shared::clock;
+use shared::config::Config;
+use shared::db::{Db, DbError, ScheduleTarget};
+use shared::jobs::spec;
+use shared::models::{JobKind, LOCAL};
+use shared::telemetry::{Health, Labels, Metrics};
+use tokio_util::sync::CancellationToken;
+
+/// Name of the lease schedulers compete for.
+const LEASE: &str = "scheduler";
+/// Targets turned into jobs per kind, network and tick: a backlog is worked off over ticks.
+const PER_TICK: u32 = 5_000;
+/// Between two rounds of slow maintenance: partitions, retention, forgotten workers.
+const SLOW_EVERY_MS: u64 = 60_000;
+/// Workers whose lease ended this long ago are forgotten.
+const WORKER_MEMORY: Duration = Duration::from_secs(3_600);
+/// Documents deleted per round once no relay has them.
+const ORPHANS: u32 = 1_000;
+/// A target with a job outstanding is not looked at again for this long.
+const AGAIN: Duration = Duration::from_secs(900);
+/// Name under which health is reported.
+const PART: &str = "scheduler";
+
+/// Runs until `stop`; a database that is away is waited for.
+///
+/// # Errors
+/// When the configuration cannot be used.
+pub async fn run(config: &Config, metrics: Metrics, health: Health, stop: CancellationToken) -> anyhow::Result<()> {
+    let db = Db::lazy(config.database_url(), "bigbrotr scheduler", 2)?;
+    let options = config.scheduler_options();
+    let limit = (options.tick * 5).max(Duration::from_secs(30));
+    health.expect(PART, limit);
+    let mut scheduler = Scheduler::new(db, metrics, options);
+    tracing::info!(scheduler.id = scheduler.id, "scheduler starts");
+    loop {
+        match scheduler.tick().await {
+            Ok(()) => health.beat(PART, limit),
+            Err(error) => tracing::warn!(error = %error, "scheduling again when the database answers"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(scheduler.options.tick) => {}
+        }
+    }
+    if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(5), scheduler.release()).await {
+        tracing::warn!(error = %error, "could not hand over the lead; its lease will end by itself");
+    }
+    tracing::info!("scheduler stopped");
+    Ok(())
+}
+
+/// What the scheduler needs to know.
+#[derive(Debug, Clone)]
+pub struct Scheduler {
+    id: String,
+    db: Db,
+    metrics: Metrics,
+    options: shared::config::SchedulerOptions,
+    leads: bool,
+    slow_ms: Option<u64>,
+}
+
+impl Scheduler {
+    /// A scheduler with an id of its own.
+    pub fn new(db: Db, metrics: Metrics, options: shared::config::SchedulerOptions) -> Self {
+        let id = format!("scheduler-{}-{}", std::process::id(), clock::random_hex(4));
+        Self { id, db, metrics, options, leads: false, slow_ms: None }
+    }
+
+    /// One round: lead or stand by; if leading, rescue, enqueue what is due, and now and then maintain.
+    ///
+    /// # Errors
+    /// When the database does not answer; nothing is lost by that.
+    pub async fn tick(&mut self) -> Result<(), DbError> {
+        let term = self.db.leader_claim(LEASE, &self.id, self.options.lease).await?;
+        if term.is_some() != self.leads {
+            tracing::info!(scheduler.id = self.id, leads = term.is_some(), "the lead changed");
+        }
+        self.leads = term.is_some();
+        self.metrics.leader.set(i64::from(self.leads));
+        if !self.leads {
+            return Ok(());
+        }
+        let rescued = self.db.job_rescue().await?;
+        self.metrics.jobs_rescued.inc_by(rescued.again + rescued.dead);
+        if rescued.again + rescued.dead > 0 {
+            tracing::warn!(jobs.again = rescued.again, jobs.dead = rescued.dead, "rescued jobs of lost workers");
+        }
+        if self.slow_ms.is_none_or(|at| clock::monotonic_ms().saturating_sub(at) >= SLOW_EVERY_MS) {
+            self.maintain().await?;
+            self.slow_ms = Some(clock::monotonic_ms());
+        }
+        self.enqueue_due().await?;
+        self.gauge().await
+    }
+
+    /// Ends the lead, if this scheduler has it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn release(&self) -> Result<(), DbError> {
+        self.db.leader_release(LEASE, &self.id).await.map(drop)
+    }
+
+    async fn enqueue_due(&self) -> Result<(), DbError> {
+        let local = [LOCAL.to_owned()];
+        for kind in JobKind::ALL {
+            let spec = spec(*kind);
+            let networks: &[String] = if kind.is_remote() { &self.options.networks } else { &local };
+            let done = self
+                .db
+                .schedule_enqueue(*kind, networks, PER_TICK, spec.timeout, spec.max_attempts, AGAIN.max(spec.timeout * 2))
+                .await?;
+            self.metrics.jobs_enqueued.get_or_create(&Labels::new(kind.as_str(), "", "")).inc_by(done.enqueued);
+            if done.enqueued > 0 {
+                tracing::debug!(job.kind = %kind, jobs = done.enqueued, "enqueued what is due");
+            }
+        }
+        Ok(())
+    }
+
+    /// Local tasks exist, partitions are ahead, history is bounded.
+    async fn maintain(&self) -> Result<(), DbError> {
+        let task = |kind, target: &str| ScheduleTarget {
+            kind,
+            target: target.to_owned(),
+            network: LOCAL.to_owned(),
+            slack: Duration::from_secs(60),
+        };
+        self.db
+            .schedule_ensure(&[task(JobKind::Discover, "archive"), task(JobKind::Refresh, "views")])
+            .await?;
+        let since = self.options.archive_days.map_or(0, |days| clock::unix_now() - i64::from(days) * 86_400);
+        let made = self.db.partition_maintain(since).await?;
+        let days = self.db.job_retire(self.options.history_days).await?;
+        let workers = self.db.worker_retire(WORKER_MEMORY).await?;
+        let documents = self.db.orphan_metadata_delete(ORPHANS).await?;
+        if made + days + workers + documents > 0 {
+            tracing::info!(
+                partitions.made = made, history.days_dropped = days, workers.forgotten = workers,
+                documents.deleted = documents, "maintenance"
+            );
+        }
+        Ok(())
+    }
+
+    /// Gauges of the whole fleet: from the leader only, or N schedulers would multiply them.
+    async fn gauge(&self) -> Result<(), DbError> {
+        let network = |name: &str| self.options.networks.iter().any(|n| n == name);
+        for line in self.db.queue_stats().await? {
+            let Ok(kind) = line.kind.parse::<JobKind>() else { continue };
+            let net = if network(&line.network) {
+                line.network.parse().map_or(LOCAL, shared::models::Network::as_str)
+            } else {
+                LOCAL
+            };
+            let labels = Labels::new(kind.as_str(), net, "");
+            self.metrics.queue_due.get_or_create(&labels).set(gauge(line.due));
+            #[expect(clippy::cast_possible_truncation, reason = "an age in whole seconds")]
+            let oldest = line.oldest_due_s.unwrap_or(0.0) as i64;
+            self.metrics.queue_oldest_due_seconds.get_or_create(&labels).set(oldest);
+        }
+        let fleet = self.db.fleet_stats().await?;
+        for (state, count) in [("alive", fleet.alive), ("suspect", fleet.suspect), ("down", fleet.down)] {
+            self.metrics.relays.get_or_create(&Labels::new("", "", state)).set(gauge(count));
+        }
+        Ok(())
+    }
+}
+
+fn gauge(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -4,7 +4,7 @@
 
 use super::rows::get;
 use super::{Db, DbError};
-use crate::models::{Event, EventError, Metadata};
+use crate::models::{Event, EventError, EventId, Metadata};
 
 /// A stored value that does not validate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,10 +161,30 @@ fn check_event(row: &sqlx::postgres::PgRow) -> Result<Finding, DbError> {
     let (Some(tags), Some(content), Some(sig)) = (tags, content, sig) else {
         return Ok(Err(("content", "an archived event has no body".to_owned())));
     };
-    let event = match Event::from_parts(&id, &pubkey, created_at, kind, &tags, &content, &sig) {
+    let event = match rebuild(&id, &pubkey, created_at, kind, &tags, content, &sig) {
         Ok(event) => event,
-        Err(EventError::BadId) => return Ok(Err(("id", "the id is not the hash of the row".to_owned()))),
-        Err(error) => return Ok(Err(("tags", error.to_string()))),
+        Err((_, EventError::BadId)) => return Ok(Err(("id", "the id is not the hash of the row".to_owned()))),
+        Err((column, error)) => return Ok(Err((column, error.to_string()))),
     };
     Ok(event.verify_signature().map_err(|error| ("sig", error.to_string())))
+}
+
+/// The event of a row, or the column that cannot be part of one.
+fn rebuild(
+    id: &[u8],
+    pubkey: &[u8],
+    created_at: i64,
+    kind: i32,
+    tags: &[u8],
+    content: Vec<u8>,
+    sig: &[u8],
+) -> Result<Event, (&'static str, EventError)> {
+    let id = EventId::try_from(id).map_err(|_| ("id", EventError::Shape("id")))?;
+    let pubkey = <[u8; 32]>::try_from(pubkey).map_err(|_| ("pubkey", EventError::Shape("pubkey")))?;
+    let kind = u16::try_from(kind).map_err(|_| ("kind", EventError::Range("kind")))?;
+    let tags = std::str::from_utf8(tags).map_err(|_| ("tags", EventError::Shape("tags")))?;
+    let tags = Event::parse_tags(tags).map_err(|error| ("tags", error))?;
+    let content = String::from_utf8(content).map_err(|_| ("content", EventError::Shape("content")))?;
+    let sig = <[u8; 64]>::try_from(sig).map_err(|_| ("sig", EventError::Shape("sig")))?;
+    Event::from_parts(id, pubkey, created_at, kind, tags, content, sig).map_err(|error| ("id", error))
 }
