@@ -204,7 +204,9 @@ impl Metrics {
                 }
                 Metric::Relays => registry.register(name, help, metrics.relays.clone()),
                 Metric::EventsReceived => registry.register(name, help, metrics.events_received.clone()),
-                Metric::ObservationsStored => registry.register(name, help, metrics.observations_stored.clone()),
+                Metric::ObservationsStored => {
+                    registry.register(name, help, metrics.observations_stored.clone())
+                }
                 Metric::Checks => registry.register(name, help, metrics.checks.clone()),
             }
         }
@@ -242,14 +244,25 @@ pub struct LogOptions {
 pub fn init(options: LogOptions) {
     let targets = Targets::new()
         .with_default(Level::WARN)
-        .with_targets([("shared", options.level), ("scheduler", options.level), ("worker", options.level), ("bigbrotr", options.level)])
+        .with_targets([
+            ("shared", options.level),
+            ("scheduler", options.level),
+            ("worker", options.level),
+            ("bigbrotr", options.level),
+        ])
         // hickory warns about every odd answer of a hostile name server; those are outcomes of ours.
-        .with_targets([("hickory_proto", Level::ERROR), ("hickory_resolver", Level::ERROR), ("hickory_net", Level::ERROR)]);
+        .with_targets([
+            ("hickory_proto", Level::ERROR),
+            ("hickory_resolver", Level::ERROR),
+            ("hickory_net", Level::ERROR),
+        ]);
     let registry = tracing_subscriber::registry().with(targets);
     let result = if options.json {
         registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()
     } else {
-        registry.with(tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr)).try_init()
+        registry
+            .with(tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr))
+            .try_init()
     };
     drop(result);
 }
@@ -308,7 +321,8 @@ impl Health {
     pub fn live(&self) -> Result<(), String> {
         let now = crate::clock::monotonic_ms();
         let parts = self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let stuck = parts.values().any(|part| now.saturating_sub(part.beaten_ms) > part.limit_ms.saturating_mul(3));
+        let stuck =
+            parts.values().any(|part| now.saturating_sub(part.beaten_ms) > part.limit_ms.saturating_mul(3));
         drop(parts);
         if stuck { self.ready() } else { Ok(()) }
     }

@@ -140,8 +140,10 @@ impl Db {
     /// Stores one batch of a sync job in one fenced transaction.
     pub async fn sync_store(&self, batch: &StoreBatch<'_>) -> Result<Stored, DbError> {
         let new = Columns::of(batch.new);
-        let intervals: Option<Vec<&Interval>> = batch.coverage.as_ref().map(|c| c.coverage.intervals().iter().collect());
-        let column = |f: fn(&Interval) -> i64| intervals.as_ref().map(|i| i.iter().map(|x| f(x)).collect::<Vec<_>>());
+        let intervals: Option<Vec<&Interval>> =
+            batch.coverage.as_ref().map(|c| c.coverage.intervals().iter().collect());
+        let column =
+            |f: fn(&Interval) -> i64| intervals.as_ref().map(|i| i.iter().map(|x| f(x)).collect::<Vec<_>>());
         let text = |f: fn(&Interval) -> &'static str| {
             intervals.as_ref().map(|i| i.iter().map(|x| f(x).to_owned()).collect::<Vec<_>>())
         };
@@ -187,7 +189,10 @@ impl Db {
     }
 
     /// Relays, events and observations in one call, for imports; returns how many observations were new.
-    pub async fn event_relay_insert_cascade(&self, seen: &[(EventRow, RelayUrl, i64)]) -> Result<u64, DbError> {
+    pub async fn event_relay_insert_cascade(
+        &self,
+        seen: &[(EventRow, RelayUrl, i64)],
+    ) -> Result<u64, DbError> {
         let rows: Vec<EventRow> = seen.iter().map(|(row, _, _)| row.clone()).collect();
         let new = Columns::of(&rows);
         let row = self
@@ -238,12 +243,19 @@ impl Db {
     pub async fn coverage_get(&self, relay_id: i32, class: &str) -> Result<Coverage, DbError> {
         let rows = self
             .all(
-                sqlx::query("SELECT since_at, until_at, grade, reason, observed_at FROM coverage_get($1, $2)")
-                    .bind(relay_id)
-                    .bind(class),
+                sqlx::query(
+                    "SELECT since_at, until_at, grade, reason, observed_at FROM coverage_get($1, $2)",
+                )
+                .bind(relay_id)
+                .bind(class),
             )
             .await?;
-        let corrupt = |row: String, problem: String| DbError::Corrupt { table: "coverage", column: "since_at", row, problem };
+        let corrupt = |row: String, problem: String| DbError::Corrupt {
+            table: "coverage",
+            column: "since_at",
+            row,
+            problem,
+        };
         let mut intervals = Vec::with_capacity(rows.len());
         for row in &rows {
             let (since, until): (i64, i64) = (get(row, "since_at")?, get(row, "until_at")?);

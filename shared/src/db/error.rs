@@ -103,7 +103,9 @@ impl From<sqlx::Error> for DbError {
         match code.as_str() {
             "28P01" | "28000" => Self::Login(message),
             // PgBouncer reports a failed login under its own class.
-            "08P01" if message.contains("authentication") || message.contains("password") => Self::Login(message),
+            "08P01" if message.contains("authentication") || message.contains("password") => {
+                Self::Login(message)
+            }
             "3D000" => Self::NoDatabase(message),
             "42501" => Self::Forbidden(message),
             "42883" | "42P01" | "42703" | "3F000" => Self::Schema(message),

@@ -200,7 +200,12 @@ impl Db {
     }
 
     /// Takes or renews a leader lease; `None` while another process holds it.
-    pub async fn leader_claim(&self, name: &str, holder: &str, ttl: Duration) -> Result<Option<i64>, DbError> {
+    pub async fn leader_claim(
+        &self,
+        name: &str,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<Option<i64>, DbError> {
         let row = self
             .one(
                 sqlx::query("SELECT leader_claim($1, $2, $3) AS term")

@@ -43,10 +43,12 @@ impl std::fmt::Debug for MigrateOptions {
 /// Opens a direct connection, checks the server's version, and takes the migration lock.
 pub async fn connect_direct(url: &str) -> Result<PgConnection, DbError> {
     let mut connection = connect_options(url, "bigbrotr migrate")?.connect().await?;
-    let row = sqlx::query("SELECT current_setting('server_version_num')::integer / 10000 AS major, version() AS text")
-        .persistent(false)
-        .fetch_one(&mut connection)
-        .await?;
+    let row = sqlx::query(
+        "SELECT current_setting('server_version_num')::integer / 10000 AS major, version() AS text",
+    )
+    .persistent(false)
+    .fetch_one(&mut connection)
+    .await?;
     let major: i32 = row.try_get("major")?;
     if u32::try_from(major).unwrap_or(0) < OLDEST_MAJOR {
         return Err(DbError::Version { found: major.to_string(), wanted: OLDEST_MAJOR });

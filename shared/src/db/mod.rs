@@ -27,7 +27,9 @@ pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored, Unmined
 pub use error::DbError;
 pub use jobs::{Claimed, Enqueued, Finished, NewJob, Registration};
 pub use maintain::Rescued;
-pub use migrate::{DIRECT_LOCK, MIGRATOR, MigrateOptions, apply_grants, connect_direct, prepare_roles, run_migrations};
+pub use migrate::{
+    DIRECT_LOCK, MIGRATOR, MigrateOptions, apply_grants, connect_direct, prepare_roles, run_migrations,
+};
 pub use observe::{
     CandidateRow, CheckRow, MonitorResult, NewCandidate, RelayRow, ScheduleTarget, ValidateResult,
 };
@@ -85,7 +87,8 @@ impl Db {
 
     /// Asks the server for its version number (150020 for 15.20) and so proves that it answers.
     pub async fn ping(&self) -> Result<i32, DbError> {
-        let row = self.one(sqlx::query("SELECT current_setting('server_version_num')::integer AS version")).await?;
+        let row =
+            self.one(sqlx::query("SELECT current_setting('server_version_num')::integer AS version")).await?;
         rows::get(&row, "version")
     }
 
@@ -111,6 +114,7 @@ impl Db {
     /// Runs one statement that returns exactly one row.
     async fn one(&self, query: Query<'_, Postgres, PgArguments>) -> Result<PgRow, DbError> {
         let mut rows = self.all(query).await?;
-        rows.pop().ok_or(DbError::Decode { column: "(row)", problem: "the statement returned no row".to_owned() })
+        rows.pop()
+            .ok_or(DbError::Decode { column: "(row)", problem: "the statement returned no row".to_owned() })
     }
 }

@@ -136,7 +136,9 @@ fn lost(rows: &[PgRow]) -> Result<Vec<usize>, DbError> {
         .collect()
 }
 
-pub(super) fn fences<'a>(fences: impl Iterator<Item = &'a Fence> + Clone) -> (Vec<String>, Vec<String>, Vec<i32>) {
+pub(super) fn fences<'a>(
+    fences: impl Iterator<Item = &'a Fence> + Clone,
+) -> (Vec<String>, Vec<String>, Vec<i32>) {
     (
         fences.clone().map(|f| f.job().to_owned()).collect(),
         fences.clone().map(|f| f.worker().to_owned()).collect(),
@@ -181,9 +183,11 @@ impl Db {
     pub async fn relay_get(&self, url: &RelayUrl, vantage: &str) -> Result<Option<RelayRow>, DbError> {
         let rows = self
             .all(
-                sqlx::query("SELECT relay_id, network, state, since_at, failures, successes FROM relay_get($1, $2)")
-                    .bind(vec![url.as_str().to_owned()])
-                    .bind(vantage),
+                sqlx::query(
+                    "SELECT relay_id, network, state, since_at, failures, successes FROM relay_get($1, $2)",
+                )
+                .bind(vec![url.as_str().to_owned()])
+                .bind(vantage),
             )
             .await?;
         let Some(row) = rows.first() else { return Ok(None) };
@@ -225,25 +229,31 @@ impl Db {
         let (jobs, workers, attempts) = fences(results.iter().map(|r| &r.fence));
         let rows = self
             .all(
-                sqlx::query("SELECT o FROM validate_finish($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS o")
-                    .bind(jobs)
-                    .bind(workers)
-                    .bind(attempts)
-                    .bind(results.iter().map(|r| r.url.as_str().to_owned()).collect::<Vec<_>>())
-                    .bind(results.iter().map(|r| r.url.network().as_str().to_owned()).collect::<Vec<_>>())
-                    .bind(results.iter().map(|r| r.alive).collect::<Vec<_>>())
-                    .bind(results.iter().map(|r| r.outcome.as_str().to_owned()).collect::<Vec<_>>())
-                    .bind(results.iter().map(|r| r.reason.as_str().to_owned()).collect::<Vec<_>>())
-                    .bind(results.iter().map(|r| r.next.as_secs_f64()).collect::<Vec<_>>())
-                    .bind(results.iter().map(|r| slack_s(r.slack)).collect::<Vec<_>>())
-                    .bind(results.iter().map(|r| r.give_up).collect::<Vec<_>>()),
+                sqlx::query(
+                    "SELECT o FROM validate_finish($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS o",
+                )
+                .bind(jobs)
+                .bind(workers)
+                .bind(attempts)
+                .bind(results.iter().map(|r| r.url.as_str().to_owned()).collect::<Vec<_>>())
+                .bind(results.iter().map(|r| r.url.network().as_str().to_owned()).collect::<Vec<_>>())
+                .bind(results.iter().map(|r| r.alive).collect::<Vec<_>>())
+                .bind(results.iter().map(|r| r.outcome.as_str().to_owned()).collect::<Vec<_>>())
+                .bind(results.iter().map(|r| r.reason.as_str().to_owned()).collect::<Vec<_>>())
+                .bind(results.iter().map(|r| r.next.as_secs_f64()).collect::<Vec<_>>())
+                .bind(results.iter().map(|r| slack_s(r.slack)).collect::<Vec<_>>())
+                .bind(results.iter().map(|r| r.give_up).collect::<Vec<_>>()),
             )
             .await?;
         lost(&rows)
     }
 
     /// Stores results of monitor jobs from one vantage; returns the positions whose fence was lost.
-    pub async fn monitor_finish(&self, vantage: &str, results: &[MonitorResult]) -> Result<Vec<usize>, DbError> {
+    pub async fn monitor_finish(
+        &self,
+        vantage: &str,
+        results: &[MonitorResult],
+    ) -> Result<Vec<usize>, DbError> {
         let (jobs, workers, attempts) = fences(results.iter().map(|r| &r.fence));
         let checks: Vec<(i32, &CheckRow)> = results
             .iter()
@@ -307,7 +317,9 @@ impl Db {
             .one(
                 sqlx::query("SELECT relay_metadata_insert_cascade($1, $2, $3, $4, $5, $6, $3) AS n")
                     .bind(documents.iter().map(|(u, _, _)| u.as_str().to_owned()).collect::<Vec<_>>())
-                    .bind(documents.iter().map(|(u, _, _)| u.network().as_str().to_owned()).collect::<Vec<_>>())
+                    .bind(
+                        documents.iter().map(|(u, _, _)| u.network().as_str().to_owned()).collect::<Vec<_>>(),
+                    )
                     .bind(documents.iter().map(|(_, _, at)| *at).collect::<Vec<_>>())
                     .bind(documents.iter().map(|(_, d, _)| d.id().to_vec()).collect::<Vec<_>>())
                     .bind(documents.iter().map(|(_, d, _)| d.kind().as_str().to_owned()).collect::<Vec<_>>())
@@ -354,7 +366,11 @@ impl Db {
     }
 
     /// Reads a stored URL back, or names the row that does not parse.
-    pub(super) fn stored_url(text: &str, table: &'static str, row: impl FnOnce() -> String) -> Result<RelayUrl, DbError> {
+    pub(super) fn stored_url(
+        text: &str,
+        table: &'static str,
+        row: impl FnOnce() -> String,
+    ) -> Result<RelayUrl, DbError> {
         // What policy let it in is not known here: any address that was ever allowed may be stored.
         match RelayUrl::parse(text, &AddressPolicy::local()) {
             Ok(url) if url.as_str() == text => Ok(url),
@@ -364,7 +380,12 @@ impl Db {
                 row: row(),
                 problem: format!("{text:?} is not canonical, {:?} is", url.as_str()),
             }),
-            Err(error) => Err(DbError::Corrupt { table, column: "url", row: row(), problem: format!("{text:?}: {error}") }),
+            Err(error) => Err(DbError::Corrupt {
+                table,
+                column: "url",
+                row: row(),
+                problem: format!("{text:?}: {error}"),
+            }),
         }
     }
 }

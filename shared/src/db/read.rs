@@ -151,8 +151,7 @@ impl Db {
         state: Option<&str>,
         only: Option<&str>,
     ) -> Result<Vec<RelayLine>, DbError> {
-        let rows =
-            self.all(sqlx::query(RELAY_LIST).bind(after).bind(state).bind(only).bind(PAGE)).await?;
+        let rows = self.all(sqlx::query(RELAY_LIST).bind(after).bind(state).bind(only).bind(PAGE)).await?;
         rows.iter()
             .map(|row| {
                 let text: String = get(row, "url")?;
@@ -241,13 +240,23 @@ impl Db {
     }
 
     /// Live jobs, earliest deadline first, at most `limit`.
-    pub async fn job_list(&self, kind: Option<&str>, which: Option<&str>, limit: u32) -> Result<Vec<JobLine>, DbError> {
+    pub async fn job_list(
+        &self,
+        kind: Option<&str>,
+        which: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<JobLine>, DbError> {
         let limit = i32::try_from(limit).unwrap_or(PAGE).min(PAGE);
         self.job_lines(sqlx::query(QUEUE_LIST).bind(kind).bind(which).bind(limit)).await
     }
 
     /// Finished jobs of one job id or target, newest first, at most `limit`.
-    pub async fn job_past(&self, kind: Option<&str>, which: &str, limit: u32) -> Result<Vec<JobLine>, DbError> {
+    pub async fn job_past(
+        &self,
+        kind: Option<&str>,
+        which: &str,
+        limit: u32,
+    ) -> Result<Vec<JobLine>, DbError> {
         let limit = i32::try_from(limit).unwrap_or(PAGE).min(PAGE);
         self.job_lines(sqlx::query(HISTORY).bind(kind).bind(which).bind(limit)).await
     }
@@ -282,7 +291,9 @@ impl Db {
                 "SELECT view_name, extract(epoch FROM refreshed_at)::bigint AS at, duration_ms FROM view_state ORDER BY view_name",
             ))
             .await?;
-        rows.iter().map(|row| Ok((get(row, "view_name")?, get(row, "at")?, get(row, "duration_ms")?))).collect()
+        rows.iter()
+            .map(|row| Ok((get(row, "view_name")?, get(row, "at")?, get(row, "duration_ms")?)))
+            .collect()
     }
 
     /// Live workers: id, vantage, version, slots, seconds of lease left.
@@ -325,13 +336,19 @@ impl Db {
 
     /// Seconds by which the server's clock is ahead of ours (`now`, Unix seconds).
     pub async fn clock_skew(&self, now: i64) -> Result<i64, DbError> {
-        let row = self.one(sqlx::query("SELECT extract(epoch FROM clock_timestamp())::bigint AS now")).await?;
+        let row =
+            self.one(sqlx::query("SELECT extract(epoch FROM clock_timestamp())::bigint AS now")).await?;
         let server: i64 = get(&row, "now")?;
         Ok(server - now)
     }
 
     /// A word read back from the database, for callers outside this room.
-    pub fn stored_word<T: std::str::FromStr>(text: &str, table: &'static str, column: &'static str, row: &str) -> Result<T, DbError>
+    pub fn stored_word<T: std::str::FromStr>(
+        text: &str,
+        table: &'static str,
+        column: &'static str,
+        row: &str,
+    ) -> Result<T, DbError>
     where
         T::Err: std::fmt::Display,
     {

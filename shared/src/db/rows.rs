@@ -35,5 +35,10 @@ pub(super) fn word<T: std::str::FromStr>(
 where
     T::Err: std::fmt::Display,
 {
-    text.parse().map_err(|error: T::Err| DbError::Corrupt { table, column, row: row(), problem: error.to_string() })
+    text.parse().map_err(|error: T::Err| DbError::Corrupt {
+        table,
+        column,
+        row: row(),
+        problem: error.to_string(),
+    })
 }

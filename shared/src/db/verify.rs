@@ -76,7 +76,8 @@ impl Db {
             after = get(last, "id")?;
             for row in &rows {
                 report.relays += 1;
-                let (id, url, network): (i32, String, String) = (get(row, "id")?, get(row, "url")?, get(row, "network")?);
+                let (id, url, network): (i32, String, String) =
+                    (get(row, "id")?, get(row, "url")?, get(row, "network")?);
                 match Self::stored_url(&url, "relay", || format!("id={id}")) {
                     Ok(parsed) if parsed.network().as_str() == network => {}
                     Ok(parsed) => report.add(DbError::Corrupt {
@@ -108,7 +109,8 @@ impl Db {
             after = (get(last, "id")?, get(last, "type")?);
             for row in &rows {
                 report.documents += 1;
-                let (id, kind, data): (Vec<u8>, String, String) = (get(row, "id")?, get(row, "type")?, get(row, "data")?);
+                let (id, kind, data): (Vec<u8>, String, String) =
+                    (get(row, "id")?, get(row, "type")?, get(row, "data")?);
                 if let Err(error) = Metadata::from_db(&kind, &id, &data) {
                     report.add(DbError::Corrupt {
                         table: "metadata",
@@ -143,7 +145,12 @@ impl Db {
                 report.events += 1;
                 let key: i64 = get(row, "event_key")?;
                 if let Err((column, problem)) = check_event(row)? {
-                    report.add(DbError::Corrupt { table: "event", column, row: format!("event_key={key}"), problem })?;
+                    report.add(DbError::Corrupt {
+                        table: "event",
+                        column,
+                        row: format!("event_key={key}"),
+                        problem,
+                    })?;
                 }
             }
         }
@@ -163,7 +170,9 @@ fn check_event(row: &sqlx::postgres::PgRow) -> Result<Finding, DbError> {
     };
     let event = match rebuild(&id, &pubkey, created_at, kind, &tags, content, &sig) {
         Ok(event) => event,
-        Err((_, EventError::BadId)) => return Ok(Err(("id", "the id is not the hash of the row".to_owned()))),
+        Err((_, EventError::BadId)) => {
+            return Ok(Err(("id", "the id is not the hash of the row".to_owned())));
+        }
         Err((column, error)) => return Ok(Err((column, error.to_string()))),
     };
     Ok(event.verify_signature().map_err(|error| ("sig", error.to_string())))

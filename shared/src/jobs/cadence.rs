@@ -90,7 +90,9 @@ pub fn sync(end: SyncEnd, base: Duration, url: &str) -> Due {
     let base = base.as_secs().max(1);
     match end {
         SyncEnd::UpToDate => due(base, url, "up to date"),
-        SyncEnd::More => Due { after: Duration::ZERO, slack: Duration::from_secs(MINUTE), why: "more to read" },
+        SyncEnd::More => {
+            Due { after: Duration::ZERO, slack: Duration::from_secs(MINUTE), why: "more to read" }
+        }
         SyncEnd::Interrupted => due((base / 3).max(1), url, "interrupted"),
         SyncEnd::Refused => due(base.max(6 * HOUR), url, "refused"),
         SyncEnd::Down => due(base.max(HOUR), url, "down"),

@@ -85,7 +85,6 @@ fn looks_like_relay(text: &str) -> bool {
     text.len() > 5 && (text[..5].eq_ignore_ascii_case(b"ws://") || text[..5].eq_ignore_ascii_case(b"wss:/"))
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,13 +102,18 @@ mod tests {
     #[test]
     fn relays_are_found_at_every_index_of_every_tag() {
         let tags = r#"[["r","wss://a.example/","read"],["e","00","wss://b.example"],["relays","x","WSS://C.example"]]"#;
-        assert_eq!(mined(1, tags, "wss://not.read.example"), ["wss://a.example", "wss://b.example", "wss://c.example"]);
+        assert_eq!(
+            mined(1, tags, "wss://not.read.example"),
+            ["wss://a.example", "wss://b.example", "wss://c.example"]
+        );
     }
 
     #[test]
     fn a_contact_lists_content_is_read_and_nonsense_is_not() {
         assert_eq!(mined(3, "[]", r#"{"wss://old.example":{"read":true},"x":1}"#), ["wss://old.example"]);
         assert!(mined(3, "[]", "not json").is_empty());
-        assert!(mined(1, r#"[["r","ws://127.0.0.1"],["r","wss://"],["r","https://a.example"]]"#, "").is_empty());
+        assert!(
+            mined(1, r#"[["r","ws://127.0.0.1"],["r","wss://"],["r","https://a.example"]]"#, "").is_empty()
+        );
     }
 }

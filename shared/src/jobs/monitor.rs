@@ -34,7 +34,9 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     if !ctx.db.monitor_finish(&ctx.config.vantage, &[result]).await?.is_empty() {
         return Err(lost());
     }
-    Ok(json!({ "state": state.as_str(), "up": report.up, "reason": report.reason, "evidence": report.evidence, "next_s": next_s }))
+    Ok(
+        json!({ "state": state.as_str(), "up": report.up, "reason": report.reason, "evidence": report.evidence, "next_s": next_s }),
+    )
 }
 
 fn judge_report(
@@ -46,14 +48,14 @@ fn judge_report(
     proved: bool,
 ) -> Result<(State, MonitorResult), JobError> {
     let now = clock::unix_now();
-    let before = relay
-        .state
-        .as_deref()
-        .map(State::from_str)
-        .transpose()
-        .map_err(|error| JobError::Retry { why: format!("table relay_state, column state, row {url}: {error}") })?;
-    let (state, liveness) =
-        judge(Liveness { state: before, failures: relay.failures, successes: relay.successes }, report.up, proved);
+    let before = relay.state.as_deref().map(State::from_str).transpose().map_err(|error| {
+        JobError::Retry { why: format!("table relay_state, column state, row {url}: {error}") }
+    })?;
+    let (state, liveness) = judge(
+        Liveness { state: before, failures: relay.failures, successes: relay.successes },
+        report.up,
+        proved,
+    );
     let since = if before == Some(state) { now - relay.since_at.unwrap_or(now) } else { 0 };
     let due = cadence::monitor(state, liveness.failures, since, ctx.config.monitor_interval, url.as_str());
     let checks = report

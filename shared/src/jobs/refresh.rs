@@ -22,7 +22,9 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         }
         match ctx.direct.refresh(statement).await {
             Ok(()) => refreshed += 1,
-            Err(error) if error.is_busy() => return Err(JobError::snooze(BUSY, "another refresh is running")),
+            Err(error) if error.is_busy() => {
+                return Err(JobError::snooze(BUSY, "another refresh is running"));
+            }
             Err(error) => {
                 tracing::error!(view, error = %error, "a view could not be refreshed");
                 failed.insert(view.to_owned(), json!(error.to_string()));

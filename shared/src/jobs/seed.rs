@@ -75,7 +75,10 @@ mod tests {
             "# comment\n\nwss://a.example\nnot a url\nWSS://A.example/\nhttp://b.example\nwss://c.example\n",
             &AddressPolicy::public(),
         );
-        assert_eq!(list.urls.iter().map(RelayUrl::as_str).collect::<Vec<_>>(), ["wss://a.example", "wss://c.example"]);
+        assert_eq!(
+            list.urls.iter().map(RelayUrl::as_str).collect::<Vec<_>>(),
+            ["wss://a.example", "wss://c.example"]
+        );
         assert_eq!(list.repeated, 1);
         assert_eq!(list.bad.iter().map(|bad| bad.line).collect::<Vec<_>>(), [4, 6]);
     }

@@ -42,7 +42,12 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     }))
 }
 
-fn result(attempt: &Attempt, url: &RelayUrl, verdict: &ProbeVerdict, due: Option<cadence::Due>) -> ValidateResult {
+fn result(
+    attempt: &Attempt,
+    url: &RelayUrl,
+    verdict: &ProbeVerdict,
+    due: Option<cadence::Due>,
+) -> ValidateResult {
     let give_up = !verdict.alive && due.is_none();
     let due = due.unwrap_or(cadence::Due { after: Duration::ZERO, slack: Duration::ZERO, why: "given up" });
     ValidateResult {
@@ -63,7 +68,12 @@ pub(super) fn reach_failure(verdict: &ProbeVerdict) -> Option<Reason> {
 }
 
 /// An error when the failure must not be laid at the relay's door.
-pub(super) async fn blame(ctx: &Ctx, network: Network, reason: Reason, reached: bool) -> Result<(), JobError> {
+pub(super) async fn blame(
+    ctx: &Ctx,
+    network: Network,
+    reason: Reason,
+    reached: bool,
+) -> Result<(), JobError> {
     if matches!(reason, Reason::NetworkDisabled | Reason::ProxyMissing) {
         return Err(JobError::snooze(UNSERVED, format!("this worker does not serve {network}: {reason}")));
     }

@@ -4,13 +4,10 @@
 
 mod canonical;
 mod closed;
-<<<<<<< HEAD
-mod job;
-=======
 mod coverage;
->>>>>>> wt-models
 mod event;
 mod grade;
+mod job;
 mod metadata;
 mod network;
 mod outcome;
@@ -20,13 +17,10 @@ mod service_state;
 
 pub use canonical::{DocumentError, MAX_DOCUMENT_BYTES};
 pub use closed::UnknownWord;
-<<<<<<< HEAD
-pub use job::{Fence, JobKind, LOCAL, Verdict};
-=======
 pub use coverage::{Coverage, CoverageError, Interval};
->>>>>>> wt-models
 pub use event::{EnvelopeFacts, Event, EventError, EventId, KindClass, MAX_EVENT_BYTES, event_key, tag_hash};
 pub use grade::{GapReason, Grade};
+pub use job::{Fence, JobKind, LOCAL, Verdict};
 pub use metadata::{Metadata, MetadataError, MetadataType};
 pub use network::Network;
 pub use outcome::{Outcome, Reason};

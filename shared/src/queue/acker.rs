@@ -75,7 +75,11 @@ fn settle(shared: &Shared, batch: &[Ended], held: &[String]) {
         let claimed = &ended.ticket.claimed;
         shared.forget(&claimed.job, claimed.attempt);
         if held.contains(&claimed.job) {
-            let labels = Labels::new(claimed.kind.as_str(), shared.network_label(&claimed.network), ended.ending.verdict.as_str());
+            let labels = Labels::new(
+                claimed.kind.as_str(),
+                shared.network_label(&claimed.network),
+                ended.ending.verdict.as_str(),
+            );
             shared.metrics.jobs_finished.get_or_create(&labels).inc();
             if ended.ending.verdict != Verdict::Complete {
                 tracing::info!(
@@ -85,7 +89,11 @@ fn settle(shared: &Shared, batch: &[Ended], held: &[String]) {
             }
         } else {
             shared.metrics.jobs_lost.inc();
-            tracing::warn!(job.id = claimed.job, job.attempt = claimed.attempt, "the lease of a job was lost; its result was dropped");
+            tracing::warn!(
+                job.id = claimed.job,
+                job.attempt = claimed.attempt,
+                "the lease of a job was lost; its result was dropped"
+            );
         }
     }
 }

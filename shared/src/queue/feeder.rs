@@ -23,7 +23,8 @@ pub(super) struct Lane {
 /// Claims until told to stop; then drops the channels, so that the workers finish what they have.
 pub(super) async fn run(shared: Shared, lanes: Vec<Lane>, stop: CancellationToken) {
     while !stop.is_cancelled() {
-        let mut free: Vec<Vec<OwnedSemaphorePermit>> = lanes.iter().map(|lane| take_free(&lane.slots)).collect();
+        let mut free: Vec<Vec<OwnedSemaphorePermit>> =
+            lanes.iter().map(|lane| take_free(&lane.slots)).collect();
         let wanted: Vec<(String, u32)> = lanes
             .iter()
             .zip(&free)
@@ -69,7 +70,12 @@ fn jittered(poll: Duration) -> Duration {
     poll * 3 / 4 + poll / 2 * share / 256
 }
 
-async fn hand_out(shared: &Shared, lanes: &[Lane], free: &mut [Vec<OwnedSemaphorePermit>], claimed: Vec<Claimed>) {
+async fn hand_out(
+    shared: &Shared,
+    lanes: &[Lane],
+    free: &mut [Vec<OwnedSemaphorePermit>],
+    claimed: Vec<Claimed>,
+) {
     for claimed in claimed {
         let Some(index) = lanes.iter().position(|lane| lane.queue == claimed.queue) else { continue };
         let Some(permit) = free[index].pop() else { continue };
@@ -77,7 +83,10 @@ async fn hand_out(shared: &Shared, lanes: &[Lane], free: &mut [Vec<OwnedSemaphor
         let ticket = Ticket { claimed, slot: Arc::new(permit), lost };
         // The channel holds as many tickets as there are slots, so this never waits.
         if lanes[index].tickets.send(ticket).await.is_err() {
-            tracing::error!(queue = lanes[index].queue, "a queue's worker is gone; rescue will find its jobs");
+            tracing::error!(
+                queue = lanes[index].queue,
+                "a queue's worker is gone; rescue will find its jobs"
+            );
         }
     }
 }

@@ -37,7 +37,11 @@ pub(super) async fn beat(shared: &Shared) -> Result<(), DbError> {
     shared.beaten();
     for (key, lost) in before {
         if !held.contains(&key) && shared.is_held(&key) {
-            tracing::warn!(job.id = key.0, job.attempt = key.1, "another worker took this job over; stopping it here");
+            tracing::warn!(
+                job.id = key.0,
+                job.attempt = key.1,
+                "another worker took this job over; stopping it here"
+            );
             lost.cancel();
         }
     }

@@ -134,7 +134,11 @@ pub async fn run(
     let mut lanes = Vec::new();
     for (queue, slots) in &options.queues {
         let (tickets_tx, tickets_rx) = mpsc::channel(*slots as usize);
-        lanes.push(Lane { queue: queue.clone(), slots: Arc::new(Semaphore::new(*slots as usize)), tickets: tickets_tx });
+        lanes.push(Lane {
+            queue: queue.clone(),
+            slots: Arc::new(Semaphore::new(*slots as usize)),
+            tickets: tickets_tx,
+        });
         let tickets: Tickets = Arc::new(Mutex::new(tickets_rx));
         let (ended, runner, name) = (ended_tx.clone(), runner.clone(), format!("{queue}@{}", options.worker));
         monitor = monitor.register(move |restarts| {
@@ -170,7 +174,9 @@ pub async fn run(
     match tokio::time::timeout(Duration::from_secs(5), shared.db.worker_stop(&options.worker)).await {
         Ok(Ok(0)) => {}
         Ok(Ok(jobs)) => tracing::info!(jobs, "gave unfinished jobs back"),
-        Ok(Err(error)) => tracing::warn!(error = %error, "could not give jobs back; their lease will end by itself"),
+        Ok(Err(error)) => {
+            tracing::warn!(error = %error, "could not give jobs back; their lease will end by itself")
+        }
         Err(_) => tracing::warn!("the database did not answer; leases will end by themselves"),
     }
 }

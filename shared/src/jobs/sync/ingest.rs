@@ -86,7 +86,8 @@ async fn check(ctx: &Ctx, raw: Vec<String>, tally: &mut Tally) -> Result<Checked
     }
     tally.delivered += scanned.len() as u64;
     let asked: Vec<(EventId, i64)> = scanned.iter().map(|(id, at, _)| (*id, *at)).collect();
-    let known: HashSet<usize> = ctx.db.event_resolve(&asked).await?.iter().map(|known| known.position).collect();
+    let known: HashSet<usize> =
+        ctx.db.event_resolve(&asked).await?.iter().map(|known| known.position).collect();
     tally.known += known.len() as u64;
     ctx.metrics.events_received.get_or_create(&Labels::new("", "", "known")).inc_by(known.len() as u64);
     let mut delivered: Vec<(EventId, i64)> = known.iter().map(|position| asked[*position]).collect();
@@ -128,14 +129,17 @@ async fn store(
 ) -> Result<Stored, JobError> {
     match try_store(ctx, attempt, relay_id, &checked.delivered, &checked.new, coverage).await {
         Ok(stored) => return if stored.held { Ok(stored) } else { Err(lost()) },
-        Err(error) if error.is_data() => tracing::warn!(error = %error, "looking for the event the database refuses"),
+        Err(error) if error.is_data() => {
+            tracing::warn!(error = %error, "looking for the event the database refuses")
+        }
         Err(error) => return Err(error.into()),
     }
     let mut sum = Stored { held: true, events: 0, observations: 0 };
     let mut poison: HashSet<EventId> = HashSet::new();
     let mut parts: Vec<&[EventRow]> = vec![&checked.new];
     while let Some(part) = parts.pop() {
-        let delivered: Vec<(EventId, i64)> = part.iter().map(|row| (row.event.id(), row.event.created_at())).collect();
+        let delivered: Vec<(EventId, i64)> =
+            part.iter().map(|row| (row.event.id(), row.event.created_at())).collect();
         match try_store(ctx, attempt, relay_id, &delivered, part, None).await {
             Ok(stored) if stored.held => {
                 sum.events += stored.events;

@@ -61,7 +61,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let floor = ctx.config.archive_days.map_or(0, |days| now - i64::from(days) * 86_400).max(0);
     let rescan = i64::try_from(ctx.config.rescan.as_secs()).unwrap_or(i64::MAX);
     let windows = plan(&coverage, floor, now, rescan);
-    let until_ms = clock::monotonic_ms() + u64::try_from(ctx.config.sync_time_box.as_millis()).unwrap_or(u64::MAX);
+    let until_ms =
+        clock::monotonic_ms() + u64::try_from(ctx.config.sync_time_box.as_millis()).unwrap_or(u64::MAX);
     let mut pass = Pass { ctx, attempt, relay_id: relay.id, coverage, tally: Tally::default(), until_ms };
     let end = match connect(ctx, &url).await? {
         Ok(mut socket) => {
@@ -70,7 +71,11 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
             end?
         }
         Err(failure) => {
-            let reason = if failure.outcome == Outcome::Timeout { GapReason::Timeout } else { GapReason::Disconnected };
+            let reason = if failure.outcome == Outcome::Timeout {
+                GapReason::Timeout
+            } else {
+                GapReason::Disconnected
+            };
             pass.leave_gaps(&windows, Grade::Unknown, reason);
             SyncEnd::Interrupted
         }
@@ -98,7 +103,9 @@ async fn refuse_when_full(ctx: &Ctx) -> Result<(), JobError> {
         if bytes >= limit {
             return Err(JobError::snooze(
                 FULL,
-                format!("the archive is at its size limit ({bytes} of {limit} bytes): syncing rests, monitoring goes on"),
+                format!(
+                    "the archive is at its size limit ({bytes} of {limit} bytes): syncing rests, monitoring goes on"
+                ),
             ));
         }
     }
@@ -163,8 +170,15 @@ impl Pass<'_> {
                 gap = Some((page.end.grade(), page.end.gap()));
             }
             let changed = self.overlay(&claims);
-            store_page(self.ctx, self.attempt, self.relay_id, page, changed.then_some(&self.coverage), &mut self.tally)
-                .await?;
+            store_page(
+                self.ctx,
+                self.attempt,
+                self.relay_id,
+                page,
+                changed.then_some(&self.coverage),
+                &mut self.tally,
+            )
+            .await?;
             if !socket.is_usable() {
                 break;
             }
@@ -187,7 +201,9 @@ impl Pass<'_> {
             match Interval::new(claim.since, claim.until, claim.grade, claim.reason, now) {
                 Ok(interval) if claim.overrides_proof => self.coverage.overrule(interval),
                 Ok(interval) => self.coverage.overlay(interval),
-                Err(error) => tracing::error!(error = %error, ?claim, "the planner made a claim that is none"),
+                Err(error) => {
+                    tracing::error!(error = %error, ?claim, "the planner made a claim that is none")
+                }
             }
         }
         !claims.is_empty()

@@ -32,7 +32,9 @@ pub(super) fn plan(coverage: &Coverage, floor: i64, now: i64, rescan_s: i64) -> 
     for (since, until) in coverage.unproved(floor, now) {
         // Known gaps lie inside the unproved stretch as intervals of their own: cut the fresh ones out.
         let mut from = since;
-        for known in coverage.intervals().iter().filter(|known| known.since() <= until && known.until() >= since) {
+        for known in
+            coverage.intervals().iter().filter(|known| known.since() <= until && known.until() >= since)
+        {
             if lately(known.since().max(since)) {
                 if from < known.since() {
                     wanted.push((from, known.since() - 1));
@@ -93,19 +95,28 @@ mod tests {
 
     #[test]
     fn a_proved_relay_is_read_from_a_little_below_its_newest_proof() {
-        assert_eq!(windows(&[interval(0, NOW - 100, Grade::Walked, NOW - 100)], 3_600), [(NOW - 100 - 3_600, NOW)]);
+        assert_eq!(
+            windows(&[interval(0, NOW - 100, Grade::Walked, NOW - 100)], 3_600),
+            [(NOW - 100 - 3_600, NOW)]
+        );
     }
 
     #[test]
     fn a_fresh_gap_rests_and_an_old_one_is_asked_again() {
-        let gap = |at| [interval(0, 99, Grade::Walked, at), interval(100, 100, Grade::Partial, at), interval(101, NOW, Grade::Walked, at)];
+        let gap = |at| {
+            [
+                interval(0, 99, Grade::Walked, at),
+                interval(100, 100, Grade::Partial, at),
+                interval(101, NOW, Grade::Walked, at),
+            ]
+        };
         assert_eq!(windows(&gap(NOW - 60), 0), [(NOW, NOW)]);
         assert_eq!(windows(&gap(NOW - GAP_AGAIN_S), 0), [(NOW, NOW), (100, 100)]);
     }
 
     #[test]
     fn an_interrupted_walk_goes_on_where_it_stopped() {
-        let known = [interval(NOW - 1_000, NOW - 10, Grade::Walked, NOW - 10), ];
+        let known = [interval(NOW - 1_000, NOW - 10, Grade::Walked, NOW - 10)];
         assert_eq!(windows(&known, 60), [(NOW - 70, NOW), (0, NOW - 1_001)]);
     }
 
