@@ -205,7 +205,7 @@ impl Metrics {
                 Metric::Relays => registry.register(name, help, metrics.relays.clone()),
                 Metric::EventsReceived => registry.register(name, help, metrics.events_received.clone()),
                 Metric::ObservationsStored => {
-                    registry.register(name, help, metrics.observations_stored.clone())
+                    registry.register(name, help, metrics.observations_stored.clone());
                 }
                 Metric::Checks => registry.register(name, help, metrics.checks.clone()),
             }

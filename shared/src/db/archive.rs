@@ -113,6 +113,29 @@ impl Columns {
     }
 }
 
+/// The parallel arrays of `coverage_put`; all null when coverage stays as it is.
+#[derive(Default)]
+struct CoverageColumns {
+    sinces: Option<Vec<i64>>,
+    untils: Option<Vec<i64>>,
+    grades: Option<Vec<String>>,
+    reasons: Option<Vec<String>>,
+    observed_ats: Option<Vec<i64>>,
+}
+
+impl CoverageColumns {
+    fn of(new: &NewCoverage<'_>) -> Self {
+        let intervals = new.coverage.intervals();
+        Self {
+            sinces: Some(intervals.iter().map(Interval::since).collect()),
+            untils: Some(intervals.iter().map(Interval::until).collect()),
+            grades: Some(intervals.iter().map(|i| i.grade().to_string()).collect()),
+            reasons: Some(intervals.iter().map(|i| i.reason().to_string()).collect()),
+            observed_ats: Some(intervals.iter().map(Interval::observed_at).collect()),
+        }
+    }
+}
+
 impl Db {
     /// Which of these events are known; unknown ones are absent from the answer.
     pub async fn event_resolve(&self, events: &[(EventId, i64)]) -> Result<Vec<KnownEvent>, DbError> {
@@ -140,13 +163,7 @@ impl Db {
     /// Stores one batch of a sync job in one fenced transaction.
     pub async fn sync_store(&self, batch: &StoreBatch<'_>) -> Result<Stored, DbError> {
         let new = Columns::of(batch.new);
-        let intervals: Option<Vec<&Interval>> =
-            batch.coverage.as_ref().map(|c| c.coverage.intervals().iter().collect());
-        let column =
-            |f: fn(&Interval) -> i64| intervals.as_ref().map(|i| i.iter().map(|x| f(x)).collect::<Vec<_>>());
-        let text = |f: fn(&Interval) -> &'static str| {
-            intervals.as_ref().map(|i| i.iter().map(|x| f(x).to_owned()).collect::<Vec<_>>())
-        };
+        let coverage = batch.coverage.as_ref().map(CoverageColumns::of).unwrap_or_default();
         let row = self
             .one(
                 sqlx::query(
@@ -171,11 +188,11 @@ impl Db {
                 .bind(new.d_tags)
                 .bind(new.tag_hashes)
                 .bind(batch.coverage.as_ref().map(|c| c.class))
-                .bind(column(Interval::since))
-                .bind(column(Interval::until))
-                .bind(text(|i| i.grade().as_str()))
-                .bind(text(|i| i.reason().as_str()))
-                .bind(column(Interval::observed_at))
+                .bind(coverage.sinces)
+                .bind(coverage.untils)
+                .bind(coverage.grades)
+                .bind(coverage.reasons)
+                .bind(coverage.observed_ats)
                 .bind(batch.next.map(|(next, _, _)| next.as_secs_f64()))
                 .bind(batch.next.map(|(_, slack, _)| i32::try_from(slack.as_secs()).unwrap_or(i32::MAX)))
                 .bind(batch.next.map(|(_, _, why)| why)),

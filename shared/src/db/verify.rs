@@ -163,9 +163,8 @@ type Finding = Result<(), (&'static str, String)>;
 fn check_event(row: &sqlx::postgres::PgRow) -> Result<Finding, DbError> {
     let (id, pubkey): (Vec<u8>, Vec<u8>) = (get(row, "id")?, get(row, "pubkey")?);
     let (created_at, kind): (i64, i32) = (get(row, "created_at")?, get(row, "kind")?);
-    let (tags, content, sig): (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>) =
-        (get(row, "tags")?, get(row, "content")?, get(row, "sig")?);
-    let (Some(tags), Some(content), Some(sig)) = (tags, content, sig) else {
+    let bytes = |column| get::<Option<Vec<u8>>>(row, column);
+    let (Some(tags), Some(content), Some(sig)) = (bytes("tags")?, bytes("content")?, bytes("sig")?) else {
         return Ok(Err(("content", "an archived event has no body".to_owned())));
     };
     let event = match rebuild(&id, &pubkey, created_at, kind, &tags, content, &sig) {

@@ -57,8 +57,9 @@ impl Egress {
 
     /// Whether our own way into this network is proved to work right now; may dial a canary.
     pub async fn is_proved(&self, network: Network, dialer: &Dialer) -> bool {
-        let mut listed = self.canaries.iter().filter(|url| url.network() == network).peekable();
-        if listed.peek().is_none() {
+        let listed: Vec<RelayUrl> =
+            self.canaries.iter().filter(|url| url.network() == network).cloned().collect();
+        if listed.is_empty() {
             return self.has_recent_answer(network);
         }
         let now = clock::monotonic_ms();
@@ -68,7 +69,7 @@ impl Egress {
             return works;
         }
         let mut works = false;
-        for url in listed {
+        for url in &listed {
             if let Ok(target) = dialer.resolve(url).await
                 && dialer.connect(&target).await.is_ok()
             {

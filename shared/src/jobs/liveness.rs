@@ -61,11 +61,11 @@ pub fn judge(before: Liveness, up: bool, network_proved: bool) -> (State, Livene
         (None | Some(State::Alive), true) => State::Alive,
         // Back from a single failure at once; back from down after two good looks.
         (Some(State::Suspect), true) if before.failures > 0 || successes >= 2 => State::Alive,
-        (Some(State::Suspect | State::Down), true) => State::Suspect,
         (Some(State::Down), false) => State::Down,
-        (None | Some(State::Alive), false) => State::Suspect,
         (Some(State::Suspect), false) if failures >= 2 && network_proved => State::Down,
-        (Some(State::Suspect), false) => State::Suspect,
+        (None | Some(State::Alive | State::Suspect), false) | (Some(State::Suspect | State::Down), true) => {
+            State::Suspect
+        }
     };
     (state, Liveness { state: Some(state), failures, successes })
 }

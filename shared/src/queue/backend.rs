@@ -22,6 +22,7 @@ use crate::jobs::Ending;
 #[derive(Debug, Clone)]
 pub(super) struct Ticket {
     pub(super) claimed: Claimed,
+    #[expect(dead_code, reason = "held, not read: the slot is free when the last clone is gone")]
     pub(super) slot: Arc<OwnedSemaphorePermit>,
     /// Cancelled when the lease was lost to another worker.
     pub(super) lost: CancellationToken,
@@ -91,7 +92,7 @@ pub(super) struct AckLayer {
     ended: mpsc::Sender<Ended>,
 }
 
-impl<S> tower::Layer<S> for AckLayer {
+impl<S> Layer<S> for AckLayer {
     type Service = AckService<S>;
 
     fn layer(&self, inner: S) -> AckService<S> {
@@ -106,9 +107,9 @@ pub(super) struct AckService<S> {
     ended: mpsc::Sender<Ended>,
 }
 
-impl<S> tower::Service<Task<Ticket>> for AckService<S>
+impl<S> Service<Task<Ticket>> for AckService<S>
 where
-    S: tower::Service<Task<Ticket>, Response = Ending>,
+    S: Service<Task<Ticket>, Response = Ending>,
     S::Future: Send + 'static,
     S::Error: Into<BoxDynError>,
 {

@@ -130,7 +130,7 @@ async fn store(
     match try_store(ctx, attempt, relay_id, &checked.delivered, &checked.new, coverage).await {
         Ok(stored) => return if stored.held { Ok(stored) } else { Err(lost()) },
         Err(error) if error.is_data() => {
-            tracing::warn!(error = %error, "looking for the event the database refuses")
+            tracing::warn!(error = %error, "looking for the event the database refuses");
         }
         Err(error) => return Err(error.into()),
     }

@@ -202,7 +202,7 @@ impl Pass<'_> {
                 Ok(interval) if claim.overrides_proof => self.coverage.overrule(interval),
                 Ok(interval) => self.coverage.overlay(interval),
                 Err(error) => {
-                    tracing::error!(error = %error, ?claim, "the planner made a claim that is none")
+                    tracing::error!(error = %error, ?claim, "the planner made a claim that is none");
                 }
             }
         }
