@@ -45,7 +45,10 @@ fn events_pass_in_wire_order_and_eose_ends() {
     let mut sub = start();
     assert_eq!(sub.on_text(1, &event("s", 2, 150)), Step::Event(body(2, 150)));
     assert_eq!(sub.on_text(2, &event("s", 1, 160)), Step::Event(body(1, 160)));
-    assert_eq!(sub.on_text(3, r#"["EOSE","s",["finish"]]"#), Step::Done(PageEnd::Eose { hint: Some(EoseHint::Finish) }));
+    assert_eq!(
+        sub.on_text(3, r#"["EOSE","s",["finish"]]"#),
+        Step::Done(PageEnd::Eose { hint: Some(EoseHint::Finish) })
+    );
     assert_eq!(sub.facts().seen, [(150, EventId([2; 32])), (160, EventId([1; 32]))]);
     assert_eq!(sub.deadline_ms(), u64::MAX);
 }
