@@ -9,6 +9,7 @@ pub mod nip11;
 pub mod page;
 pub mod refusal;
 pub mod session;
+pub mod walk;
 
 pub use filter::Filter;
 pub use frame::{EoseHint, FrameError, RelayFrame};
@@ -16,3 +17,4 @@ pub use nip11::{InfoView, Limitation};
 pub use page::{PageEnd, PageFacts};
 pub use refusal::{CloseClass, classify};
 pub use session::{Cut, Limits, Step, Subscription};
+pub use walk::{Claim, Next, Walk, WalkSpec};

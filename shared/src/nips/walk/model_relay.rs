@@ -1,0 +1,208 @@
+//! A relay as a pure function, honest or lying as told: the other half of the planner's tests.
+
+use std::collections::HashSet;
+
+use super::{Claim, Next, Walk, WalkSpec};
+use crate::models::{EnvelopeFacts, EventId, GapReason};
+use crate::nips::{EoseHint, Filter, PageEnd, PageFacts};
+
+/// More requests than any walk of these tests may make.
+const RUNAWAY: usize = 5_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    NewestFirst,
+    OldestFirst,
+    /// Any `cap` of the matches, in no order (and visibly so wherever something is left out).
+    Subset(u64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hint {
+    None,
+    Honest,
+    /// Says `finish` whatever it left out.
+    AlwaysFinish,
+}
+
+/// What a relay ignores of a filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ignores {
+    Nothing,
+    Until,
+    Limit,
+}
+
+/// From the n-th request on (the first is 0) the relay ends pages so, after half of the page.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    pub(super) at: u32,
+    pub(super) end: PageEnd,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct ModelRelay {
+    pub(super) events: Vec<(i64, EventId)>,
+    pub(super) cap: usize,
+    /// Asked for more than the cap, it gives a quarter of it (eventstore).
+    pub(super) quarters: bool,
+    pub(super) order: Order,
+    pub(super) ignores: Ignores,
+    /// Takes `until` as exclusive.
+    pub(super) until_exclusive: bool,
+    pub(super) hint: Hint,
+    /// Hides these seconds from a REQ that goes down to 0.
+    pub(super) hides: Option<(i64, i64)>,
+    pub(super) failure: Option<Failure>,
+    pub(super) asked: u32,
+    /// A subset's disorder is visible among the events up to here.
+    pub(super) disorder_shows_up_to: i64,
+}
+
+/// A walk's whole story.
+#[derive(Debug)]
+pub(super) struct Story {
+    pub(super) claims: Vec<Claim>,
+    pub(super) delivered: HashSet<EventId>,
+    pub(super) filters: Vec<Filter>,
+    /// Distinct seconds in which anything was delivered.
+    pub(super) seconds: usize,
+}
+
+pub(super) fn id(number: usize) -> EventId {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&number.to_be_bytes());
+    EventId(bytes)
+}
+
+/// Events at these seconds, with ids of their own.
+pub(super) fn events_at(seconds: impl IntoIterator<Item = i64>) -> Vec<(i64, EventId)> {
+    seconds.into_iter().enumerate().map(|(number, second)| (second, id(number))).collect()
+}
+
+fn scramble(seed: u64, event: EventId) -> u64 {
+    let number = u64::from_be_bytes(event.0[..8].try_into().unwrap());
+    (number ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+}
+
+impl ModelRelay {
+    /// Newest first, at most `cap` a page.
+    pub(super) fn honest(cap: usize, events: Vec<(i64, EventId)>) -> Self {
+        Self {
+            events,
+            cap,
+            quarters: false,
+            order: Order::NewestFirst,
+            ignores: Ignores::Nothing,
+            until_exclusive: false,
+            hint: Hint::None,
+            hides: None,
+            failure: None,
+            asked: 0,
+            disorder_shows_up_to: i64::MAX,
+        }
+    }
+
+    /// The page size for a `limit`.
+    pub(super) fn page_size(&self, limit: u32) -> usize {
+        let asked = usize::try_from(limit).unwrap();
+        match self.ignores {
+            Ignores::Limit => usize::MAX,
+            _ if asked > self.cap && self.quarters => self.cap / 4,
+            _ => asked.min(self.cap),
+        }
+    }
+
+    fn serves(&self, second: i64, filter: &Filter) -> bool {
+        let until = filter.until.filter(|_| self.ignores != Ignores::Until);
+        let until = until.map(|until| if self.until_exclusive { until - 1 } else { until });
+        let everything = filter.since == Some(0);
+        let hidden = everything && self.hides.is_some_and(|(low, high)| (low..=high).contains(&second));
+        filter.since.is_none_or(|since| second >= since)
+            && until.is_none_or(|until| second <= until)
+            && !hidden
+    }
+
+    pub(super) fn answer(&mut self, filter: &Filter) -> (PageFacts, PageEnd) {
+        let mut page: Vec<_> =
+            self.events.iter().copied().filter(|&(second, _)| self.serves(second, filter)).collect();
+        let matching = page.len();
+        let size = self.page_size(filter.limit.unwrap());
+        match self.order {
+            Order::NewestFirst => page.sort_by_key(|&(second, id)| (std::cmp::Reverse(second), id)),
+            Order::OldestFirst => page.sort_unstable(),
+            Order::Subset(seed) => page.sort_by_key(|&(_, id)| scramble(seed ^ u64::from(self.asked), id)),
+        }
+        page.truncate(size);
+        let cut = page.len() < matching;
+        let hint = match self.hint {
+            Hint::None => None,
+            Hint::Honest if cut => Some(EoseHint::More),
+            Hint::Honest | Hint::AlwaysFinish => Some(EoseHint::Finish),
+        };
+        let mut end = PageEnd::Eose { hint };
+        if let Some(failure) = self.failure.as_ref().filter(|failure| self.asked >= failure.at) {
+            end = failure.end.clone();
+            page.truncate(page.len() / 2);
+        }
+        self.asked += 1;
+        let mut facts = PageFacts::default();
+        for (created_at, id) in page {
+            if filter.matches(&EnvelopeFacts { id, created_at, kind: 1, pubkey: [0; 32] }) {
+                facts.seen.push((created_at, id));
+            } else {
+                facts.mismatched += 1;
+            }
+        }
+        let inside = facts.seen.iter().filter(|&&(second, _)| second <= self.disorder_shows_up_to);
+        if matches!(self.order, Order::Subset(_)) && cut && inside.is_sorted_by(|a, b| a.0 >= b.0) {
+            facts.seen.reverse();
+        }
+        (facts, end)
+    }
+
+    /// Walks the relay to the end; panics if the walk runs away or lets a page without EOSE prove anything.
+    pub(super) fn walk(&mut self, spec: WalkSpec) -> Story {
+        self.disorder_shows_up_to = spec.ceiling;
+        let mut walk = Walk::new(spec);
+        let mut story =
+            Story { claims: Vec::new(), delivered: HashSet::new(), filters: Vec::new(), seconds: 0 };
+        let mut seconds = HashSet::new();
+        while let Next::Request(filter) = walk.next() {
+            assert_eq!(walk.next(), Next::Request(filter.clone()), "asking twice changes nothing");
+            let (facts, end) = self.answer(&filter);
+            story.delivered.extend(facts.seen.iter().map(|&(_, id)| id));
+            seconds.extend(facts.seen.iter().map(|&(second, _)| second));
+            story.filters.push(filter);
+            let claims = walk.on_page(&facts, &end);
+            assert!(end.is_eose() || !claims.iter().any(|claim| claim.grade.is_proof()), "{end:?} proved");
+            story.claims.extend(claims);
+            assert!(story.filters.len() < RUNAWAY, "the walk runs away");
+        }
+        story.claims.extend(walk.finish(GapReason::Stopped));
+        story.seconds = seconds.len();
+        story
+    }
+}
+
+impl Story {
+    /// What a store that overlays the claims in order holds of one second.
+    pub(super) fn at(&self, second: i64) -> Option<Claim> {
+        let mut known: Option<Claim> = None;
+        for claim in self.claims.iter().filter(|claim| (claim.since..=claim.until).contains(&second)) {
+            let keeps = known.is_some_and(|known| known.grade.is_proof());
+            if !keeps || claim.grade.is_proof() || claim.overrides_proof {
+                known = Some(*claim);
+            }
+        }
+        known
+    }
+
+    pub(super) fn proves(&self, second: i64) -> bool {
+        self.at(second).is_some_and(|claim| claim.grade.is_proof())
+    }
+
+    pub(super) fn reason(&self, second: i64) -> Option<GapReason> {
+        self.at(second).map(|claim| claim.reason)
+    }
+}

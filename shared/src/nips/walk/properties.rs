@@ -1,0 +1,202 @@
+//! What holds for every relay, however it behaves.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::model_relay::{Failure, Hint, Ignores, ModelRelay, Order, Story, events_at};
+use super::*;
+use crate::nips::CloseClass;
+
+/// Far beyond what the wire's 32 bits hold.
+const FAR_FUTURE: i64 = 1 << 53;
+
+fn ends() -> impl Strategy<Value = PageEnd> {
+    let closed = |class| PageEnd::Closed { class, message: String::new() };
+    prop::sample::select(vec![
+        closed(CloseClass::AuthRequired),
+        closed(CloseClass::Restricted),
+        closed(CloseClass::RateLimited),
+        closed(CloseClass::Error),
+        PageEnd::Notice { message: "rate-limited: x".to_owned() },
+        PageEnd::Auth,
+        PageEnd::Timeout { idle: true },
+        PageEnd::Timeout { idle: false },
+        PageEnd::Disconnected,
+        PageEnd::Oversize,
+        PageEnd::TooMany,
+        PageEnd::Violation,
+    ])
+}
+
+/// Seconds with their number of events: sparse, dense, and at every edge.
+fn timelines() -> impl Strategy<Value = Vec<i64>> {
+    let dense = prop::collection::vec((0_i64..60, 1_usize..25), 0..12);
+    let sparse = prop::collection::vec(0_i64..100_000, 0..60);
+    let edges = prop::collection::vec(
+        prop::sample::select(vec![
+            0,
+            4,
+            5,
+            6,
+            59,
+            60,
+            61,
+            100_000,
+            LATEST_SECOND,
+            LATEST_SECOND + 1,
+            FAR_FUTURE,
+        ]),
+        0..14,
+    );
+    (dense, sparse, edges).prop_map(|(dense, sparse, edges)| {
+        let dense = dense.into_iter().flat_map(|(second, count)| std::iter::repeat_n(second, count));
+        dense.chain(sparse).chain(edges).collect()
+    })
+}
+
+fn specs() -> impl Strategy<Value = WalkSpec> {
+    let floors = prop::sample::select(vec![-7_i64, 0, 5, 60]);
+    let ceilings = prop::sample::select(vec![5_i64, 60, 100_000, LATEST_SECOND, FAR_FUTURE]);
+    let limits = prop::sample::select(vec![1_u32, 2, 9, 20, 50, 500]);
+    let budgets = prop_oneof![3 => Just(1_000_u32), 1 => 0_u32..12];
+    (floors, ceilings, any::<bool>(), limits, budgets).prop_map(
+        |(floor, ceiling, open_top, limit, max_requests)| WalkSpec {
+            floor,
+            ceiling,
+            open_top,
+            limit,
+            max_requests,
+        },
+    )
+}
+
+fn relays() -> impl Strategy<Value = ModelRelay> {
+    let orders = prop_oneof![
+        3 => Just(Order::NewestFirst),
+        1 => Just(Order::OldestFirst),
+        1 => any::<u64>().prop_map(Order::Subset),
+    ];
+    let ignores =
+        prop::sample::select(vec![Ignores::Nothing, Ignores::Nothing, Ignores::Until, Ignores::Limit]);
+    let failures = prop::option::weighted(0.3, (0_u32..8, ends()));
+    // a cap's quarter, too, is at least SMALLEST_CAP
+    (timelines(), 40_usize..90, any::<bool>(), orders, ignores, any::<bool>(), any::<bool>(), failures)
+        .prop_map(|(seconds, cap, quarters, order, ignores, until_exclusive, hints, failure)| ModelRelay {
+            quarters,
+            order,
+            ignores,
+            until_exclusive,
+            hint: if hints { Hint::Honest } else { Hint::None },
+            failure: failure.map(|(at, end)| Failure { at, end }),
+            ..ModelRelay::honest(if quarters { cap } else { cap / 4 }, events_at(seconds))
+        })
+}
+
+fn window(spec: WalkSpec) -> (i64, i64) {
+    (spec.floor.max(0), spec.ceiling.min(LATEST_SECOND))
+}
+
+/// Every second that anything could go wrong at.
+fn interesting(relay: &ModelRelay, story: &Story, spec: WalkSpec) -> Vec<i64> {
+    let (floor, ceiling) = window(spec);
+    let events = relay.events.iter().map(|&(second, _)| second);
+    let ends = story.claims.iter().flat_map(|claim| [claim.since, claim.until]);
+    let around =
+        events.chain(ends).chain([floor, ceiling]).flat_map(|second| [second - 1, second, second + 1]);
+    around.filter(|second| (floor..=ceiling).contains(second)).collect()
+}
+
+fn check_sound(relay: &ModelRelay, story: &Story, spec: WalkSpec) -> Result<(), TestCaseError> {
+    let (floor, ceiling) = window(spec);
+    for (second, id) in &relay.events {
+        // nobody can see what an exclusive `until` leaves out at the very top
+        if (floor..=ceiling).contains(second) && !(relay.until_exclusive && *second == ceiling) {
+            prop_assert!(
+                story.delivered.contains(id) || !story.proves(*second),
+                "lost at {second}: {story:#?}"
+            );
+        }
+    }
+    for second in interesting(relay, story, spec) {
+        prop_assert!(story.at(second).is_some(), "{second} has no claim: {story:#?}");
+    }
+    for claim in &story.claims {
+        prop_assert!(floor <= claim.since && claim.since <= claim.until && claim.until <= ceiling);
+        prop_assert_eq!(claim.grade.is_proof(), claim.reason == GapReason::None);
+    }
+    for (number, filter) in story.filters.iter().enumerate() {
+        let until = filter.until.unwrap_or(ceiling);
+        prop_assert!(filter.until.is_some() || (number <= 1 && spec.open_top));
+        prop_assert!((floor..=ceiling).contains(&until));
+        prop_assert!(filter.since >= Some(floor) && filter.since <= Some(until));
+    }
+    prop_assert!(story.filters.len() <= usize::try_from(spec.max_requests).unwrap());
+    prop_assert!(story.filters.len() <= 3 * story.seconds + 4, "{} requests", story.filters.len());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_event_is_delivered_or_lies_in_a_recorded_gap(mut relay in relays(), spec in specs()) {
+        let story = relay.walk(spec);
+        check_sound(&relay, &story, spec)?;
+    }
+
+    #[test]
+    fn an_honest_relay_is_proved_whole_but_for_full_seconds(
+        seconds in timelines(), spec in specs(), cap in 10_usize..90, hints in any::<bool>(),
+    ) {
+        let spec = WalkSpec { max_requests: 1_000, ..spec };
+        let mut relay = ModelRelay::honest(cap, events_at(seconds));
+        relay.hint = if hints { Hint::Honest } else { Hint::None };
+        let story = relay.walk(spec);
+        check_sound(&relay, &story, spec)?;
+        let (floor, ceiling) = window(spec);
+        let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
+        for (second, _) in relay.events.iter().filter(|(second, _)| (floor..=ceiling).contains(second)) {
+            *counts.entry(*second).or_default() += 1;
+        }
+        let page = relay.page_size(spec.limit);
+        let oldest = counts.keys().next().copied();
+        for second in interesting(&relay, &story, spec) {
+            let count = counts.get(&second).copied().unwrap_or(0);
+            let may_be_full = count >= page || (Some(second) == oldest && count >= SMALLEST_CAP);
+            prop_assert!(story.proves(second) || may_be_full, "{second} unproved: {story:#?}");
+            prop_assert!(story.proves(second) || story.reason(second) == Some(GapReason::DenseSecond));
+        }
+        let crowd = counts.values().copied().max().unwrap_or(0);
+        if crowd < page {
+            let events: usize = counts.values().sum();
+            prop_assert!(story.filters.len() <= events / (page - crowd) + 6, "{} requests", story.filters.len());
+        }
+    }
+
+    #[test]
+    fn a_relay_that_always_says_finish_is_found_out(
+        seconds in timelines(), spec in specs(), cap in 10_usize..90,
+    ) {
+        let mut relay = ModelRelay::honest(cap, events_at(seconds));
+        relay.hint = Hint::AlwaysFinish;
+        let story = relay.walk(spec);
+        check_sound(&relay, &story, spec)?;
+    }
+
+    #[test]
+    fn what_is_hidden_in_the_widest_gap_takes_its_page_back(
+        newer in prop::collection::vec(50_000_i64..50_400, 1..60),
+        older in prop::collection::vec(1_000_i64..1_400, 1..60),
+        hidden in prop::collection::vec(10_000_i64..40_000, 1..20),
+        cap in 10_usize..90, hints in any::<bool>(), budget in 6_u32..60,
+    ) {
+        let mut relay = ModelRelay::honest(cap, events_at(newer.into_iter().chain(older).chain(hidden)));
+        relay.hides = Some((1_401, 49_999));
+        relay.hint = if hints { Hint::Honest } else { Hint::None };
+        let spec = WalkSpec { floor: 0, ceiling: 60_000, open_top: true, limit: 50, max_requests: budget };
+        let story = relay.walk(spec);
+        // a walk that ran out of requests before the gap has claimed nothing of it
+        check_sound(&relay, &story, spec)?;
+    }
+}

@@ -1,0 +1,90 @@
+//! What one page says of the time it was asked about.
+//!
+//! Reads wire order and counts; decides nothing. Invariant: nothing newer than what was asked, older than
+//! the floor, or later than the walk's ceiling is ever used to settle time.
+
+use std::collections::HashSet;
+
+use crate::models::EventId;
+use crate::nips::PageFacts;
+
+/// Frames a relay may send that were not asked for before it counts as ignoring the filter: a live event
+/// or an off-by-one at an edge is met in practice, a page of strangers is not.
+pub const MISMATCH_MAX: usize = 10;
+
+/// A page, seen from the window it answers.
+#[derive(Debug)]
+pub(super) struct PageView {
+    /// Distinct events inside the window, in wire order.
+    entries: Vec<(i64, EventId)>,
+    /// Frames that took a place in the page, whatever they were: the size a cap counts.
+    pub(super) frames: usize,
+    /// Events later than the ceiling, where the REQ had no `until`.
+    pub(super) future: usize,
+    mismatched: usize,
+}
+
+impl PageView {
+    /// Reads `facts` as the answer to `[floor, until]`, no `until` standing for an open top above `ceiling`.
+    pub(super) fn read(facts: &PageFacts, floor: i64, until: Option<i64>, ceiling: i64) -> Self {
+        let mut known = HashSet::with_capacity(facts.seen.len());
+        let mut view = Self {
+            entries: Vec::with_capacity(facts.seen.len()),
+            frames: facts.seen.len(),
+            future: 0,
+            mismatched: usize::try_from(facts.mismatched).unwrap_or(usize::MAX),
+        };
+        view.frames = view.frames.saturating_add(view.mismatched);
+        for &(created_at, id) in &facts.seen {
+            if created_at < floor || until.is_some_and(|until| created_at > until) {
+                view.mismatched = view.mismatched.saturating_add(1);
+            } else if !known.insert(id) {
+                // a repeat says nothing new
+            } else if created_at > ceiling {
+                view.future += 1;
+            } else {
+                view.entries.push((created_at, id));
+            }
+        }
+        view
+    }
+
+    /// Whether the relay answers something else than what it was asked.
+    pub(super) fn ignores_filter(&self) -> bool {
+        let only_strangers = self.mismatched > 0 && self.entries.is_empty() && self.future == 0;
+        self.mismatched > MISMATCH_MAX || only_strangers
+    }
+
+    /// The oldest second inside the window.
+    pub(super) fn low(&self) -> Option<i64> {
+        self.entries.iter().map(|&(second, _)| second).min()
+    }
+
+    /// Whether all events inside the window share one second.
+    pub(super) fn spans_one_second(&self) -> bool {
+        self.entries.windows(2).all(|pair| pair[0].0 == pair[1].0)
+    }
+
+    /// The events of one second.
+    pub(super) fn ids_at(&self, second: i64) -> HashSet<EventId> {
+        self.entries.iter().filter(|&&(at, _)| at == second).map(|&(_, id)| id).collect()
+    }
+
+    /// Whether an event is here that `known` does not hold.
+    pub(super) fn brings_new(&self, known: &HashSet<EventId>) -> bool {
+        self.entries.iter().any(|(_, id)| !known.contains(id))
+    }
+
+    /// How often the page steps forward in time: 0 for newest first.
+    pub(super) fn inversions(&self) -> usize {
+        self.entries.windows(2).filter(|pair| pair[0].0 < pair[1].0).count()
+    }
+
+    /// The widest stretch between two neighbouring seconds of the page, both ends exclusive of events.
+    pub(super) fn widest_gap(&self) -> Option<(i64, i64)> {
+        let mut seconds: Vec<i64> = self.entries.iter().map(|&(second, _)| second).collect();
+        seconds.sort_unstable();
+        let gaps = seconds.windows(2).map(|pair| (pair[0] + 1, pair[1] - 1));
+        gaps.filter(|(low, high)| low <= high).max_by_key(|(low, high)| high - low)
+    }
+}
