@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::backend::Ticket;
-use super::run::Shared;
+use super::run::{Shared, network_label};
 use crate::db::Finished;
 use crate::jobs::Ending;
 use crate::models::Verdict;
@@ -77,7 +77,7 @@ fn settle(shared: &Shared, batch: &[Ended], held: &[String]) {
         if held.contains(&claimed.job) {
             let labels = Labels::new(
                 claimed.kind.as_str(),
-                shared.network_label(&claimed.network),
+                network_label(&claimed.network),
                 ended.ending.verdict.as_str(),
             );
             shared.metrics.jobs_finished.get_or_create(&labels).inc();

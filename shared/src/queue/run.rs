@@ -89,10 +89,11 @@ impl Shared {
         self.beaten_ms.store(clock::monotonic_ms(), Ordering::Relaxed);
     }
 
-    /// The network as a label of the closed set.
-    pub(super) fn network_label(&self, network: &str) -> &'static str {
-        network.parse::<Network>().map_or(LOCAL, Network::as_str)
-    }
+}
+
+/// The network as a label of the closed set.
+pub(super) fn network_label(network: &str) -> &'static str {
+    network.parse::<Network>().map_or(LOCAL, Network::as_str)
 }
 
 /// Runs jobs until `stop`, then lets the running ones finish within the grace and gives the rest back.
@@ -162,12 +163,15 @@ pub async fn run(
     });
     stop.cancelled().await;
     drop(feeder.await);
+    let (end_workers, end_acker) = (workers.abort_handle(), acker.abort_handle());
     let grace = async {
         drop(workers.await);
         drop(acker.await);
     };
     if tokio::time::timeout(options.grace, grace).await.is_err() {
         tracing::warn!(jobs = shared.held().len(), "the grace is over; giving running jobs back");
+        end_workers.abort();
+        end_acker.abort();
     }
     beating.cancel();
     drop(heart.await);
@@ -210,7 +214,7 @@ async fn handle(ticket: Ticket, runner: Data<Runner>) -> Result<Ending, std::con
         last: claimed.attempt >= claimed.max_attempts,
         stop: runner.stop.clone(),
     };
-    let labels = Labels::new(claimed.kind.as_str(), runner.shared.network_label(&claimed.network), "");
+    let labels = Labels::new(claimed.kind.as_str(), network_label(&claimed.network), "");
     let began = clock::monotonic_ms();
     let handler = Arc::clone(&runner.handler);
     let task = runner.tracker.spawn(async move { handler.run(attempt).await });

@@ -83,7 +83,7 @@ mod tests {
     }
 
     fn windows(intervals: &[Interval], rescan: i64) -> Vec<(i64, i64)> {
-        let coverage = Coverage::from_intervals(intervals.iter().cloned()).unwrap();
+        let coverage = Coverage::from_intervals(intervals.iter().copied()).unwrap();
         plan(&coverage, 0, NOW, rescan).iter().map(|w| (w.floor, w.ceiling)).collect()
     }
 
