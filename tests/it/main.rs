@@ -1,2 +1,6 @@
-#[test]
-fn ok() {}
+//! The one integration binary: a file per scenario. `cfg(test)` tells the lints that helpers are tests too.
+
+#[cfg(test)]
+mod factory;
+#[cfg(test)]
+mod tidy;
