@@ -3,4 +3,8 @@
 #[cfg(test)]
 mod factory;
 #[cfg(test)]
+mod proxy;
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
 mod tidy;

@@ -7,5 +7,9 @@
 pub mod env;
 pub mod factory;
 pub mod hostile;
+pub mod proxy;
+pub mod publish;
+pub mod scripted;
+pub mod tcp;
 
 pub use env::{require, skip};
