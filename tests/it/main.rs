@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod factory;
 #[cfg(test)]
+mod programs;
+#[cfg(test)]
 mod proxy;
 #[cfg(test)]
 mod scripted;
