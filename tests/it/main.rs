@@ -1,6 +1,8 @@
 //! The one integration binary: a file per scenario. `cfg(test)` tells the lints that helpers are tests too.
 
 #[cfg(test)]
+mod database;
+#[cfg(test)]
 mod factory;
 #[cfg(test)]
 mod programs;
