@@ -1,2 +1,14 @@
-#[test]
-fn ok() {}
+//! The one integration binary: a file per scenario. `cfg(test)` tells the lints that helpers are tests too.
+
+#[cfg(test)]
+mod database;
+#[cfg(test)]
+mod factory;
+#[cfg(test)]
+mod programs;
+#[cfg(test)]
+mod proxy;
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
+mod tidy;

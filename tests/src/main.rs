@@ -1,1 +1,164 @@
-fn main() {}
+//! Relays and events by hand: what the integration tests use, as commands for scripts and people.
+#![expect(clippy::print_stdout, reason = "a command line tool prints its results")]
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Parser, Subcommand, ValueEnum};
+use nostr_relay_builder::LocalRelay;
+use nostr_relay_builder::builder::{RateLimit, RelayBuilder};
+use nostr_relay_builder::prelude::{MemoryDatabase, MemoryDatabaseOptions};
+use serde_json::json;
+use tests::factory::Factory;
+use tests::scripted::{Script, ScriptedRelay};
+
+/// Local relays, and events published to any.
+#[derive(Debug, Parser)]
+#[command(name = "testrelay")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run nostr-relay-builder's LocalRelay until killed
+    Local {
+        /// Port on 127.0.0.1
+        #[arg(long)]
+        port: u16,
+        /// Where events go
+        #[arg(long, value_enum, default_value_t = Database::Memory)]
+        db: Database,
+    },
+    /// Run a scripted relay until killed
+    Scripted {
+        /// Port on 127.0.0.1; 0 takes a free one
+        #[arg(long)]
+        port: u16,
+        /// Name of the behaviour; an unknown one lists all
+        #[arg(long)]
+        script: String,
+        /// How many events it stores
+        #[arg(long, default_value_t = 1_000)]
+        count: usize,
+    },
+    /// Publish distinct events, each to several of the relays, and print what was accepted
+    Publish {
+        /// How many distinct events
+        #[arg(long)]
+        count: usize,
+        /// The same seed makes the same authors and texts
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Days into the past over which events are spread
+        #[arg(long, default_value_t = 6)]
+        span_days: u16,
+        /// Relays per event: a number, or `mixed` for 1, 2, … all in turn
+        #[arg(long, default_value = "1")]
+        copies: String,
+        /// ws://127.0.0.1:port
+        #[arg(required = true)]
+        urls: Vec<String>,
+    },
+    /// Count the events a relay serves
+    Read {
+        /// ws://127.0.0.1:port
+        url: String,
+    },
+}
+
+/// Where a LocalRelay keeps events.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Database {
+    /// Until it ends
+    Memory,
+    /// Nowhere: it answers every REQ with EOSE
+    None,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Args::parse().command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Local { port, db } => local(port, db).await,
+        Command::Scripted { port, script, count } => scripted(port, &script, count).await,
+        Command::Publish { count, seed, span_days, copies, urls } => {
+            let span_s = i64::from(span_days) * 86_400;
+            publish(&Factory::new(seed).over(span_s), count, &copies, &urls).await
+        }
+        Command::Read { url } => {
+            let ids = tests::publish::read_ids(&url).await?;
+            println!("{}", json!({ "url": url, "events": ids.len() }));
+            Ok(())
+        }
+    }
+}
+
+async fn local(port: u16, db: Database) -> anyhow::Result<()> {
+    let options =
+        MemoryDatabaseOptions { events: matches!(db, Database::Memory), max_events: Some(1_000_000) };
+    // Its default of 60 events a minute is for the open internet.
+    let limits = RateLimit { max_reqs: 10_000, notes_per_minute: u32::MAX };
+    let database = MemoryDatabase::with_opts(options);
+    let relay = LocalRelay::new(RelayBuilder::default().port(port).rate_limit(limits).database(database));
+    relay.run().await.context("starting the relay")?;
+    println!("listening {}", relay.url().await);
+    std::future::pending().await
+}
+
+async fn scripted(port: u16, name: &str, count: usize) -> anyhow::Result<()> {
+    let events = Factory::new(1).events(count);
+    let Some(script) = Script::named(name, &events) else {
+        bail!("no script is called {name:?}; there are: {}", Script::NAMES.join(" "));
+    };
+    let relay = ScriptedRelay::start_on(port, script).await.context("binding the port")?;
+    println!("listening {}", relay.url());
+    std::future::pending().await
+}
+
+async fn publish(factory: &Factory, count: usize, copies: &str, urls: &[String]) -> anyhow::Result<()> {
+    let copies_of = |index: usize| match copies {
+        "mixed" => Ok(1 + index % urls.len()),
+        number => number.parse::<usize>().context("--copies takes a number or `mixed`"),
+    };
+    let mut shares = vec![Vec::new(); urls.len()];
+    for (index, event) in factory.events(count).into_iter().enumerate() {
+        let copies = copies_of(index)?;
+        ensure!(
+            (1..=urls.len()).contains(&copies),
+            "--copies must be 1 to {}, the number of relays",
+            urls.len()
+        );
+        for copy in 0..copies {
+            // Relays take turns as the first; the turn is slower than the copies, or `mixed` would favour some.
+            shares[(index / urls.len() + copy) % urls.len()].push(event.clone());
+        }
+    }
+    let mut distinct = BTreeSet::new();
+    let mut relays = Vec::new();
+    for (url, share) in urls.iter().zip(&shares) {
+        let published =
+            tests::publish::publish(url, share).await.with_context(|| format!("publishing to {url}"))?;
+        relays.push(json!({
+            "url": url,
+            "sent": share.len(),
+            "accepted": published.accepted.len(),
+            "refused": published.refused.first(),
+        }));
+        distinct.extend(published.accepted);
+    }
+    let pairs: u64 = relays.iter().filter_map(|relay| relay["accepted"].as_u64()).sum();
+    println!("{}", json!({ "distinct": distinct.len(), "pairs": pairs, "relays": relays }));
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! The database harness: clones of one template, dropped after use, and PgBouncer before them.
+
+use std::time::Duration;
+
+use sqlx::Connection as _;
+use sqlx::PgConnection;
+use tests::pg::{Bouncer, Role, TestDb};
+use tests::proxy::ChaosProxy;
+
+/// A schema just large enough to tell a clone from an empty database; it counts how often it is made.
+async fn migrate(url: String) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect(&url).await?;
+    sqlx::query("CREATE TABLE made AS SELECT clock_timestamp() AS at").execute(&mut connection).await?;
+    // The connection is left to itself: the harness must cope with one that lingers.
+    Ok(())
+}
+
+async fn clone_of_template() -> Option<TestDb> {
+    TestDb::from_template("kit", migrate).await
+}
+
+async fn value(url: &str, sql: &'static str) -> String {
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    let value = sqlx::query_scalar(sql).persistent(false).fetch_one(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    value
+}
+
+#[tokio::test]
+async fn clones_share_one_template_and_nothing_else() {
+    let (Some(one), Some(two)) = tokio::join!(clone_of_template(), clone_of_template()) else { return };
+    let made = "SELECT at::text FROM made";
+    let (first, second) =
+        (value(&one.url(Role::Superuser), made).await, value(&two.url(Role::Superuser), made).await);
+    assert_eq!(first, second);
+    one.execute("TRUNCATE made; CREATE TABLE mine ()").await;
+    assert_eq!(value(&two.url(Role::Superuser), "SELECT count(*)::text FROM made").await, "1");
+}
+
+#[tokio::test]
+async fn database_is_dropped_with_its_handle() {
+    let Some(db) = TestDb::empty().await else { return };
+    let Some(other) = TestDb::empty().await else { return };
+    let name = db.name.clone();
+    let mut lingering = db.connect(Role::Superuser).await;
+    drop(db);
+    lingering.ping().await.unwrap_err();
+    let mut connection = other.connect(Role::Superuser).await;
+    let known = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
+    let exists: bool = sqlx::query_scalar(known).bind(name).fetch_one(&mut connection).await.unwrap();
+    assert!(!exists);
+}
+
+#[tokio::test]
+async fn failed_test_keeps_its_database() {
+    let Some(db) = TestDb::empty().await else { return };
+    let Some(other) = TestDb::empty().await else { return };
+    let name = db.name.clone();
+    // What a failing test does: the handle is dropped while its thread unwinds.
+    let failing = std::thread::spawn(move || {
+        let _db = db;
+        std::panic::resume_unwind(Box::new("a failing test"));
+    });
+    failing.join().unwrap_err();
+    let mut connection = other.connect(Role::Superuser).await;
+    let known = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
+    let exists: bool = sqlx::query_scalar(known).bind(&name).fetch_one(&mut connection).await.unwrap();
+    assert!(exists);
+    drop(connection);
+    other.execute(&format!("DROP DATABASE \"{name}\"")).await;
+}
+
+#[tokio::test]
+async fn bouncer_pools_transactions() {
+    let Some(db) = clone_of_template().await else { return };
+    let Some(bouncer) = Bouncer::start(&db).await else { return };
+    let made = "SELECT count(*)::text FROM made";
+    assert_eq!(value(&bouncer.url(Role::Superuser), made).await, "1");
+
+    // Two clients, one after the other, get the same server connection: the pool is PgBouncer's, not ours.
+    let backend = "SELECT pg_backend_pid()::text";
+    let first = value(&bouncer.url(Role::Superuser), backend).await;
+    assert_eq!(first, value(&bouncer.url(Role::Superuser), backend).await);
+    let direct = value(&db.url(Role::Superuser), backend).await;
+    assert_ne!(first, direct);
+}
+
+#[tokio::test]
+async fn bouncer_survives_an_outage_of_the_server() {
+    let Some(db) = clone_of_template().await else { return };
+    let proxy = ChaosProxy::start(db.address()).await;
+    let Some(bouncer) = Bouncer::start_before(&db, proxy.address()).await else { return };
+    let mut client = PgConnection::connect(&bouncer.url(Role::Superuser)).await.unwrap();
+    proxy.cut();
+    let asked = sqlx::query("SELECT 1").persistent(false).execute(&mut client);
+    // Cut before or behind PgBouncer's own check: an error at once, or none until the server is back.
+    drop(tokio::time::timeout(Duration::from_millis(300), asked).await);
+    proxy.restore();
+    let url = bouncer.url(Role::Superuser);
+    let recovers = async {
+        // PgBouncer answers with the last failure until it logs in again.
+        while PgConnection::connect(&url).await.is_err() {
+            // bound: 20 s, around the whole loop.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), recovers).await.expect("the pool recovers");
+    assert_eq!(value(&url, "SELECT count(*)::text FROM made").await, "1");
+}
+
+#[tokio::test]
+async fn made_roles_are_known_to_the_bouncer_and_the_server() {
+    let Some(db) = TestDb::empty().await else { return };
+    // Roles belong to the cluster: tests of other databases may have made it, or make it now.
+    db.execute(
+        "DO $$ BEGIN CREATE ROLE bigbrotr_reader LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation \
+         THEN ALTER ROLE bigbrotr_reader LOGIN; END $$",
+    )
+    .await;
+    let Some(bouncer) = Bouncer::start(&db).await else { return };
+    for url in [db.url(Role::Reader), bouncer.url(Role::Reader)] {
+        assert_eq!(value(&url, "SELECT current_user::text").await, "bigbrotr_reader");
+    }
+}

@@ -1,0 +1,183 @@
+//! Relay programs nobody here wrote, as real child processes on loopback.
+//!
+//! Invariant: a program ends with its handle, and with this process even when that is killed.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::publish::Client;
+
+/// How long a program may take until it answers a REQ; the Python one needs about a second on a quiet machine.
+const READY: Duration = Duration::from_secs(40);
+
+/// Pause between two attempts to reach a starting program.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// The programs `tests/tools/setup.sh` installs, and the one that is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// PyPI `nostr-relay`, with SQLite.
+    Python,
+    /// npm `@nostr-relay/core`, with SQLite.
+    Npm,
+    /// `nostr-relay-builder`'s LocalRelay, in memory, in the binary `testrelay`.
+    Local,
+}
+
+impl Kind {
+    /// Every program.
+    pub const ALL: [Self; 3] = [Self::Python, Self::Npm, Self::Local];
+
+    /// The word `tests/tools/relay.sh` knows it by.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Python => "python",
+            Self::Npm => "npm",
+            Self::Local => "local",
+        }
+    }
+
+    /// The file that shows the program is installed.
+    fn marker(self) -> Option<PathBuf> {
+        match self {
+            Self::Python => crate::env::testbed().map(|dir| dir.join("nostr-relay/installed")),
+            Self::Npm => crate::env::testbed().map(|dir| dir.join("npm/installed")),
+            Self::Local => crate::env::testrelay(),
+        }
+    }
+}
+
+/// A running relay program; it ends when dropped.
+#[derive(Debug)]
+pub struct Program {
+    /// `ws://127.0.0.1:port`.
+    pub url: String,
+    process: Process,
+    state: StateDir,
+}
+
+impl Program {
+    /// Starts the program on a free port and waits until it answers; `None` (a visible skip) where it is missing.
+    ///
+    /// # Panics
+    /// When the program is there and does not answer within 40 s: its log is printed.
+    pub async fn start(kind: Kind) -> Option<Self> {
+        let installed = kind.marker().filter(|path| path.exists());
+        crate::require(installed, &format!("the {} relay program (tests/tools/setup.sh)", kind.as_str()))?;
+        let state = StateDir::new(kind.as_str());
+        let port = free_port();
+        let mut command = Command::new(crate::env::tools().join("relay.sh"));
+        command.args([kind.as_str(), &port.to_string()]).arg(&state.path);
+        if let Some(dir) = crate::env::testbed() {
+            command.env("BIGBROTR_TESTBED", dir);
+        }
+        if let Some(path) = crate::env::testrelay() {
+            command.env("TESTRELAY", path);
+        }
+        let process = Process::spawn(&command, &state.path.join("log"));
+        let program = Self { url: format!("ws://127.0.0.1:{port}"), process, state };
+        program.wait_until_ready().await;
+        Some(program)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    async fn wait_until_ready(&self) {
+        let answers = async {
+            loop {
+                if let Ok(mut client) = Client::connect(&self.url).await
+                    && client
+                        .req(&serde_json::json!({ "limit": 1 }))
+                        .await
+                        .is_ok_and(|answer| answer.is_eose())
+                {
+                    return;
+                }
+                // bound: READY, around the whole loop.
+                tokio::time::sleep(RETRY).await;
+            }
+        };
+        if tokio::time::timeout(READY, answers).await.is_err() {
+            let log = std::fs::read_to_string(self.state.path.join("log")).unwrap_or_default();
+            panic!("{} did not answer a REQ within {READY:?}:\n{log}", self.url);
+        }
+    }
+}
+
+/// A child process that is killed by its pid when dropped, and by the kernel when this thread ends first.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+}
+
+impl Process {
+    /// Runs `command` with its output in the file `log`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn spawn(command: &Command, log: &Path) -> Self {
+        let log = std::fs::File::create(log).expect("the log can be made");
+        let mut guarded = Command::new("setpriv");
+        guarded.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => guarded.env(name, value),
+                None => guarded.env_remove(name),
+            };
+        }
+        if let Some(dir) = command.get_current_dir() {
+            guarded.current_dir(dir);
+        }
+        guarded.stdin(Stdio::null()).stdout(log.try_clone().expect("a file handle")).stderr(log);
+        let child = guarded.spawn().unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
+        Self { child }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// A private directory, removed when dropped unless the test is failing.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    pub(crate) path: PathBuf,
+}
+
+impl StateDir {
+    pub(crate) fn new(word: &str) -> Self {
+        let name = format!("bigbrotr-{word}-{}", shared::clock::random_hex(6));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).expect("a private directory can be made");
+        Self { path }
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            drop(std::fs::remove_dir_all(&self.path));
+        }
+    }
+}
+
+/// A loopback port nobody listens on at this moment.
+pub(crate) fn free_port() -> u16 {
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let socket = TcpListener::bind(any).expect("a loopback port can be bound");
+    socket.local_addr().expect("a bound socket has an address").port()
+}

@@ -1,0 +1,240 @@
+//! One connection to a scripted relay: the HTTP head, then either a document or WebSocket frames.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use futures_util::{SinkExt as _, StreamExt as _};
+use nostr::event::Event;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::Shared;
+use super::script::{Answer, HttpBody, Script, Stored, Writes};
+
+/// A request head longer than this is no client of ours.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Frames that are no Nostr, each wrong in its own way.
+const GARBAGE: &[&str] =
+    &["hello", "{", "[]", "[1,2]", "[\"EVENT\"]", "[\"EOSE\",{}]", "{\"EVENT\":1}", "\u{0}"];
+
+struct Session<'a> {
+    socket: WebSocketStream<TcpStream>,
+    shared: &'a Shared,
+    authenticated: bool,
+}
+
+/// Serves one TCP connection to its end; an error is the client's going away.
+pub(super) async fn serve(mut stream: TcpStream, shared: &Arc<Shared>) -> anyhow::Result<()> {
+    let (head, rest) = read_head(&mut stream).await?;
+    let script = shared.script();
+    let Some(key) = header(&head, "sec-websocket-key") else {
+        shared.counters.http_requests.fetch_add(1, Ordering::SeqCst);
+        return reply(&mut stream, script.http.as_ref()).await;
+    };
+    if let Some(status) = script.refuse_upgrade {
+        let refusal = HttpBody { status, content_type: "text/plain".into(), body: b"no upgrade".to_vec() };
+        return reply(&mut stream, Some(&refusal)).await;
+    }
+    let accept = derive_accept_key(key.as_bytes());
+    let switching = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    );
+    stream.write_all(switching.as_bytes()).await?;
+    shared.counters.upgrades.fetch_add(1, Ordering::SeqCst);
+    let socket = WebSocketStream::from_partially_read(stream, rest, Role::Server, None).await;
+    Session { socket, shared, authenticated: false }.run(&script).await
+}
+
+impl Session<'_> {
+    async fn run(mut self, script: &Script) -> anyhow::Result<()> {
+        for frame in &script.greeting {
+            self.send(frame.clone()).await?;
+        }
+        if script.answer == Answer::AuthRequired {
+            self.send(json!(["AUTH", "challenge-of-the-script"]).to_string()).await?;
+        }
+        while let Some(message) = self.socket.next().await {
+            let Message::Text(text) = message? else { continue };
+            self.shared.counters.bytes_in.fetch_add(text.len() as u64, Ordering::SeqCst);
+            self.on_text(text.as_str()).await?;
+        }
+        Ok(())
+    }
+
+    async fn on_text(&mut self, text: &str) -> anyhow::Result<()> {
+        let script = self.shared.script();
+        let frame: Value = serde_json::from_str(text).unwrap_or_default();
+        let request = match frame[0].as_str() {
+            Some("REQ") => Some(self.shared.note_request(frame[2].clone())),
+            Some("CLOSE") => {
+                self.shared.counters.closes.fetch_add(1, Ordering::SeqCst);
+                None
+            }
+            Some("EVENT") => {
+                self.shared.counters.writes.fetch_add(1, Ordering::SeqCst);
+                None
+            }
+            _ => None,
+        };
+        match (&script.answer, frame[0].as_str(), request) {
+            (Answer::Silent, ..) => Ok(()),
+            (Answer::Echo, ..) => self.send(text.to_owned()).await,
+            (Answer::Garbage, ..) => self.send_all(GARBAGE).await,
+            (Answer::Notice(text), ..) => self.send(json!(["NOTICE", text]).to_string()).await,
+            (_, Some("REQ"), Some(request)) => self.on_req(&script, &frame, request).await,
+            (_, Some("EVENT"), _) => self.on_event(&script, &frame[1]).await,
+            (_, Some("AUTH"), _) => {
+                self.authenticated = true;
+                self.send(json!(["OK", frame[1]["id"], true, ""]).to_string()).await
+            }
+            (_, Some("CLOSE"), _) => Ok(()),
+            (_, label, _) => {
+                self.send(json!(["NOTICE", format!("unknown message {label:?}")]).to_string()).await
+            }
+        }
+    }
+
+    async fn on_req(&mut self, script: &Script, frame: &Value, request: u64) -> anyhow::Result<()> {
+        let sub = &frame[1];
+        if let Some(exception) = &script.exception
+            && (exception.request == 0 || exception.request == request)
+        {
+            return self.closed(sub, &exception.message).await;
+        }
+        match &script.answer {
+            Answer::AuthRequired if !self.authenticated => {
+                self.closed(sub, "auth-required: who are you").await
+            }
+            Answer::Flood => self.flood(script, sub).await,
+            Answer::FloodStray => self.flood(script, &json!("nobody-asked")).await,
+            Answer::HugeFrame(bytes) => {
+                let frame = json!(["EVENT", sub, { "content": "x".repeat(*bytes) }]);
+                self.send(frame.to_string()).await
+            }
+            Answer::CloseMidPage(count) => {
+                self.send_events(sub, page(script, frame).into_iter().take(*count)).await?;
+                bail!("the script says: drop the connection here")
+            }
+            Answer::EoseNever => self.send_events(sub, page(script, frame)).await,
+            Answer::LateEose(late_ms) => {
+                // bound: the script's own number of milliseconds.
+                tokio::time::sleep(Duration::from_millis(*late_ms)).await;
+                self.serve_page(script, frame).await
+            }
+            _ => self.serve_page(script, frame).await,
+        }
+    }
+
+    async fn serve_page(&mut self, script: &Script, frame: &Value) -> anyhow::Result<()> {
+        self.send_events(&frame[1], page(script, frame)).await?;
+        self.send(json!(["EOSE", frame[1]]).to_string()).await
+    }
+
+    async fn closed(&mut self, sub: &Value, message: &str) -> anyhow::Result<()> {
+        self.send(json!(["CLOSED", sub, message]).to_string()).await
+    }
+
+    /// Ends only when the client does, or when there is nothing to send.
+    async fn flood(&mut self, script: &Script, sub: &Value) -> anyhow::Result<()> {
+        while !script.events.is_empty() {
+            self.send_events(sub, &script.events).await?;
+        }
+        Ok(())
+    }
+
+    async fn on_event(&mut self, script: &Script, event: &Value) -> anyhow::Result<()> {
+        let verified = Event::from_json(event.to_string()).is_ok_and(|event| event.verify().is_ok());
+        let (accepted, message) = match &script.writes {
+            Writes::Silent => return Ok(()),
+            Writes::Refuse(message) => (false, message.as_str()),
+            Writes::Accept if !verified => (false, "invalid: the id or signature is wrong"),
+            Writes::Accept => {
+                self.shared.store(Stored::raw(event.to_string()));
+                (true, "")
+            }
+        };
+        self.send(json!(["OK", event["id"], accepted, message]).to_string()).await
+    }
+
+    async fn send_events<'a>(
+        &mut self,
+        sub: &Value,
+        events: impl IntoIterator<Item = &'a Stored>,
+    ) -> anyhow::Result<()> {
+        for event in events {
+            self.send(format!("[\"EVENT\",{sub},{}]", event.json)).await?;
+            self.shared.counters.events_sent.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    async fn send_all(&mut self, frames: &[&str]) -> anyhow::Result<()> {
+        for frame in frames {
+            self.send((*frame).to_owned()).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, text: String) -> anyhow::Result<()> {
+        let bytes = text.len() as u64;
+        self.socket.send(Message::text(text)).await?;
+        self.shared.counters.bytes_out.fetch_add(bytes, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// The events a REQ gets: those any of its filters asks for, at most the smallest of limit and cap.
+fn page<'a>(script: &'a Script, frame: &Value) -> Vec<&'a Stored> {
+    let filters = frame.as_array().map(|frame| &frame[2..]).unwrap_or_default();
+    let limit = filters.iter().filter_map(|filter| filter["limit"].as_u64()).max();
+    let limit =
+        limit.map_or(script.cap, |limit| script.cap.min(usize::try_from(limit).unwrap_or(usize::MAX)));
+    let ignores = script.answer == Answer::IgnoreFilter;
+    let asked = |event: &&Stored| ignores || filters.iter().any(|filter| event.matches(filter));
+    if script.answer == Answer::OldestFirst {
+        return script.events.iter().rev().filter(asked).take(limit).collect();
+    }
+    script.events.iter().filter(asked).take(limit).collect()
+}
+
+/// Reads to the end of the request's head; what came after it is returned apart.
+async fn read_head(stream: &mut TcpStream) -> anyhow::Result<(String, Vec<u8>)> {
+    let mut bytes = Vec::with_capacity(1024);
+    loop {
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            let rest = bytes.split_off(end + 4);
+            return Ok((String::from_utf8(bytes).context("a head that is not text")?, rest));
+        }
+        if bytes.len() > HEAD_BYTES_MAX || stream.read_buf(&mut bytes).await? == 0 {
+            bail!("no HTTP request");
+        }
+    }
+}
+
+fn header(head: &str, name: &str) -> Option<String> {
+    let mut fields = head.lines().filter_map(|line| line.split_once(':'));
+    fields.find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned())
+}
+
+async fn reply(stream: &mut TcpStream, body: Option<&HttpBody>) -> anyhow::Result<()> {
+    let missing = HttpBody { status: 404, content_type: "text/plain".into(), body: b"not here".to_vec() };
+    let HttpBody { status, content_type, body } = body.unwrap_or(&missing);
+    let head = format!(
+        "HTTP/1.1 {status} Scripted\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(body).await?;
+    stream.shutdown().await?;
+    Ok(())
+}

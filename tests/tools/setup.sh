@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Installs what the tests need and lacks here (Debian, Ubuntu); runs in a second when nothing is missing.
+# It never starts a service, never touches the default cluster on 5432, and keeps all else in the test bed.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+
+relay_py_version=1.14
+npm_packages=(@nostr-relay/core@0.0.40 @nostr-relay/validator@0.0.40 @nostr-relay/event-repository-sqlite@0.0.40 ws@8.23.0)
+rust_minor_min=94
+
+check_rust() {
+    have rustc || die "rustc is missing: install Rust 1.$rust_minor_min or newer (see rustup.rs)"
+    local version minor
+    version=$(rustc --version | cut -d' ' -f2)
+    minor=$(cut -d. -f2 <<<"$version")
+    [ "$minor" -ge $rust_minor_min ] || die "rustc $version is too old: sqlx 0.9 needs 1.$rust_minor_min or newer"
+    cargo nextest --version >/dev/null 2>&1 || lack "cargo-nextest is not installed, cargo test runs the tests instead"
+}
+
+# Debian packages make and start services when installed; both are switched off for the time of the install.
+apt_install() {
+    have apt-get || { lack "packages $* are missing and there is no apt-get"; return 0; }
+    say "installing $*"
+    local undo=()
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null || { lack "no root rights to install $*"; return 0; }
+        as_root chmod 755 /usr/sbin/policy-rc.d
+        undo+=(/usr/sbin/policy-rc.d)
+    fi
+    local no_cluster=/etc/postgresql-common/createcluster.d/bigbrotr-tests.conf
+    as_root mkdir -p "$(dirname $no_cluster)"
+    echo 'create_main_cluster = false' | as_root tee $no_cluster >/dev/null
+    undo+=("$no_cluster")
+    # shellcheck disable=SC2064
+    trap "as_root rm -f ${undo[*]}" EXIT
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@")
+    as_root "${install[@]}" >/dev/null 2>"$testbed/apt.log" \
+        || { as_root apt-get update -qq && as_root "${install[@]}" >/dev/null 2>"$testbed/apt.log"; } \
+        || { tail -5 "$testbed/apt.log" >&2; lack "could not install $*"; }
+    as_root rm -f "${undo[@]}"
+    trap - EXIT
+}
+
+system_packages() {
+    local missing=()
+    [ -n "$(pg_bin)" ] || missing+=(postgresql postgresql-contrib)
+    have pgbouncer || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
+    have python3 || missing+=(python3)
+    python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv python3-pip)
+    have node || missing+=(nodejs)
+    have npm || missing+=(npm)
+    { have make && have c++; } || missing+=(build-essential)
+    [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
+}
+
+python_relay() {
+    local home=$testbed/nostr-relay
+    [ "$(cat "$home/installed" 2>/dev/null)" = $relay_py_version ] && return
+    python3 -c 'import venv, ensurepip' 2>/dev/null || { lack "python3 with venv is missing"; return; }
+    say "installing the Python relay program into $home"
+    rm -rf "$home"
+    { python3 -m venv "$home" && "$home/bin/pip" install -q "nostr-relay==$relay_py_version"; } >"$testbed/pip.log" 2>&1 \
+        || { tail -5 "$testbed/pip.log" >&2; lack "pip could not install nostr-relay"; return 0; }
+    echo $relay_py_version >"$home/installed"
+}
+
+npm_relay() {
+    local home=$testbed/npm
+    [ "$(cat "$home/installed" 2>/dev/null)" = "${npm_packages[*]}" ] && return
+    { have node && have npm; } || { lack "node and npm are missing"; return; }
+    say "installing the npm relay program into $home"
+    rm -rf "$home" && mkdir -p "$home"
+    # A package.json of its own, so that npm does not climb to one above.
+    echo '{"private":true}' >"$home/package.json"
+    local usable='require("better-sqlite3")(":memory:")'
+    (
+        cd "$home"
+        npm install --no-fund --no-audit "${npm_packages[@]}"
+        # npm may hold back the native part's build step.
+        node -e "$usable" || npm rebuild better-sqlite3
+        node -e "$usable"
+    ) >"$testbed/npm.log" 2>&1 || { tail -5 "$testbed/npm.log" >&2; lack "npm could not install the relay"; return 0; }
+    echo "${npm_packages[*]}" >"$home/installed"
+}
+
+mkdir -p "$testbed"
+exec 9>"$testbed/setup.lock"
+flock 9
+check_rust
+system_packages
+python_relay
+npm_relay
