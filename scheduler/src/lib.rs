@@ -32,7 +32,12 @@ const PART: &str = "scheduler";
 ///
 /// # Errors
 /// When the configuration cannot be used.
-pub async fn run(config: &Config, metrics: Metrics, health: Health, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    config: &Config,
+    metrics: Metrics,
+    health: Health,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let db = Db::lazy(config.database_url(), "bigbrotr scheduler", 2)?;
     let options = config.scheduler_options();
     let limit = (options.tick * 5).max(Duration::from_secs(30));
@@ -91,7 +96,11 @@ impl Scheduler {
         let rescued = self.db.job_rescue().await?;
         self.metrics.jobs_rescued.inc_by(rescued.again + rescued.dead);
         if rescued.again + rescued.dead > 0 {
-            tracing::warn!(jobs.again = rescued.again, jobs.dead = rescued.dead, "rescued jobs of lost workers");
+            tracing::warn!(
+                jobs.again = rescued.again,
+                jobs.dead = rescued.dead,
+                "rescued jobs of lost workers"
+            );
         }
         if self.slow_ms.is_none_or(|at| clock::monotonic_ms().saturating_sub(at) >= SLOW_EVERY_MS) {
             self.maintain().await?;
@@ -116,9 +125,19 @@ impl Scheduler {
             let networks: &[String] = if kind.is_remote() { &self.options.networks } else { &local };
             let done = self
                 .db
-                .schedule_enqueue(*kind, networks, PER_TICK, spec.timeout, spec.max_attempts, AGAIN.max(spec.timeout * 2))
+                .schedule_enqueue(
+                    *kind,
+                    networks,
+                    PER_TICK,
+                    spec.timeout,
+                    spec.max_attempts,
+                    AGAIN.max(spec.timeout * 2),
+                )
                 .await?;
-            self.metrics.jobs_enqueued.get_or_create(&Labels::new(kind.as_str(), "", "")).inc_by(done.enqueued);
+            self.metrics
+                .jobs_enqueued
+                .get_or_create(&Labels::new(kind.as_str(), "", ""))
+                .inc_by(done.enqueued);
             if done.enqueued > 0 {
                 tracing::debug!(job.kind = %kind, jobs = done.enqueued, "enqueued what is due");
             }
@@ -144,8 +163,11 @@ impl Scheduler {
         let documents = self.db.orphan_metadata_delete(ORPHANS).await?;
         if made + days + workers + documents > 0 {
             tracing::info!(
-                partitions.made = made, history.days_dropped = days, workers.forgotten = workers,
-                documents.deleted = documents, "maintenance"
+                partitions.made = made,
+                history.days_dropped = days,
+                workers.forgotten = workers,
+                documents.deleted = documents,
+                "maintenance"
             );
         }
         Ok(())

@@ -26,7 +26,12 @@ const REFRESH_LIMIT: Duration = Duration::from_secs(3_500);
 ///
 /// # Errors
 /// When the configuration cannot be used.
-pub async fn run(config: &Config, metrics: Metrics, health: Health, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    config: &Config,
+    metrics: Metrics,
+    health: Health,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let worker = format!("worker-{}-{}", std::process::id(), clock::random_hex(4));
     let options = config.queue_options(&worker);
     let queue_db = Db::lazy(config.database_url(), "bigbrotr worker queue", 3)?;
@@ -46,8 +51,14 @@ pub async fn run(config: &Config, metrics: Metrics, health: Health, stop: Cancel
     health.expect(PART, limit);
     let beaten_ms = Arc::new(AtomicU64::new(0));
     tracing::info!(
-        worker.id = worker, worker.vantage = options.vantage,
-        worker.queues = options.queues.iter().map(|(queue, slots)| format!("{queue}:{slots}")).collect::<Vec<_>>().join(" "),
+        worker.id = worker,
+        worker.vantage = options.vantage,
+        worker.queues = options
+            .queues
+            .iter()
+            .map(|(queue, slots)| format!("{queue}:{slots}"))
+            .collect::<Vec<_>>()
+            .join(" "),
         "worker starts"
     );
     let watching = CancellationToken::new();

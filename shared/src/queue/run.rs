@@ -88,7 +88,6 @@ impl Shared {
     pub(super) fn beaten(&self) {
         self.beaten_ms.store(clock::monotonic_ms(), Ordering::Relaxed);
     }
-
 }
 
 /// The network as a label of the closed set.
@@ -179,7 +178,7 @@ pub async fn run(
         Ok(Ok(0)) => {}
         Ok(Ok(jobs)) => tracing::info!(jobs, "gave unfinished jobs back"),
         Ok(Err(error)) => {
-            tracing::warn!(error = %error, "could not give jobs back; their lease will end by itself")
+            tracing::warn!(error = %error, "could not give jobs back; their lease will end by itself");
         }
         Err(_) => tracing::warn!("the database did not answer; leases will end by themselves"),
     }
