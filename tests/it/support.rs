@@ -1,0 +1,98 @@
+//! What several scenarios need: a migrated database, handles on it, and waiting with a bound.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use shared::db::{Claimed, Db, MigrateOptions, NewJob, Registration};
+use shared::models::{Fence, JobKind};
+use shared::queue;
+use tests::pg::{Role, TestDb};
+
+/// A clone of the migrated template.
+pub(crate) async fn migrated() -> Option<TestDb> {
+    let label = format!("schema-{}", schema_hash());
+    TestDb::from_template(&label, |url| async move {
+        queue::migrate(&url, &MigrateOptions::default()).await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Names the template by everything that makes it, so that an old one is never taken for the new.
+fn schema_hash() -> String {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    for migration in shared::db::MIGRATOR.iter() {
+        migration.checksum.hash(&mut hasher);
+    }
+    include_str!("../../shared/src/queue/tables.sql").hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// The database as `role` sees it.
+pub(crate) fn handle(db: &TestDb, role: Role) -> Db {
+    Db::lazy(&db.url(role), "bigbrotr test", 8).expect("the harness makes valid URLs")
+}
+
+/// A worker with a standing lease.
+pub(crate) async fn register(db: &Db, worker: &str, lease: Duration) {
+    db.job_heartbeat(&registration(worker, lease)).await.unwrap();
+}
+
+/// What a test worker announces.
+pub(crate) fn registration(worker: &str, lease: Duration) -> Registration {
+    Registration {
+        worker: worker.to_owned(),
+        lease,
+        vantage: "test".to_owned(),
+        queues: vec!["sync.clearnet".to_owned()],
+        slots: 8,
+    }
+}
+
+/// A job that is due now.
+pub(crate) fn job(kind: JobKind, target: &str) -> NewJob {
+    NewJob {
+        kind,
+        network: if kind.is_remote() { "clearnet" } else { "local" }.to_owned(),
+        target: target.to_owned(),
+        slack: Duration::from_secs(60),
+        timeout: Duration::from_secs(60),
+        max_attempts: 3,
+    }
+}
+
+/// Enqueues one job, claims it for `worker`, and returns the proof.
+pub(crate) async fn claim_one(db: &Db, worker: &str, kind: JobKind, target: &str) -> (Claimed, Fence) {
+    register(db, worker, Duration::from_secs(60)).await;
+    db.job_enqueue(&[job(kind, target)]).await.unwrap();
+    let queue = format!("{kind}.{}", if kind.is_remote() { "clearnet" } else { "local" });
+    let mut claimed = db.job_claim(worker, &[(queue, 100)]).await.unwrap();
+    let position = claimed.iter().position(|c| c.target == target).expect("the job was claimable");
+    let claimed = claimed.swap_remove(position);
+    let fence = Fence::new(claimed.job.clone(), worker.to_owned(), claimed.attempt);
+    (claimed, fence)
+}
+
+/// One value of one row, read as the superuser.
+pub(crate) async fn value(db: &TestDb, sql: &'static str) -> String {
+    let mut connection = db.connect(Role::Superuser).await;
+    sqlx::query_scalar::<_, Option<String>>(sql)
+        .persistent(false)
+        .fetch_one(&mut connection)
+        .await
+        .unwrap()
+        .unwrap_or_default()
+}
+
+/// Rows of two texts as a map, read as the superuser.
+pub(crate) async fn pairs(db: &TestDb, sql: &'static str) -> BTreeMap<String, String> {
+    let mut connection = db.connect(Role::Superuser).await;
+    sqlx::query_as::<_, (String, String)>(sql)
+        .persistent(false)
+        .fetch_all(&mut connection)
+        .await
+        .unwrap()
+        .into_iter()
+        .collect()
+}
