@@ -2,18 +2,26 @@
 //!
 //! No I/O, no clock, no database here; what comes back from outside is validated again.
 
+mod canonical;
 mod closed;
+mod coverage;
 mod event;
 mod grade;
+mod metadata;
 mod network;
 mod outcome;
 mod policy;
 mod relay_url;
+mod service_state;
 
+pub use canonical::{DocumentError, MAX_DOCUMENT_BYTES};
 pub use closed::UnknownWord;
+pub use coverage::{Coverage, CoverageError, Interval};
 pub use event::{EnvelopeFacts, Event, EventError, EventId, KindClass, MAX_EVENT_BYTES, event_key, tag_hash};
 pub use grade::{GapReason, Grade};
+pub use metadata::{Metadata, MetadataError, MetadataType};
 pub use network::Network;
 pub use outcome::{Outcome, Reason};
 pub use policy::{AddressPolicy, IpRange, IpRangeError};
 pub use relay_url::{MAX_URL_BYTES, RelayUrl, UrlError};
+pub use service_state::{MAX_STATE_KEY_BYTES, ServiceName, ServiceState, ServiceStateError, StateType};

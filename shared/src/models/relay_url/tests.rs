@@ -286,7 +286,7 @@ fn url_like() -> impl Strategy<Value = String> {
         Just(format!("{O}.onion")),
     ];
     let port = "(:[0-9]{0,6})?";
-    let tail = "(/([a-zA-Z0-9.~:@!|é/]|%[0-9a-fA-F]{2}){0,12}){0,3}(\\?([a-z=&/?~é]|%[0-9a-f]{2}){0,12})?";
+    let tail = "(/([a-zA-Z0-9.~:@!|é/]|%[0-9a-fA-F]{2}|%25[0-9a-f]{2}){0,12}){0,3}(\\?([a-z=&/?~é]|%[0-9a-f]{2}){0,12})?";
     (scheme, host, port, tail).prop_map(|(s, h, p, t)| format!("{s}{h}{p}{t}"))
 }
 
