@@ -244,5 +244,4 @@ impl Subscription {
 }
 
 #[cfg(test)]
-#[path = "session_tests.rs"]
 mod tests;

@@ -156,6 +156,21 @@ fn a_relay_that_ignores_until_is_left_with_its_first_page() {
 }
 
 #[test]
+fn a_few_foreign_frames_are_borne_and_many_are_not() {
+    let bear = |mismatched| {
+        let mut walk = Walk::new(SPEC);
+        walk.next();
+        let facts = PageFacts { seen: events_at([900, 800]), mismatched };
+        let claims = walk.on_page(&facts, &PageEnd::Eose { hint: None });
+        (claims, walk.finish(GapReason::Stopped))
+    };
+    let most = u32::try_from(MISMATCH_MAX).unwrap();
+    assert_eq!(bear(most).0, [walked(801, 1_000)]);
+    let rest = vec![gap(0, 1_000, Grade::Partial, GapReason::IgnoresFilter)];
+    assert_eq!(bear(most + 1), (Vec::new(), rest));
+}
+
+#[test]
 fn an_exclusive_until_loses_no_second_unrecorded() {
     let seconds = (0..60).flat_map(|second| [second, second, second]);
     let mut relay = ModelRelay::honest(20, events_at(seconds));
