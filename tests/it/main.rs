@@ -9,6 +9,12 @@ mod programs;
 #[cfg(test)]
 mod proxy;
 #[cfg(test)]
+mod queue;
+#[cfg(test)]
+mod schema;
+#[cfg(test)]
 mod scripted;
+#[cfg(test)]
+mod support;
 #[cfg(test)]
 mod tidy;

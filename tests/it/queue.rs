@@ -83,7 +83,10 @@ async fn verdicts_move_jobs_where_they_belong() {
     ] {
         let target = format!("wss://{verdict}.example");
         let (claimed, _) = claim_one(&db, "w1", JobKind::Sync, &target).await;
-        assert_eq!(db.job_finish("w1", &[finished(&claimed.job, 1, verdict)]).await.unwrap(), [claimed.job.as_str()]);
+        assert_eq!(
+            db.job_finish("w1", &[finished(&claimed.job, 1, verdict)]).await.unwrap(),
+            [claimed.job.as_str()]
+        );
         let lives = pairs(&test, "SELECT target, status || ' ' || attempts FROM apalis.jobs").await;
         assert_eq!(lives.get(&target).map_or("", String::as_str), live, "{verdict}");
         let past = pairs(&test, "SELECT target, state FROM job_history").await;
@@ -115,7 +118,12 @@ async fn a_lost_lease_cannot_finish_and_its_job_runs_elsewhere() {
     let (again, _) = claim_one(&db, "w2", JobKind::Sync, "wss://a.example").await;
     assert_eq!((again.job.as_str(), again.attempt), (claimed.job.as_str(), 2));
     for attempt in [1, 2] {
-        assert!(db.job_finish("w1", &[finished(&claimed.job, attempt, Verdict::Complete)]).await.unwrap().is_empty());
+        assert!(
+            db.job_finish("w1", &[finished(&claimed.job, attempt, Verdict::Complete)])
+                .await
+                .unwrap()
+                .is_empty()
+        );
     }
     assert!(db.job_finish("w2", &[finished(&claimed.job, 1, Verdict::Complete)]).await.unwrap().is_empty());
     assert_eq!(db.job_finish("w2", &[finished(&claimed.job, 2, Verdict::Complete)]).await.unwrap().len(), 1);
@@ -162,7 +170,10 @@ async fn a_batch_with_stolen_leases_writes_exactly_the_others() {
         results[stolen].fence = Fence::new(fence.job().to_owned(), "thief".to_owned(), fence.attempt());
     }
     assert_eq!(db.validate_finish(&results).await.unwrap(), [2, 5]);
-    assert_eq!(value(&test, "SELECT string_agg(url, ' ' ORDER BY url) FROM candidate").await, "wss://r2.example wss://r5.example");
+    assert_eq!(
+        value(&test, "SELECT string_agg(url, ' ' ORDER BY url) FROM candidate").await,
+        "wss://r2.example wss://r5.example"
+    );
     assert_eq!(value(&test, "SELECT count(*)::text FROM relay").await, "6");
     assert_eq!(value(&test, "SELECT string_agg(DISTINCT kind || ' ' || n, ' ' ORDER BY kind || ' ' || n) FROM (SELECT kind, count(*) n FROM schedule GROUP BY kind) x").await, "monitor 6 sync 6 validate 2");
 }

@@ -11,7 +11,7 @@ use tests::pg::{Role, TestDb};
 /// A clone of the migrated template.
 pub(crate) async fn migrated() -> Option<TestDb> {
     let label = format!("schema-{}", schema_hash());
-    TestDb::from_template(&label, |url| async move {
+    TestDb::from_template(&label, async |url: String| {
         queue::migrate(&url, &MigrateOptions::default()).await?;
         Ok(())
     })

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{ConnectOptions, Postgres};
+use sqlx::{ConnectOptions, Connection, Postgres};
 
 pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored, UnminedEvent};
 pub use error::DbError;
@@ -54,6 +54,10 @@ pub struct Db {
 /// # Errors
 /// [`DbError::Url`] when the text is no PostgreSQL URL; the message never holds the password.
 pub fn connect_options(url: &str, application: &str) -> Result<PgConnectOptions, DbError> {
+    // sqlx takes any scheme; an operator who pasted something else should hear of it.
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err(DbError::Url);
+    }
     Ok(PgConnectOptions::from_str(url)
         .map_err(|_| DbError::Url)?
         .application_name(application)
@@ -77,6 +81,27 @@ impl Db {
             .idle_timeout(Duration::from_secs(120))
             .connect_lazy_with(options);
         Ok(Self { pool, timeout: STATEMENT_TIMEOUT })
+    }
+
+    /// Like [`Db::lazy`], after proving that the server answers: for commands, which should fail at once and
+    /// with the server's own reason.
+    ///
+    /// # Errors
+    /// What kept us from connecting, as a sentence.
+    pub async fn connect(url: &str, application: &str, max: u32) -> Result<Self, DbError> {
+        let options = connect_options(url, application)?;
+        let (host, port) = (options.get_host().to_owned(), options.get_port());
+        match tokio::time::timeout(ACQUIRE_TIMEOUT, options.connect()).await {
+            Ok(Ok(connection)) => connection.close().await?,
+            Ok(Err(error)) => {
+                return Err(match DbError::from(error) {
+                    DbError::Unavailable(why) => DbError::Unavailable(format!("{host}:{port}: {why}")),
+                    other => other,
+                });
+            }
+            Err(_) => return Err(DbError::Unavailable(format!("{host}:{port} does not answer"))),
+        }
+        Self::lazy(url, application, max)
     }
 
     /// The same pool with another limit per statement, for statements known to be long.
