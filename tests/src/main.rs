@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
+use futures_util::future::try_join_all;
 use nostr_relay_builder::LocalRelay;
 use nostr_relay_builder::builder::{RateLimit, RelayBuilder};
 use nostr_relay_builder::prelude::{MemoryDatabase, MemoryDatabaseOptions};
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::factory::Factory;
 use tests::scripted::{Script, ScriptedRelay};
 
@@ -145,19 +146,21 @@ async fn publish(factory: &Factory, count: usize, copies: &str, urls: &[String])
             shares[(index / urls.len() + copy) % urls.len()].push(event.clone());
         }
     }
-    let mut distinct = BTreeSet::new();
-    let mut relays = Vec::new();
-    for (url, share) in urls.iter().zip(&shares) {
-        let published =
-            tests::publish::publish(url, share).await.with_context(|| format!("publishing to {url}"))?;
-        relays.push(json!({
-            "url": url,
-            "sent": share.len(),
-            "accepted": published.accepted.len(),
-            "refused": published.refused.first(),
-        }));
-        distinct.extend(published.accepted);
-    }
+    // All relays at once: each is one process with one writer.
+    let published = try_join_all(urls.iter().zip(&shares).map(async |(url, share)| {
+        tests::publish::publish(url, share).await.with_context(|| format!("publishing to {url}"))
+    }))
+    .await?;
+    let relays: Vec<Value> = urls
+        .iter()
+        .zip(&shares)
+        .zip(&published)
+        .map(|((url, share), published)| {
+            let accepted = published.accepted.len();
+            json!({ "url": url, "sent": share.len(), "accepted": accepted, "refused": published.refused.first() })
+        })
+        .collect();
+    let distinct: BTreeSet<&String> = published.iter().flat_map(|relay| &relay.accepted).collect();
     let pairs: u64 = relays.iter().filter_map(|relay| relay["accepted"].as_u64()).sum();
     println!("{}", json!({ "distinct": distinct.len(), "pairs": pairs, "relays": relays }));
     Ok(())

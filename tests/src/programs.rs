@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::publish::Client;
 
 /// How long a program may take until it answers a REQ; the Python one needs about a second on a quiet machine.
@@ -77,7 +79,7 @@ impl Program {
             command.env("TESTRELAY", path);
         }
         let process = Process::spawn(&command, &state.path.join("log"));
-        let program = Self { url: format!("ws://127.0.0.1:{port}"), process, state };
+        let mut program = Self { url: format!("ws://127.0.0.1:{port}"), process, state };
         program.wait_until_ready().await;
         Some(program)
     }
@@ -87,25 +89,22 @@ impl Program {
         self.process.pid()
     }
 
-    async fn wait_until_ready(&self) {
+    async fn wait_until_ready(&mut self) {
         let answers = async {
-            loop {
+            while !self.process.has_ended() {
                 if let Ok(mut client) = Client::connect(&self.url).await
-                    && client
-                        .req(&serde_json::json!({ "limit": 1 }))
-                        .await
-                        .is_ok_and(|answer| answer.is_eose())
+                    && client.req(&json!({ "limit": 1 })).await.is_ok_and(|answer| answer.is_eose())
                 {
-                    return;
+                    return true;
                 }
                 // bound: READY, around the whole loop.
                 tokio::time::sleep(RETRY).await;
             }
+            false
         };
-        if tokio::time::timeout(READY, answers).await.is_err() {
-            let log = std::fs::read_to_string(self.state.path.join("log")).unwrap_or_default();
-            panic!("{} did not answer a REQ within {READY:?}:\n{log}", self.url);
-        }
+        let ready = tokio::time::timeout(READY, answers).await.unwrap_or(false);
+        let said = std::fs::read_to_string(self.state.path.join("log")).unwrap_or_default();
+        assert!(ready, "{} did not answer a REQ within {READY:?}, or ended:\n{said}", self.url);
     }
 }
 
@@ -141,6 +140,11 @@ impl Process {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
     }
 }
 

@@ -14,7 +14,7 @@ check_rust() {
     version=$(rustc --version | cut -d' ' -f2)
     minor=$(cut -d. -f2 <<<"$version")
     [ "$minor" -ge $rust_minor_min ] || die "rustc $version is too old: sqlx 0.9 needs 1.$rust_minor_min or newer"
-    cargo nextest --version >/dev/null 2>&1 || lack "cargo-nextest is not installed, cargo test runs the tests instead"
+    cargo nextest --version >/dev/null 2>&1 || say "cargo-nextest is not installed: cargo test runs the tests instead"
 }
 
 # Debian packages make and start services when installed; both are switched off for the time of the install.

@@ -212,7 +212,8 @@ async fn run(connection: &mut PgConnection, sql: String) -> anyhow::Result<()> {
 /// Unique, and begins with the test's name, which is the thread's.
 fn database_name() -> String {
     let thread = std::thread::current();
-    let test = thread.name().unwrap_or("test").replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+    let test =
+        thread.name().unwrap_or("test").replace("::", "_").replace(|c: char| !c.is_ascii_alphanumeric(), "_");
     let unique = shared::clock::random_hex(6);
     let kept = test.len().min(NAME_BYTES_MAX - unique.len() - 1);
     format!("{}_{unique}", &test[test.len() - kept..])
