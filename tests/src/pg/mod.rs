@@ -72,9 +72,10 @@ impl TestDb {
     ///
     /// # Panics
     /// When the cluster does not do as told, or `migrate` fails.
-    pub async fn from_template<F>(label: &str, migrate: F) -> Option<Self>
+    pub async fn from_template<F, M>(label: &str, migrate: F) -> Option<Self>
     where
-        F: AsyncFnOnce(String) -> anyhow::Result<()>,
+        F: FnOnce(String) -> M,
+        M: Future<Output = anyhow::Result<()>>,
     {
         let cluster = cluster()?;
         let template = format!("template_{label}_{}", fingerprint());
@@ -171,9 +172,10 @@ fn url_at(cluster: &str, authority: &str, database: &str, role: Role) -> String 
     format!("postgres://{}@{authority}/{database}", user.unwrap_or_else(|| "postgres".into()))
 }
 
-async fn ensure_template<F>(cluster: &str, template: &str, migrate: F) -> anyhow::Result<()>
+async fn ensure_template<F, M>(cluster: &str, template: &str, migrate: F) -> anyhow::Result<()>
 where
-    F: AsyncFnOnce(String) -> anyhow::Result<()>,
+    F: FnOnce(String) -> M,
+    M: Future<Output = anyhow::Result<()>>,
 {
     let mut admin = PgConnection::connect(cluster).await.context("connecting to the private cluster")?;
     if is_made(&mut admin, template).await? {
