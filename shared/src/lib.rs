@@ -19,3 +19,5 @@ pub mod jobs;
 pub mod queue;
 
 pub mod config;
+
+pub mod process;

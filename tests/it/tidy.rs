@@ -18,6 +18,7 @@ const RANKS: &[&[&str]] = &[
     &["jobs"],
     &["queue"],
     &["config"],
+    &["process"],
 ];
 
 /// Every file can be read in one sitting.

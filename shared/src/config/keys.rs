@@ -1,0 +1,259 @@
+//! Every key there is, one row each: the loader, the printer and the error messages read this table.
+
+use super::value::{Item, Kind};
+use crate::jobs::spec;
+use crate::models::JobKind;
+
+const DAY_S: i64 = 86_400;
+/// No interval of ours makes sense beyond a month.
+const MONTH_S: i64 = 30 * DAY_S;
+
+/// What a key is when nobody sets it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Preset {
+    /// Nothing; for an amount, no limit.
+    Unset,
+    /// A switch.
+    Bool(bool),
+    /// A number.
+    Int(i64),
+    /// A text.
+    Text(&'static str),
+    /// No entries.
+    Empty,
+    /// Every word the list may hold.
+    Everything,
+}
+
+/// One key of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key {
+    /// `section.key`, as in the file.
+    pub(super) path: &'static str,
+    /// What it may be.
+    pub(super) kind: Kind,
+    /// What it is by default.
+    pub(super) preset: Preset,
+    /// One line for people.
+    pub(super) doc: &'static str,
+}
+
+impl Key {
+    /// The environment variable that sets it.
+    pub(super) fn variable(&self) -> String {
+        match self.path {
+            "database.url" => "DATABASE_URL".to_owned(),
+            path => format!("{PREFIX}{}", path.replace('.', "_").to_uppercase()),
+        }
+    }
+}
+
+/// First part of our environment variables.
+pub(super) const PREFIX: &str = "BIGBROTR_";
+
+/// The words of `worker.kinds`, in the order of [`JobKind::ALL`].
+const KINDS: &[&str] = &["discover", "validate", "monitor", "sync", "refresh"];
+const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
+
+const fn key(path: &'static str, kind: Kind, preset: Preset, doc: &'static str) -> Key {
+    Key { path, kind, preset, doc }
+}
+
+const fn int(path: &'static str, preset: i64, min: i64, max: i64, doc: &'static str) -> Key {
+    key(path, Kind::Int { min, max }, Preset::Int(preset), doc)
+}
+
+const fn slots(path: &'static str, kind: JobKind) -> Key {
+    // A u32 always fits.
+    let preset = spec(kind).slots as i64;
+    int(path, preset, 0, 4_096, "Jobs of this kind that run at once, per network; 0 runs none.")
+}
+
+const fn enabled(path: &'static str, preset: bool) -> Key {
+    key(path, Kind::Bool, Preset::Bool(preset), "Whether relays of this network are dialled.")
+}
+
+const fn proxy(path: &'static str) -> Key {
+    key(
+        path,
+        Kind::HostPort,
+        Preset::Unset,
+        "SOCKS5 proxy, host:port; needed by overlay networks, refused for clearnet.",
+    )
+}
+
+const fn isolate(path: &'static str) -> Key {
+    key(path, Kind::Bool, Preset::Bool(false), "Own proxy credentials, hence own circuits, per relay.")
+}
+
+const fn timeout(path: &'static str, preset: i64) -> Key {
+    int(path, preset, 1, 300, "Seconds for resolving, and again for one connect or request.")
+}
+
+const fn canaries(path: &'static str) -> Key {
+    key(
+        path,
+        Kind::List(Item::Relay),
+        Preset::Empty,
+        "Relays of this network that prove that our own network works.",
+    )
+}
+
+/// Every key, in the order in which they are printed.
+pub(super) const KEYS: &[Key] = &[
+    key(
+        "database.url",
+        Kind::Url,
+        Preset::Unset,
+        "PostgreSQL URL; may lead through PgBouncer in transaction mode.",
+    ),
+    key(
+        "database.direct_url",
+        Kind::Url,
+        Preset::Unset,
+        "PostgreSQL URL without a pooler, for refreshes; default: database.url.",
+    ),
+    int("database.max_connections", 10, 1, 200, "Connections of a worker for its jobs."),
+    key(
+        "worker.vantage",
+        Kind::Text { max: 64 },
+        Preset::Text("default"),
+        "Name of the place this worker observes from.",
+    ),
+    int("worker.lease_s", 30, 1, 3_600, "Seconds a worker's claims stand without a heartbeat."),
+    int("worker.poll_ms", 500, 50, 60_000, "Milliseconds between two looks for work when idle."),
+    int("worker.grace_s", 20, 0, 600, "Seconds running jobs may finish after a stop."),
+    key(
+        "worker.kinds",
+        Kind::List(Item::Words(KINDS)),
+        Preset::Everything,
+        "Kinds of jobs this worker executes.",
+    ),
+    key(
+        "worker.metrics",
+        Kind::Socket,
+        Preset::Unset,
+        "Address and port of /metrics, /healthz and /readyz; unset: none.",
+    ),
+    slots("worker.slots.discover", JobKind::Discover),
+    slots("worker.slots.validate", JobKind::Validate),
+    slots("worker.slots.monitor", JobKind::Monitor),
+    slots("worker.slots.sync", JobKind::Sync),
+    slots("worker.slots.refresh", JobKind::Refresh),
+    int("scheduler.tick_ms", 1_000, 50, 60_000, "Milliseconds between two looks at what is due."),
+    int(
+        "scheduler.lease_s",
+        15,
+        2,
+        600,
+        "Seconds after which another scheduler takes over from a dead leader.",
+    ),
+    int("scheduler.history_days", 7, 1, 3_650, "Days finished jobs are remembered."),
+    key(
+        "scheduler.metrics",
+        Kind::Socket,
+        Preset::Unset,
+        "Address and port of /metrics, /healthz and /readyz; unset: none.",
+    ),
+    key(
+        "network.allow",
+        Kind::List(Item::Range),
+        Preset::Empty,
+        "Address ranges that may be dialled although they are not public.",
+    ),
+    key(
+        "network.allow_local",
+        Kind::Bool,
+        Preset::Bool(false),
+        "Permit loopback, private ranges and local names: for tests and intranets.",
+    ),
+    key(
+        "network.trust",
+        Kind::List(Item::Text),
+        Preset::Empty,
+        "PEM files with root certificates trusted besides the public ones.",
+    ),
+    key(
+        "network.name_servers",
+        Kind::List(Item::NameServer),
+        Preset::Empty,
+        "DNS servers, ip or ip:port; empty: the system's.",
+    ),
+    enabled("network.clearnet.enabled", true),
+    proxy("network.clearnet.proxy"),
+    timeout("network.clearnet.timeout_s", 10),
+    canaries("network.clearnet.canaries"),
+    enabled("network.tor.enabled", false),
+    proxy("network.tor.proxy"),
+    isolate("network.tor.isolate"),
+    timeout("network.tor.timeout_s", 30),
+    canaries("network.tor.canaries"),
+    enabled("network.i2p.enabled", false),
+    proxy("network.i2p.proxy"),
+    isolate("network.i2p.isolate"),
+    timeout("network.i2p.timeout_s", 45),
+    canaries("network.i2p.canaries"),
+    enabled("network.loki.enabled", false),
+    proxy("network.loki.proxy"),
+    isolate("network.loki.isolate"),
+    timeout("network.loki.timeout_s", 30),
+    canaries("network.loki.canaries"),
+    int("monitor.interval_s", 3_600, 1, MONTH_S, "Seconds between two checks of a stable relay."),
+    int("sync.interval_s", 900, 1, MONTH_S, "Seconds between two passes over a relay that is up to date."),
+    int("sync.page_limit", 500, 1, 5_000, "Events asked for per page."),
+    int("sync.page_idle_s", 20, 1, 120, "Longest pause between two new events of a page, seconds."),
+    int("sync.page_total_s", 120, 1, 240, "Seconds a whole page may take."),
+    int(
+        "sync.rescan_s",
+        3_600,
+        0,
+        MONTH_S,
+        "Seconds of the newest proved stretch that each pass reads again, for late arrivals.",
+    ),
+    int("sync.time_box_s", 240, 1, 300, "Seconds one pass works before it hands over to the next."),
+    key(
+        "archive.days",
+        Kind::IntOr { min: 1, max: 36_500, word: "all" },
+        Preset::Unset,
+        "How many days back the archive goes, or \"all\".",
+    ),
+    key(
+        "archive.max_gb",
+        Kind::AmountOr { min: 0.001, max: 1_000_000.0, word: "unlimited" },
+        Preset::Unset,
+        "Size of the database, GB, beyond which syncing stops, or \"unlimited\".",
+    ),
+    int("discover.interval_s", 60, 1, MONTH_S, "Seconds between two looks for relay URLs in new events."),
+    int("refresh.interval_s", 300, 1, MONTH_S, "Seconds between two refreshes of the views."),
+    key("log.json", Kind::Bool, Preset::Bool(false), "Log as JSON lines."),
+    key("log.level", Kind::Words(LEVELS), Preset::Text("info"), "Most detailed level logged."),
+];
+
+/// The row of a path.
+pub(super) fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_one_row_one_variable_and_a_default_of_its_kind() {
+        let mut variables: Vec<String> = KEYS.iter().map(Key::variable).collect();
+        variables.sort();
+        variables.dedup();
+        assert_eq!(variables.len(), KEYS.len());
+        for key in KEYS {
+            assert!(key.doc.ends_with('.'), "{}", key.path);
+            if let (Preset::Int(preset), Kind::Int { min, max }) = (key.preset, key.kind) {
+                assert!((min..=max).contains(&preset), "{}", key.path);
+            }
+        }
+    }
+
+    #[test]
+    fn the_words_of_worker_kinds_are_the_job_kinds() {
+        assert_eq!(KINDS, JobKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,235 @@
+//! What an operator chooses: one TOML file and the environment, read once, checked at start.
+//!
+//! Flags win over the environment, that over the file, that over the defaults. Every key has a range; an
+//! unknown key is an error that names the nearest right one. Later code never reads the environment, and
+//! passwords are never printed. This room composes the options of the other rooms and decides nothing else.
+
+mod keys;
+mod load;
+mod options;
+mod print;
+mod suggest;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::models::{AddressPolicy, JobKind, Network, RelayUrl};
+use load::Values;
+use value::Value;
+
+pub use load::{DEFAULT_FILE, FILE_VARIABLE};
+pub use options::SchedulerOptions;
+pub use print::{key_lines, redact_url};
+
+/// What is wrong with the configuration: one sentence per problem.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(Vec<String>);
+
+/// A key set on the command line.
+#[derive(Debug, Clone)]
+pub struct Flag {
+    /// Which key.
+    pub key: &'static str,
+    /// To what.
+    pub value: String,
+    /// The flag, as error messages call it.
+    pub name: &'static str,
+}
+
+/// Everything an operator may choose, checked.
+#[derive(Clone)]
+pub struct Config {
+    values: Values,
+    policy: AddressPolicy,
+    canaries: Vec<RelayUrl>,
+    kinds: Vec<JobKind>,
+}
+
+impl Config {
+    /// Reads the file (`path`, else `$BIGBROTR_CONFIG`, else `bigbrotr.toml` where there is one) and the
+    /// environment over it.
+    ///
+    /// # Errors
+    /// A sentence per value that is wrong, naming key, value, place and range.
+    pub fn load(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
+        Self::load_with(path, env, &[])
+    }
+
+    /// Like [`Config::load`], with flags over all of it.
+    ///
+    /// # Errors
+    /// A sentence per value that is wrong.
+    pub fn load_with(
+        path: Option<&Path>,
+        env: &BTreeMap<String, String>,
+        flags: &[Flag],
+    ) -> Result<Self, ConfigError> {
+        Self::from_values(load::load(path, env, flags)?)
+    }
+
+    /// The environment of this process: the only place that reads it.
+    pub fn environment() -> BTreeMap<String, String> {
+        std::env::vars_os()
+            .filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+            })
+            .collect()
+    }
+
+    fn from_values(values: Values) -> Result<Self, ConfigError> {
+        let mut config =
+            Self { policy: AddressPolicy::public(), canaries: Vec::new(), kinds: Vec::new(), values };
+        config.policy = options::policy(&config);
+        config.kinds = config.list("worker.kinds").iter().filter_map(|word| word.parse().ok()).collect();
+        let mut problems = Vec::new();
+        config.canaries = options::canaries(&config, &mut problems);
+        config.check(&mut problems);
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
+    }
+
+    /// What no single key can be blamed for.
+    fn check(&self, problems: &mut Vec<String>) {
+        for network in Network::ALL.iter().filter(|network| network.is_overlay()) {
+            let (enabled, proxy) = options::network_keys(*network);
+            if self.bool(enabled) && self.text(proxy).is_none() {
+                problems.push(format!(
+                    "{enabled} is true and {proxy} is not set: name the SOCKS5 proxy of {network}"
+                ));
+            }
+        }
+        if let Some(proxy) = self.text("network.clearnet.proxy") {
+            problems.push(format!(
+                "network.clearnet.proxy is {proxy}: clearnet relays are dialled directly, so that every address passes the guard"
+            ));
+        }
+        let (idle, total) = (self.int("sync.page_idle_s"), self.int("sync.page_total_s"));
+        if idle > total {
+            problems.push(format!(
+                "sync.page_idle_s is {idle}: it must not exceed sync.page_total_s, which is {total}"
+            ));
+        }
+        if self.list("worker.kinds").is_empty() {
+            problems.push("worker.kinds is []: a worker needs at least one kind of jobs".to_owned());
+        }
+    }
+
+    /// Where the file was, if one was read.
+    pub fn file(&self) -> Option<&Path> {
+        self.values.file.as_deref()
+    }
+
+    /// Whether somebody chose this key, instead of leaving it to its default.
+    pub fn is_set(&self, path: &str) -> bool {
+        self.values.origin(path).is_some()
+    }
+
+    /// Every key with the value in force, passwords hidden.
+    pub fn to_redacted_toml(&self) -> String {
+        print::to_toml(&self.values)
+    }
+
+    /// Says what is missing for a process that works on the database.
+    ///
+    /// # Errors
+    /// A sentence that names the ways to give the URL.
+    pub fn require_database(&self) -> Result<&str, ConfigError> {
+        self.text("database.url").ok_or_else(|| {
+            ConfigError(vec![
+                "no database is named: set DATABASE_URL, or url in the section [database] of the configuration file".to_owned(),
+            ])
+        })
+    }
+
+    /// The database, possibly behind a pooler; empty when none is named ([`Config::require_database`]).
+    pub fn database_url(&self) -> &str {
+        self.text("database.url").unwrap_or_default()
+    }
+
+    /// The database without a pooler.
+    pub fn direct_url(&self) -> &str {
+        self.text("database.direct_url").unwrap_or_else(|| self.database_url())
+    }
+
+    /// Connections of a worker for its jobs.
+    pub fn max_connections(&self) -> u32 {
+        self.number("database.max_connections")
+    }
+
+    /// Which addresses may be dialled.
+    pub fn policy(&self) -> AddressPolicy {
+        self.policy.clone()
+    }
+
+    /// Networks whose relays are dialled.
+    pub fn enabled_networks(&self) -> Vec<Network> {
+        Network::ALL.iter().copied().filter(|network| self.bool(options::network_keys(*network).0)).collect()
+    }
+
+    /// Where the worker serves metrics and health.
+    pub fn worker_metrics(&self) -> Option<SocketAddr> {
+        self.text("worker.metrics").and_then(|text| text.parse().ok())
+    }
+
+    /// Where the scheduler serves metrics and health.
+    pub fn scheduler_metrics(&self) -> Option<SocketAddr> {
+        self.text("scheduler.metrics").and_then(|text| text.parse().ok())
+    }
+
+    fn text(&self, path: &'static str) -> Option<&str> {
+        match self.values.get(path) {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn bool(&self, path: &'static str) -> bool {
+        matches!(self.values.get(path), Value::Bool(true))
+    }
+
+    fn list(&self, path: &'static str) -> &[String] {
+        match self.values.get(path) {
+            Value::List(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    fn int(&self, path: &'static str) -> i64 {
+        match self.values.get(path) {
+            Value::Int(number) => *number,
+            _ => 0,
+        }
+    }
+
+    /// A number whose range, checked when it was read, lies within `u32`.
+    fn number(&self, path: &'static str) -> u32 {
+        u32::try_from(self.int(path)).unwrap_or(u32::MAX)
+    }
+
+    fn seconds(&self, path: &'static str) -> Duration {
+        Duration::from_secs(u64::from(self.number(path)))
+    }
+
+    fn millis(&self, path: &'static str) -> Duration {
+        Duration::from_millis(u64::from(self.number(path)))
+    }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_redacted_toml())
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_redacted_toml())
+    }
+}

@@ -1,0 +1,212 @@
+//! The configuration as each room wants it.
+
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tracing::Level;
+
+use super::value::{Value, name_server};
+use super::{Config, ConfigError};
+use crate::jobs::JobsConfig;
+use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl};
+use crate::net::{NetConfig, NetworkConfig};
+use crate::queue::QueueOptions;
+use crate::telemetry::LogOptions;
+
+/// Bytes of one GB, as `archive.max_gb` counts.
+const GB: f64 = 1e9;
+
+/// What the scheduler needs to know.
+#[derive(Debug, Clone)]
+pub struct SchedulerOptions {
+    /// Between two looks at what is due.
+    pub tick: Duration,
+    /// After which another scheduler takes over from a dead leader.
+    pub lease: Duration,
+    /// Networks whose relays are dialled.
+    pub networks: Vec<String>,
+    /// How far back the archive goes; `None` = to the beginning.
+    pub archive_days: Option<u32>,
+    /// Days finished jobs are remembered.
+    pub history_days: u16,
+}
+
+/// The keys that say whether a network is dialled, and through what.
+pub(super) const fn network_keys(network: Network) -> (&'static str, &'static str) {
+    match network {
+        Network::Clearnet => ("network.clearnet.enabled", "network.clearnet.proxy"),
+        Network::Tor => ("network.tor.enabled", "network.tor.proxy"),
+        Network::I2p => ("network.i2p.enabled", "network.i2p.proxy"),
+        Network::Loki => ("network.loki.enabled", "network.loki.proxy"),
+    }
+}
+
+/// The keys of a network's time limit, isolation and canaries; clearnet has nothing to isolate.
+const fn network_details(network: Network) -> (&'static str, Option<&'static str>, &'static str) {
+    match network {
+        Network::Clearnet => ("network.clearnet.timeout_s", None, "network.clearnet.canaries"),
+        Network::Tor => ("network.tor.timeout_s", Some("network.tor.isolate"), "network.tor.canaries"),
+        Network::I2p => ("network.i2p.timeout_s", Some("network.i2p.isolate"), "network.i2p.canaries"),
+        Network::Loki => ("network.loki.timeout_s", Some("network.loki.isolate"), "network.loki.canaries"),
+    }
+}
+
+const fn slots_key(kind: JobKind) -> &'static str {
+    match kind {
+        JobKind::Discover => "worker.slots.discover",
+        JobKind::Validate => "worker.slots.validate",
+        JobKind::Monitor => "worker.slots.monitor",
+        JobKind::Sync => "worker.slots.sync",
+        JobKind::Refresh => "worker.slots.refresh",
+    }
+}
+
+pub(super) fn policy(config: &Config) -> AddressPolicy {
+    let base =
+        if config.bool("network.allow_local") { AddressPolicy::local() } else { AddressPolicy::public() };
+    base.with_ranges(config.list("network.allow").iter().filter_map(|range| range.parse().ok()))
+}
+
+/// Canaries of every network, each a relay of that network that the policy permits.
+pub(super) fn canaries(config: &Config, problems: &mut Vec<String>) -> Vec<RelayUrl> {
+    let mut all = Vec::new();
+    for network in Network::ALL {
+        let (_, _, key) = network_details(*network);
+        for text in config.list(key) {
+            match RelayUrl::parse(text, &config.policy) {
+                Ok(url) if url.network() == *network => all.push(url),
+                Ok(url) => problems.push(format!("{key} holds {text}: that is a relay of {}", url.network())),
+                Err(error) => problems.push(format!("{key} holds {text}: {error}")),
+            }
+        }
+    }
+    all
+}
+
+impl Config {
+    /// For [`crate::net::Dialer`]; reads the certificates of `network.trust`.
+    ///
+    /// # Errors
+    /// A sentence that names the file that cannot be read or holds no certificate.
+    pub fn net_config(&self) -> Result<NetConfig, ConfigError> {
+        let networks = Network::ALL.iter().map(|network| self.network(*network)).collect::<Vec<_>>();
+        let mut net = NetConfig { policy: self.policy(), ..NetConfig::default() };
+        for (slot, network) in net.networks.iter_mut().zip(networks) {
+            *slot = network;
+        }
+        net.trust = self.trust()?;
+        net.name_servers =
+            self.list("network.name_servers").iter().filter_map(|text| name_server(text)).collect();
+        Ok(net)
+    }
+
+    fn network(&self, network: Network) -> NetworkConfig {
+        let (enabled, proxy) = network_keys(network);
+        let (timeout, isolate, _) = network_details(network);
+        NetworkConfig {
+            enabled: self.bool(enabled),
+            proxy: self.text(proxy).map(str::to_owned),
+            isolate: isolate.is_some_and(|key| self.bool(key)),
+            connect_timeout_ms: u64::from(self.number(timeout)) * 1_000,
+        }
+    }
+
+    fn trust(&self) -> Result<Vec<Vec<u8>>, ConfigError> {
+        let mut roots = Vec::new();
+        for path in self.list("network.trust") {
+            let bad = |why: String| ConfigError(vec![format!("network.trust names {path}: {why}")]);
+            let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
+                .map_err(|error| bad(format!("it cannot be read ({error})")))?
+                .collect();
+            let found = found.map_err(|error| bad(format!("it is not PEM ({error})")))?;
+            if found.is_empty() {
+                return Err(bad("it holds no certificate".to_owned()));
+            }
+            roots.extend(found.into_iter().map(|root| root.to_vec()));
+        }
+        Ok(roots)
+    }
+
+    /// For the handlers.
+    pub fn jobs_config(&self) -> JobsConfig {
+        JobsConfig {
+            vantage: self.text("worker.vantage").unwrap_or_default().to_owned(),
+            monitor_interval: self.seconds("monitor.interval_s"),
+            sync_interval: self.seconds("sync.interval_s"),
+            refresh_interval: self.seconds("refresh.interval_s"),
+            discover_interval: self.seconds("discover.interval_s"),
+            archive_days: self.archive_days(),
+            archive_max_bytes: self.archive_max_bytes(),
+            page_limit: self.number("sync.page_limit"),
+            page_idle: self.seconds("sync.page_idle_s"),
+            page_total: self.seconds("sync.page_total_s"),
+            sync_time_box: self.seconds("sync.time_box_s"),
+            rescan: self.seconds("sync.rescan_s"),
+            canaries: self.canaries.clone(),
+        }
+    }
+
+    /// How far back the archive goes; `None` = to the beginning.
+    pub fn archive_days(&self) -> Option<u32> {
+        match self.values.get("archive.days") {
+            Value::Int(days) => u32::try_from(*days).ok(),
+            _ => None,
+        }
+    }
+
+    /// Size of the database beyond which syncing stops, bytes.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked to be within 1e6 and 1e15"
+    )]
+    pub fn archive_max_bytes(&self) -> Option<u64> {
+        match self.values.get("archive.max_gb") {
+            Value::Amount(gb) => Some((gb * GB) as u64),
+            _ => None,
+        }
+    }
+
+    /// For the queue, as the worker `worker`: a queue per remote kind and enabled network, one per local kind.
+    pub fn queue_options(&self, worker: &str) -> QueueOptions {
+        let networks = self.enabled_networks();
+        let mut queues = Vec::new();
+        for kind in &self.kinds {
+            let slots = self.number(slots_key(*kind));
+            if slots == 0 {
+                continue;
+            }
+            if kind.is_remote() {
+                queues.extend(networks.iter().map(|network| (format!("{kind}.{network}"), slots)));
+            } else {
+                queues.push((format!("{kind}.{LOCAL}"), slots));
+            }
+        }
+        QueueOptions {
+            worker: worker.to_owned(),
+            vantage: self.text("worker.vantage").unwrap_or_default().to_owned(),
+            queues,
+            lease: self.seconds("worker.lease_s"),
+            poll: self.millis("worker.poll_ms"),
+            grace: self.seconds("worker.grace_s"),
+        }
+    }
+
+    /// For the scheduler.
+    pub fn scheduler_options(&self) -> SchedulerOptions {
+        SchedulerOptions {
+            tick: self.millis("scheduler.tick_ms"),
+            lease: self.seconds("scheduler.lease_s"),
+            networks: self.enabled_networks().iter().map(|network| network.as_str().to_owned()).collect(),
+            archive_days: self.archive_days(),
+            history_days: u16::try_from(self.int("scheduler.history_days")).unwrap_or(u16::MAX),
+        }
+    }
+
+    /// For the logs.
+    pub fn log_options(&self) -> LogOptions {
+        let level = self.text("log.level").and_then(|level| level.parse().ok()).unwrap_or(Level::INFO);
+        LogOptions { json: self.bool("log.json"), level }
+    }
+}

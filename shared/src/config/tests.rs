@@ -1,0 +1,200 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::*;
+use crate::net::Dialer;
+
+fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// A file of its own per test, removed with the guard.
+struct File(PathBuf);
+
+impl File {
+    fn new(text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("bigbrotr-config-{}.toml", crate::clock::random_hex(8)));
+        std::fs::write(&path, text).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).unwrap();
+    }
+}
+
+fn file(text: &str) -> Result<Config, ConfigError> {
+    Config::load(Some(&File::new(text).0), &BTreeMap::new())
+}
+
+fn problem(text: &str) -> String {
+    file(text).unwrap_err().to_string()
+}
+
+#[test]
+fn without_file_and_environment_everything_has_a_default() {
+    let config = file("").unwrap();
+    assert!(config.require_database().unwrap_err().to_string().contains("DATABASE_URL"));
+    let (jobs, default) = (config.jobs_config(), crate::jobs::JobsConfig::default());
+    assert_eq!(format!("{jobs:?}"), format!("{default:?}"), "one truth about defaults");
+    assert_eq!(config.enabled_networks(), [Network::Clearnet]);
+    let queues: Vec<String> = config.queue_options("w").queues.into_iter().map(|(queue, _)| queue).collect();
+    assert_eq!(
+        queues,
+        ["discover.local", "validate.clearnet", "monitor.clearnet", "sync.clearnet", "refresh.local"]
+    );
+    let net = config.net_config().unwrap();
+    assert_eq!(net.networks, crate::net::NetConfig::default().networks);
+    Dialer::new(net).unwrap();
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let text = File::new("[monitor]\ninterval_s = 10\n[sync]\ninterval_s = 10\n[refresh]\ninterval_s = 10\n");
+    let env = env(&[("BIGBROTR_MONITOR_INTERVAL_S", "20"), ("BIGBROTR_SYNC_INTERVAL_S", "20")]);
+    let flag = Flag { key: "monitor.interval_s", value: "30".to_owned(), name: "--interval" };
+    let jobs = Config::load_with(Some(&text.0), &env, &[flag]).unwrap().jobs_config();
+    let seconds = [jobs.monitor_interval, jobs.sync_interval, jobs.refresh_interval].map(|d| d.as_secs());
+    assert_eq!(seconds, [30, 20, 10]);
+}
+
+#[test]
+fn a_value_out_of_range_is_refused_with_key_value_and_range() {
+    let said = problem("[monitor]\ninterval_s = 0\n");
+    assert!(said.starts_with("monitor.interval_s is 0 (in "), "{said}");
+    assert!(said.ends_with("it must be a whole number between 1 and 2592000"), "{said}");
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_refused_with_its_key() {
+    let said = problem("[network]\nallow_local = \"yes\"\n[sync]\npage_limit = 1.5\n");
+    assert!(said.contains("network.allow_local is \"yes\""), "{said}");
+    assert!(said.contains("it must be true or false"), "{said}");
+    assert!(said.contains("sync.page_limit is 1.5"), "every problem is told at once: {said}");
+    assert!(problem("monitor = 5\n").contains("it must be a section, [monitor]"));
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest_right_one() {
+    for (wrong, right) in [
+        ("[monitor]\nintervall_s = 5\n", "monitor.interval_s"),
+        ("[archive]\nmax_gbs = 5\n", "archive.max_gb"),
+        ("[network.tor]\nproxi = \"a:1\"\n", "network.tor.proxy"),
+        ("[worker.slots]\nmonitors = 5\n", "worker.slots.monitor"),
+    ] {
+        let said = problem(wrong);
+        assert!(said.contains(&format!("did you mean {right}?")), "{said}");
+    }
+}
+
+#[test]
+fn an_unknown_variable_names_the_nearest_right_one_and_foreign_ones_are_left_alone() {
+    let said = Config::load(None, &env(&[("BIGBROTR_WORKER_LEASE", "5")])).unwrap_err().to_string();
+    assert!(said.contains("did you mean BIGBROTR_WORKER_LEASE_S?"), "{said}");
+    Config::load(
+        None,
+        &env(&[
+            ("BIGBROTR_ROLE_PREFIX", "x"),
+            ("BIGBROTR_WRITER_PASSWORD", "x"),
+            ("BIGBROTR_TEST_PG", "x"),
+            ("BIGBROTR_MONITOR_INTERVAL_S", ""),
+            ("WORKER_LEASE", "x"),
+        ]),
+    )
+    .unwrap();
+}
+
+#[test]
+fn every_key_can_be_set_by_its_variable_and_printed_values_read_back() {
+    let config = file("").unwrap();
+    let printed = file(&config.to_redacted_toml()).unwrap();
+    assert_eq!(format!("{:?}", printed.jobs_config()), format!("{:?}", config.jobs_config()));
+    for [path, variable, default, ..] in key_lines() {
+        let text = default.trim_matches(['"', '[', ']']).replace('"', "");
+        if !text.is_empty() {
+            let loaded = Config::load(None, &env(&[(variable.as_str(), text.as_str())])).unwrap();
+            assert!(loaded.is_set(&path), "{variable}");
+        }
+    }
+}
+
+#[test]
+fn passwords_are_neither_printed_nor_named_in_errors() {
+    let config = Config::load(None, &env(&[("DATABASE_URL", "postgres://u:secret@h/n")])).unwrap();
+    assert_eq!(config.database_url(), "postgres://u:secret@h/n");
+    assert_eq!(config.direct_url(), config.database_url());
+    for text in [config.to_string(), format!("{config:?}")] {
+        assert!(text.contains("postgres://u:***@h/n") && !text.contains("secret"), "{text}");
+    }
+    let said = Config::load(None, &env(&[("DATABASE_URL", "mysql://u:secret@h/n")])).unwrap_err().to_string();
+    assert!(said.contains("mysql://u:***@h/n") && !said.contains("secret"), "{said}");
+}
+
+#[test]
+fn limits_are_numbers_or_the_word_for_none() {
+    let config = file("[archive]\ndays = 30\nmax_gb = 0.5\n").unwrap();
+    assert_eq!((config.archive_days(), config.archive_max_bytes()), (Some(30), Some(500_000_000)));
+    let config = file("[archive]\ndays = \"all\"\nmax_gb = \"unlimited\"\n").unwrap();
+    assert_eq!((config.archive_days(), config.archive_max_bytes()), (None, None));
+    assert!(config.is_set("archive.days") && !file("").unwrap().is_set("archive.days"));
+    assert!(problem("[archive]\ndays = \"week\"\n").contains("or \"all\""));
+    assert!(problem("[archive]\nmax_gb = nan\n").contains("archive.max_gb is NaN"));
+}
+
+#[test]
+fn an_overlay_needs_its_proxy_and_clearnet_takes_none() {
+    assert!(problem("[network.tor]\nenabled = true\n").contains("network.tor.proxy is not set"));
+    assert!(problem("[network.clearnet]\nproxy = \"p:1080\"\n").contains("dialled directly"));
+    let config = file("[network.tor]\nenabled = true\nproxy = \"127.0.0.1:9050\"\ntimeout_s = 60\n").unwrap();
+    assert_eq!(config.enabled_networks(), [Network::Clearnet, Network::Tor]);
+    assert_eq!(config.net_config().unwrap().network(Network::Tor).timeout(), Duration::from_mins(1));
+    assert_eq!(config.scheduler_options().networks, ["clearnet", "tor"]);
+}
+
+#[test]
+fn the_policy_follows_the_network_section() {
+    let allows = |text: &str, ip: &str| file(text).unwrap().policy().permits(ip.parse().unwrap());
+    assert!(!allows("", "10.1.2.3"));
+    assert!(allows("[network]\nallow = [\"10.0.0.0/8\"]\n", "10.1.2.3"));
+    assert!(!allows("[network]\nallow = [\"10.0.0.0/8\"]\n", "127.0.0.1"));
+    assert!(allows("[network]\nallow_local = true\n", "127.0.0.1"));
+    assert!(problem("[network]\nallow = [\"10.0.0.1/8\"]\n").contains("address ranges"));
+}
+
+#[test]
+fn canaries_are_relays_of_their_network() {
+    let canary = |list: &str| file(&format!("[network.clearnet]\ncanaries = [{list}]\n"));
+    assert_eq!(canary("\"wss://A.example/\"").unwrap().jobs_config().canaries[0].as_str(), "wss://a.example");
+    assert!(canary("\"ws://127.0.0.1:1\"").unwrap_err().to_string().contains("not a public one"));
+    let onion = format!("\"ws://{}.onion\"", "a".repeat(56));
+    assert!(canary(&onion).is_err());
+}
+
+#[test]
+fn a_missing_or_broken_file_is_named() {
+    let missing = Config::load(Some(Path::new("/nowhere/b.toml")), &BTreeMap::new()).unwrap_err().to_string();
+    assert!(missing.starts_with("the configuration file /nowhere/b.toml cannot be read"), "{missing}");
+    assert!(problem("[worker\n").contains("is not TOML"));
+    let named = Config::load(None, &env(&[(FILE_VARIABLE, "/nowhere/c.toml")])).unwrap_err().to_string();
+    assert!(named.contains("/nowhere/c.toml"), "{named}");
+}
+
+#[test]
+fn trust_names_the_file_that_holds_no_certificate() {
+    let empty = File::new("# nothing\n");
+    let text = format!("[network]\ntrust = [{:?}]\n", empty.0.display().to_string());
+    let said = file(&text).unwrap().net_config().unwrap_err().to_string();
+    assert!(said.starts_with("network.trust names ") && said.ends_with("it holds no certificate"), "{said}");
+}
+
+#[test]
+fn a_kind_without_slots_or_not_named_has_no_queue() {
+    let config =
+        file("[worker]\nkinds = [\"sync\", \"monitor\"]\n[worker.slots]\nsync = 0\nmonitor = 7\n").unwrap();
+    assert_eq!(config.queue_options("w").queues, [("monitor.clearnet".to_owned(), 7)]);
+    assert!(problem("[worker]\nkinds = []\n").contains("at least one kind"));
+    assert!(problem("[worker]\nkinds = [\"find\"]\n").contains("words out of discover"));
+}

@@ -1,0 +1,197 @@
+//! What a value may be, and reading it from TOML or from the text of an environment variable.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::models::IpRange;
+
+/// What the entries of a list are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Item {
+    /// Any text that is not empty.
+    Text,
+    /// One of these words.
+    Words(&'static [&'static str]),
+    /// An address range.
+    Range,
+    /// An IP address, with or without a port.
+    NameServer,
+    /// A relay's URL; checked under the policy once that is known.
+    Relay,
+}
+
+/// What a key may be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Kind {
+    /// true or false.
+    Bool,
+    /// A whole number in a range.
+    Int {
+        /// Smallest.
+        min: i64,
+        /// Largest.
+        max: i64,
+    },
+    /// A whole number in a range, or a word that stands for no limit.
+    IntOr {
+        /// Smallest.
+        min: i64,
+        /// Largest.
+        max: i64,
+        /// The word.
+        word: &'static str,
+    },
+    /// A number in a range, or a word that stands for no limit.
+    AmountOr {
+        /// Smallest.
+        min: f64,
+        /// Largest.
+        max: f64,
+        /// The word.
+        word: &'static str,
+    },
+    /// A text that is not empty.
+    Text {
+        /// Most bytes.
+        max: usize,
+    },
+    /// One of these words.
+    Words(&'static [&'static str]),
+    /// A PostgreSQL URL; holds a password.
+    Url,
+    /// `host:port`.
+    HostPort,
+    /// An IP address and a port.
+    Socket,
+    /// A list.
+    List(Item),
+}
+
+/// A value that was read and found right.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Value {
+    /// Nothing, or no limit.
+    Unset,
+    /// A switch.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// A number.
+    Amount(f64),
+    /// A text.
+    Text(String),
+    /// Entries in order.
+    List(Vec<String>),
+}
+
+impl Kind {
+    /// What is expected, as the end of a sentence: "it must be …".
+    pub(super) fn expects(&self) -> String {
+        match self {
+            Self::Bool => "true or false".to_owned(),
+            Self::Int { min, max } => format!("a whole number between {min} and {max}"),
+            Self::IntOr { min, max, word } => {
+                format!("a whole number between {min} and {max}, or \"{word}\"")
+            }
+            Self::AmountOr { min, max, word } => format!("a number between {min} and {max}, or \"{word}\""),
+            Self::Text { max } => format!("a text of 1 to {max} bytes"),
+            Self::Words(words) => format!("one of {}", words.join(", ")),
+            Self::Url => "a URL of the form postgres://user:password@host:port/name".to_owned(),
+            Self::HostPort => "host:port".to_owned(),
+            Self::Socket => "an IP address and a port, such as 127.0.0.1:8080".to_owned(),
+            Self::List(item) => format!("a list of {}", item.expects()),
+        }
+    }
+
+    /// Reads a value of the file.
+    pub(super) fn read(&self, value: &toml::Value) -> Option<Value> {
+        match (self, value) {
+            (Self::Bool, toml::Value::Boolean(on)) => Some(Value::Bool(*on)),
+            (Self::Int { .. } | Self::IntOr { .. }, toml::Value::Integer(number)) => {
+                self.parse(&number.to_string())
+            }
+            (Self::AmountOr { .. }, toml::Value::Integer(number)) => self.parse(&number.to_string()),
+            (Self::AmountOr { .. }, toml::Value::Float(number)) => self.parse(&number.to_string()),
+            (Self::IntOr { word, .. } | Self::AmountOr { word, .. }, toml::Value::String(text)) => {
+                (text == word).then_some(Value::Unset)
+            }
+            (
+                Self::Text { .. } | Self::Words(_) | Self::Url | Self::HostPort | Self::Socket,
+                toml::Value::String(text),
+            ) => self.parse(text),
+            (Self::List(item), toml::Value::Array(entries)) => entries
+                .iter()
+                .map(|entry| entry.as_str().filter(|text| item.accepts(text)).map(str::to_owned))
+                .collect::<Option<Vec<String>>>()
+                .map(Value::List),
+            _ => None,
+        }
+    }
+
+    /// Reads the text of a variable or a flag; entries of lists are parted by commas.
+    pub(super) fn parse(&self, text: &str) -> Option<Value> {
+        match self {
+            Self::Bool => match text {
+                "true" | "1" | "yes" | "on" => Some(Value::Bool(true)),
+                "false" | "0" | "no" | "off" => Some(Value::Bool(false)),
+                _ => None,
+            },
+            Self::Int { min, max } => {
+                text.parse().ok().filter(|number| (min..=max).contains(&number)).map(Value::Int)
+            }
+            Self::IntOr { word, .. } | Self::AmountOr { word, .. } if text == *word => Some(Value::Unset),
+            Self::IntOr { min, max, .. } => {
+                text.parse().ok().filter(|number| (min..=max).contains(&number)).map(Value::Int)
+            }
+            Self::AmountOr { min, max, .. } => {
+                text.parse().ok().filter(|number| (min..=max).contains(&number)).map(Value::Amount)
+            }
+            Self::Text { max } => (1..=*max).contains(&text.len()).then(|| Value::Text(text.to_owned())),
+            Self::Words(words) => words.contains(&text).then(|| Value::Text(text.to_owned())),
+            Self::Url => (text.starts_with("postgres://") || text.starts_with("postgresql://"))
+                .then(|| Value::Text(text.to_owned())),
+            Self::HostPort => is_host_port(text).then(|| Value::Text(text.to_owned())),
+            Self::Socket => text.parse::<SocketAddr>().is_ok().then(|| Value::Text(text.to_owned())),
+            Self::List(item) => text
+                .split(',')
+                .map(str::trim)
+                .filter(|entry| !entry.is_empty())
+                .map(|entry| item.accepts(entry).then(|| entry.to_owned()))
+                .collect::<Option<Vec<String>>>()
+                .map(Value::List),
+        }
+    }
+}
+
+impl Item {
+    fn expects(self) -> String {
+        match self {
+            Self::Text => "texts".to_owned(),
+            Self::Words(words) => format!("words out of {}", words.join(", ")),
+            Self::Range => "address ranges, such as 10.0.0.0/8".to_owned(),
+            Self::NameServer => "IP addresses, with or without a port".to_owned(),
+            Self::Relay => "relay URLs, such as wss://relay.example".to_owned(),
+        }
+    }
+
+    fn accepts(self, text: &str) -> bool {
+        match self {
+            Self::Text => !text.is_empty(),
+            Self::Words(words) => words.contains(&text),
+            Self::Range => text.parse::<IpRange>().is_ok(),
+            Self::NameServer => name_server(text).is_some(),
+            Self::Relay => text.starts_with("ws://") || text.starts_with("wss://"),
+        }
+    }
+}
+
+/// A DNS server: port 53 unless another is named.
+pub(super) fn name_server(text: &str) -> Option<SocketAddr> {
+    let port_53 = |ip: IpAddr| SocketAddr::new(ip, 53);
+    text.parse().ok().or_else(|| text.parse().ok().map(port_53))
+}
+
+fn is_host_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
