@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod database;
 #[cfg(test)]
+mod docs;
+#[cfg(test)]
 mod factory;
 #[cfg(test)]
 mod fleet;
