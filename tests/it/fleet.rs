@@ -84,9 +84,8 @@ async fn until(test: &TestDb, sql: &'static str, wanted: &str) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    if tokio::time::timeout(DONE, waiting).await.is_err() {
-        panic!("after {DONE:?} {sql} is {}, not {wanted}", value(test, sql).await);
-    }
+    let done = tokio::time::timeout(DONE, waiting).await.is_ok();
+    assert!(done, "after {DONE:?} {sql} is {}, not {wanted}", value(test, sql).await);
 }
 
 async fn seed_relays(test: &TestDb, urls: &[String]) {
