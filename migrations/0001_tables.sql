@@ -269,7 +269,7 @@ CREATE TABLE schedule (
     PRIMARY KEY (kind, target)
 );
 CREATE INDEX schedule_due ON schedule (kind, network, due_at);
-COMMENT ON TABLE  schedule IS 'When each target next needs each kind of job: one row per pair, for ever.';
+COMMENT ON TABLE  schedule IS 'When each target next needs each kind of job: one row per pair, while the target is of interest.';
 COMMENT ON COLUMN schedule.kind IS 'Job kind.';
 COMMENT ON COLUMN schedule.target IS 'Canonical relay URL, or the name of a local task.';
 COMMENT ON COLUMN schedule.network IS 'Network whose workers can do it; local needs none.';

@@ -71,6 +71,10 @@ BEGIN
     FROM unnest(v_held) h WHERE p_alive[h] HAVING count(*) > 0;
     PERFORM schedule_ensure(array_agg(k.kind), array_agg(p_urls[h]), array_agg(p_networks[h]), array_agg(p_slacks[h]))
     FROM unnest(v_held) h CROSS JOIN (VALUES ('monitor'), ('sync')) k(kind) WHERE p_alive[h] HAVING count(*) > 0;
+    -- Rows are locked in order first, so that batches that share targets cannot deadlock.
+    PERFORM FROM candidate c WHERE c.url IN (SELECT p_urls[h] FROM unnest(v_held) h) ORDER BY c.url FOR UPDATE;
+    PERFORM FROM schedule s WHERE s.kind = 'validate' AND s.target IN (SELECT p_urls[h] FROM unnest(v_held) h)
+    ORDER BY s.target FOR UPDATE;
     DELETE FROM candidate c USING unnest(v_held) h WHERE p_alive[h] AND c.url = p_urls[h];
     DELETE FROM schedule s USING unnest(v_held) h
     WHERE s.kind = 'validate' AND s.target = p_urls[h] AND (p_alive[h] OR p_give_up[h]);
@@ -213,6 +217,8 @@ BEGIN
             read_ms = excluded.read_ms, write_ms = excluded.write_ms,
             metadata_id = coalesce(excluded.metadata_id, l.metadata_id), confirmed_at = coalesce(excluded.confirmed_at, l.confirmed_at);
 
+    PERFORM FROM schedule s WHERE s.kind = 'monitor' AND s.target IN (SELECT p_urls[h] FROM unnest(v_held) h)
+    ORDER BY s.target FOR UPDATE;
     UPDATE schedule s SET due_at = now() + make_interval(secs => p_next_s[h]), slack_s = p_slacks[h], why = p_whys[h]
     FROM unnest(v_held) h WHERE s.kind = 'monitor' AND s.target = p_urls[h];
     RETURN QUERY SELECT o FROM generate_series(1, cardinality(p_jobs)) o WHERE o <> ALL (v_held);

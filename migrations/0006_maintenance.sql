@@ -45,8 +45,8 @@ BEGIN
         n := n + partition_ensure('event_relay', lo << 31, hi << 31, to_char(m AT TIME ZONE 'UTC', 'YYYYMM'))::integer;
         m := (m AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC';
     END LOOP;
-    -- Days of the check series and of the job history: today and two ahead.
-    FOR i IN 0 .. 2 LOOP
+    -- Days of the check series and of the job history: two back, in case nobody maintained, and two ahead.
+    FOR i IN -2 .. 2 LOOP
         d := (date_trunc('day', p_now AT TIME ZONE 'UTC') + make_interval(days => i)) AT TIME ZONE 'UTC';
         lo := extract(epoch FROM d)::bigint;
         n := n + partition_ensure('relay_check', lo, lo + 86400, to_char(d AT TIME ZONE 'UTC', 'YYYYMMDD'))::integer;
@@ -81,9 +81,33 @@ BEGIN
         EXECUTE format('DROP TABLE public.%I', v_part);
         n := n + 1;
     END LOOP;
+    DELETE FROM job_history_default h WHERE h.finished_at < p_now - make_interval(days => p_keep_days + 1);
     RETURN n;
 END $$;
 COMMENT ON FUNCTION job_retire IS 'Drops whole days of job history older than p_keep_days; returns how many days.';
+
+CREATE FUNCTION check_retire(p_keep_days integer, p_now timestamptz DEFAULT now())
+RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
+AS $$
+DECLARE
+    v_part text;
+    n integer := 0;
+BEGIN
+    FOR v_part IN
+        SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'public.relay_check'::regclass AND c.relname ~ '^relay_check_[0-9]{8}$'
+          AND to_date(right(c.relname, 8), 'YYYYMMDD') < (p_now AT TIME ZONE 'UTC')::date - p_keep_days
+        ORDER BY 1
+    LOOP
+        EXECUTE format('DROP TABLE public.%I', v_part);
+        n := n + 1;
+    END LOOP;
+    DELETE FROM relay_check_default c
+    WHERE c.checked_at < extract(epoch FROM p_now)::bigint - (p_keep_days + 1) * 86400::bigint;
+    RETURN n;
+END $$;
+COMMENT ON FUNCTION check_retire IS 'Drops whole days of the check series older than p_keep_days; returns how many days.';
 
 CREATE FUNCTION roles_grant(p_prefix text) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = public, pg_temp
@@ -107,7 +131,7 @@ BEGIN
         IF f.name NOT IN ('roles_grant') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', f.signature, p_prefix || '_writer');
         END IF;
-        IF f.name LIKE '%\_refresh' OR f.name LIKE 'job\_%' OR f.name IN ('schedule_next') THEN
+        IF f.name LIKE '%\_refresh' THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', f.signature, p_prefix || '_refresher');
         END IF;
         IF f.volatility <> 'v' THEN
@@ -115,4 +139,4 @@ BEGIN
         END IF;
     END LOOP;
 END $$;
-COMMENT ON FUNCTION roles_grant IS 'Gives the four roles what they may do: writer EXECUTE and nothing else, refresher the refresh and queue functions, reader SELECT and the reading functions.';
+COMMENT ON FUNCTION roles_grant IS 'Gives the four roles what they may do: writer EXECUTE and nothing else, refresher the refresh functions, reader SELECT and the reading functions.';

@@ -23,6 +23,8 @@ const SLOW_EVERY_MS: u64 = 60_000;
 const GAUGE_EVERY_MS: u64 = 10_000;
 /// Workers whose lease ended this long ago are forgotten.
 const WORKER_MEMORY: Duration = Duration::from_secs(3_600);
+/// Days of single checks kept.
+const CHECK_DAYS: u16 = 90;
 /// Documents deleted per round once no relay has them.
 const ORPHANS: u32 = 1_000;
 /// A target with a job outstanding is not looked at again for this long.
@@ -78,6 +80,9 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler with an id of its own.
     pub fn new(db: Db, metrics: Metrics, options: shared::config::SchedulerOptions) -> Self {
+        // A lead that ends between two ticks would wander for nothing.
+        let options =
+            shared::config::SchedulerOptions { lease: options.lease.max(options.tick * 3), ..options };
         let id = format!("scheduler-{}-{}", std::process::id(), clock::random_hex(4));
         Self { id, db, metrics, options, leads: false, slow_ms: None, gauged_ms: None }
     }
@@ -94,6 +99,10 @@ impl Scheduler {
         self.leads = term.is_some();
         self.metrics.leader.set(i64::from(self.leads));
         if !self.leads {
+            // Gauges of the fleet are the leader's to show.
+            self.metrics.queue_due.clear();
+            self.metrics.queue_oldest_due_seconds.clear();
+            self.metrics.relays.clear();
             return Ok(());
         }
         let rescued = self.db.job_rescue().await?;
@@ -106,7 +115,10 @@ impl Scheduler {
             );
         }
         if self.slow_ms.is_none_or(|at| clock::monotonic_ms().saturating_sub(at) >= SLOW_EVERY_MS) {
-            self.maintain().await?;
+            // Maintenance that fails must not keep what is due from being done.
+            if let Err(error) = self.maintain().await {
+                tracing::warn!(error = %error, "maintenance again later");
+            }
             self.slow_ms = Some(clock::monotonic_ms());
         }
         self.enqueue_due().await?;
@@ -165,13 +177,14 @@ impl Scheduler {
             .await?;
         let since = self.options.archive_days.map_or(0, |days| clock::unix_now() - i64::from(days) * 86_400);
         let made = self.db.partition_maintain(since).await?;
-        let days = self.db.job_retire(self.options.history_days).await?;
+        let days =
+            self.db.job_retire(self.options.history_days).await? + self.db.check_retire(CHECK_DAYS).await?;
         let workers = self.db.worker_retire(WORKER_MEMORY).await?;
         let documents = self.db.orphan_metadata_delete(ORPHANS).await?;
         if made + days + workers + documents > 0 {
             tracing::info!(
                 partitions.made = made,
-                history.days_dropped = days,
+                history.partitions_dropped = days,
                 workers.forgotten = workers,
                 documents.deleted = documents,
                 "maintenance"
@@ -182,14 +195,9 @@ impl Scheduler {
 
     /// Gauges of the whole fleet: from the leader only, or N schedulers would multiply them.
     async fn gauge(&self) -> Result<(), DbError> {
-        let network = |name: &str| self.options.networks.iter().any(|n| n == name);
         for line in self.db.queue_stats().await? {
             let Ok(kind) = line.kind.parse::<JobKind>() else { continue };
-            let net = if network(&line.network) {
-                line.network.parse().map_or(LOCAL, shared::models::Network::as_str)
-            } else {
-                LOCAL
-            };
+            let net = line.network.parse().map_or(LOCAL, shared::models::Network::as_str);
             let labels = Labels::new(kind.as_str(), net, "");
             self.metrics.queue_due.get_or_create(&labels).set(gauge(line.due));
             #[expect(clippy::cast_possible_truncation, reason = "an age in whole seconds")]

@@ -31,7 +31,7 @@ pub enum Metric {
     QueueErrors,
     /// Jobs enqueued by this scheduler, by kind.
     JobsEnqueued,
-    /// Jobs put back because their worker or deadline was gone.
+    /// Jobs whose worker or deadline was gone: put back, or dead when out of attempts.
     JobsRescued,
     /// 1 while this scheduler leads.
     Leader,
@@ -97,7 +97,9 @@ impl Metric {
             Self::JobsRunning => "Jobs running in this process",
             Self::QueueErrors => "Failed database calls of the queue loops",
             Self::JobsEnqueued => "Jobs this scheduler enqueued, by kind",
-            Self::JobsRescued => "Jobs put back because their worker or deadline was gone",
+            Self::JobsRescued => {
+                "Jobs whose worker or deadline was gone: put back, or dead when out of attempts"
+            }
             Self::Leader => "1 while this scheduler leads",
             Self::QueueDue => "Due jobs of the whole fleet, by kind and network (leader only)",
             Self::QueueOldestDueSeconds => "Age of the oldest due job, by kind and network (leader only)",

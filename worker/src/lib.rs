@@ -3,7 +3,6 @@
 //! Any number may run; each may be killed at any moment and nothing is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use shared::clock;
@@ -15,10 +14,6 @@ use shared::queue;
 use shared::telemetry::{Health, Metrics};
 use tokio_util::sync::CancellationToken;
 
-/// Name under which health is reported.
-const PART: &str = "worker";
-/// How often health is read from the heartbeat.
-const WATCH: Duration = Duration::from_secs(1);
 /// A refresh of a large view takes as long as it takes; this only ends a hung one.
 const REFRESH_LIMIT: Duration = Duration::from_secs(3_500);
 
@@ -47,9 +42,6 @@ pub async fn run(
         config: Arc::new(jobs),
         metrics: metrics.clone(),
     };
-    let limit = options.lease;
-    health.expect(PART, limit);
-    let beaten_ms = Arc::new(AtomicU64::new(0));
     tracing::info!(
         worker.id = worker,
         worker.vantage = options.vantage,
@@ -61,29 +53,7 @@ pub async fn run(
             .join(" "),
         "worker starts"
     );
-    let watching = CancellationToken::new();
-    let watch = watch(Arc::clone(&beaten_ms), health, limit, watching.clone());
-    let work = async {
-        queue::run(queue_db, options, Arc::new(ctx), metrics, beaten_ms, stop).await;
-        watching.cancel();
-    };
-    tokio::join!(work, watch);
+    queue::run(queue_db, options, Arc::new(ctx), metrics, health, stop).await;
     tracing::info!(worker.id = worker, "worker stopped");
     Ok(())
-}
-
-/// Health is the heartbeat's: a worker that cannot renew its lease does no work worth the name.
-async fn watch(beaten_ms: Arc<AtomicU64>, health: Health, limit: Duration, stop: CancellationToken) {
-    let mut seen = 0;
-    loop {
-        let beaten = beaten_ms.load(Ordering::Relaxed);
-        if beaten != seen {
-            seen = beaten;
-            health.beat(PART, limit);
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(WATCH) => {}
-        }
-    }
 }

@@ -87,7 +87,7 @@ const fn isolate(path: &'static str) -> Key {
 }
 
 const fn timeout(path: &'static str, preset: i64) -> Key {
-    int(path, preset, 1, 300, "Seconds for resolving, and again for one connect or request.")
+    int(path, preset, 1, 120, "Seconds for resolving, and again for one connect or request.")
 }
 
 const fn canaries(path: &'static str) -> Key {

@@ -33,6 +33,12 @@ impl Db {
         small_count(&row, "n")
     }
 
+    /// Drops whole days of the check series older than `keep_days`.
+    pub async fn check_retire(&self, keep_days: u16) -> Result<u64, DbError> {
+        let row = self.one(sqlx::query("SELECT check_retire($1) AS n").bind(i32::from(keep_days))).await?;
+        small_count(&row, "n")
+    }
+
     /// Makes the partitions of the coming days and months, and those back to `since` (Unix seconds).
     pub async fn partition_maintain(&self, since: i64) -> Result<u64, DbError> {
         let row = self.one(sqlx::query("SELECT partition_maintain($1) AS n").bind(since)).await?;

@@ -24,7 +24,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     loop {
         let batch = ctx.db.discover_take(BATCH).await?;
         let last = batch.len() < BATCH as usize || attempt.stop.is_cancelled();
-        let (found, mined) = mine_batch(batch, &ctx.policy).await;
+        let (found, mined) = mine_batch(batch, &ctx.policy).await?;
         events += mined.len() as u64;
         urls += found.len() as u64;
         let next = last.then_some((due.after, due.slack, due.why));
@@ -39,7 +39,10 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
 }
 
 /// Mines off the async threads: a batch of large events is work for a core.
-async fn mine_batch(batch: Vec<UnminedEvent>, policy: &AddressPolicy) -> (Vec<NewCandidate>, Vec<i64>) {
+async fn mine_batch(
+    batch: Vec<UnminedEvent>,
+    policy: &AddressPolicy,
+) -> Result<(Vec<NewCandidate>, Vec<i64>), JobError> {
     let policy = policy.clone();
     let keys: Vec<i64> = batch.iter().map(|event| event.key).collect();
     let found = tokio::task::spawn_blocking(move || {
@@ -52,8 +55,8 @@ async fn mine_batch(batch: Vec<UnminedEvent>, policy: &AddressPolicy) -> (Vec<Ne
         found
     })
     .await
-    .unwrap_or_default();
-    (found.into_iter().map(|url| NewCandidate { url, source: "event" }).collect(), keys)
+    .map_err(|error| JobError::Retry { why: format!("mining events failed: {error}") })?;
+    Ok((found.into_iter().map(|url| NewCandidate { url, source: "event" }).collect(), keys))
 }
 
 /// The relay URLs one event names: any tag element at any index, and the keys of a contact list's content.

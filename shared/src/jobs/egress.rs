@@ -105,6 +105,8 @@ const fn is_answer(reason: Reason) -> bool {
             | Reason::ConnectTimeout
             | Reason::ConnectFailed
             | Reason::NoRoute
+            // A proxy may have taken the connection before it had one itself.
+            | Reason::TotalTimeout
             | Reason::ProxyDead
             | Reason::ProxyRefused
             | Reason::ProxyMissing

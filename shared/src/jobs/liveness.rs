@@ -55,12 +55,16 @@ pub struct Liveness {
 
 /// The state after one more check: `up`, and whether our own network was proved to work.
 pub fn judge(before: Liveness, up: bool, network_proved: bool) -> (State, Liveness) {
-    let (failures, successes) =
-        if up { (0, before.successes.saturating_add(1)) } else { (before.failures.saturating_add(1), 0) };
+    let (failures, successes) = match (up, network_proved) {
+        (true, _) => (0, before.successes.saturating_add(1)),
+        (false, true) => (before.failures.saturating_add(1), 0),
+        // A look that may have failed because of us is not held against the relay.
+        (false, false) => (before.failures, 0),
+    };
     let state = match (before.state, up) {
         (None | Some(State::Alive), true) => State::Alive,
         // Back from a single failure at once; back from down after two good looks.
-        (Some(State::Suspect), true) if before.failures > 0 || successes >= 2 => State::Alive,
+        (Some(State::Suspect), true) if before.successes == 0 || successes >= 2 => State::Alive,
         (Some(State::Down), false) => State::Down,
         (Some(State::Suspect), false) if failures >= 2 && network_proved => State::Down,
         (None | Some(State::Alive | State::Suspect), false) | (Some(State::Suspect | State::Down), true) => {

@@ -57,9 +57,9 @@ pub const JOBS: [JobSpec; JobKind::ALL.len()] = [
 pub const fn spec(kind: JobKind) -> JobSpec {
     let (doc, timeout_s, max_attempts, slots) = match kind {
         JobKind::Discover => ("relay URLs that our events name and nobody has tried yet", 300, 3, 1),
-        JobKind::Validate => ("candidates of which nobody knows whether they speak Nostr", 120, 3, 64),
-        JobKind::Monitor => ("relays whose state is older than it should be", 120, 3, 64),
-        JobKind::Sync => ("stretches of a relay's timeline that we do not hold with proof", 600, 3, 16),
+        JobKind::Validate => ("candidates of which nobody knows whether they speak Nostr", 600, 3, 64),
+        JobKind::Monitor => ("relays whose state is older than it should be", 900, 3, 64),
+        JobKind::Sync => ("stretches of a relay's timeline that we do not hold with proof", 900, 3, 16),
         JobKind::Refresh => ("views that are older than the data under them", 3_600, 3, 1),
     };
     JobSpec { kind, doc, timeout: Duration::from_secs(timeout_s), max_attempts, slots }
@@ -262,14 +262,19 @@ impl Handler for Ctx {
     }
 }
 
+/// A target that this fleet's policy refuses is looked at again this much later: policies change seldom.
+const REFUSED_AGAIN: Duration = Duration::from_secs(86_400);
+
 /// The relay URL of a remote job, parsed again under this process's policy.
-fn target_url(ctx: &Ctx, attempt: &Attempt) -> Result<RelayUrl, JobError> {
-    let url = RelayUrl::parse(&attempt.target, &ctx.policy)
-        .map_err(|error| JobError::cancel(format!("this worker may not dial {}: {error}", attempt.target)))?;
-    if url.as_str() == attempt.target {
-        Ok(url)
-    } else {
-        Err(JobError::Kill { why: format!("{} is not a canonical URL ({} is)", attempt.target, url) })
+async fn target_url(ctx: &Ctx, attempt: &Attempt) -> Result<RelayUrl, JobError> {
+    match RelayUrl::from_db(&attempt.target, &ctx.policy) {
+        Ok(url) => Ok(url),
+        Err(error) => {
+            ctx.db
+                .schedule_next(&attempt.fence, REFUSED_AGAIN, Duration::from_secs(3_600), "refused by policy")
+                .await?;
+            Err(JobError::cancel(format!("this worker may not dial {}: {error}", attempt.target)))
+        }
     }
 }
 

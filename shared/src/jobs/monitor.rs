@@ -14,12 +14,16 @@ use crate::models::{Outcome, RelayUrl};
 use crate::telemetry::Labels;
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
-    let url = target_url(ctx, attempt)?;
+    let url = target_url(ctx, attempt).await?;
     let Some(relay) = ctx.db.relay_get(&url, &ctx.config.vantage).await? else {
         return Err(JobError::cancel("no such relay any more"));
     };
     let report = run_all(&ctx.dialer, &url, CheckKind::ALL).await;
-    let reached = report.observations.iter().any(|o| o.rtt_ms[0].is_some() || o.outcome == Outcome::Ok);
+    // A name server that answers proves nothing about the way to the relay.
+    let reached = report
+        .observations
+        .iter()
+        .any(|o| o.rtt_ms[0].is_some() || (o.kind != CheckKind::Dns && o.outcome == Outcome::Ok));
     ctx.egress.record(url.network(), (!reached).then_some(report.reason));
     let proved = report.up || reached || ctx.egress.is_proved(url.network(), &ctx.dialer).await;
     if !report.up && report.ours {

@@ -15,7 +15,7 @@ const OURS: Duration = Duration::from_secs(300);
 const UNSERVED: Duration = Duration::from_secs(3_600);
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
-    let url = target_url(ctx, attempt)?;
+    let url = target_url(ctx, attempt).await?;
     let Some(candidate) = ctx.db.candidate_get(&url).await? else {
         return Err(JobError::cancel("no such candidate any more"));
     };

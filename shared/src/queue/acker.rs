@@ -37,6 +37,7 @@ pub(super) async fn run(shared: Shared, mut ended: mpsc::Receiver<Ended>) {
                     // Cannot happen with results we made ourselves; rescue will run these again.
                     tracing::error!(error = %error, "the database refused an acknowledgement");
                     shared.metrics.queue_errors.inc();
+                    settle(&shared, &batch, &[]);
                     break;
                 }
                 Err(error) => {

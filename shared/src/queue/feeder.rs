@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::backend::Ticket;
-use super::run::Shared;
+use super::run::{FEEDER, Shared};
 use crate::db::Claimed;
 
 /// Between tries while the database is away.
@@ -32,10 +32,13 @@ pub(super) async fn run(shared: Shared, lanes: Vec<Lane>, stop: CancellationToke
             .map(|(lane, permits)| (lane.queue.clone(), u32::try_from(permits.len()).unwrap_or(u32::MAX)))
             .collect();
         let pause = if wanted.is_empty() {
+            // Every slot is busy: nothing to ask for is also work.
+            shared.beat(FEEDER);
             shared.options.poll
         } else {
             match shared.db.job_claim(&shared.options.worker, &wanted).await {
                 Ok(claimed) => {
+                    shared.beat(FEEDER);
                     let full = claimed.len() == wanted.iter().map(|(_, n)| *n as usize).sum::<usize>();
                     let some = !claimed.is_empty();
                     hand_out(&shared, &lanes, &mut free, claimed).await;

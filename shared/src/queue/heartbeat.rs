@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::run::Shared;
+use super::run::{HEARTBEAT, Shared};
 use crate::db::DbError;
 
 /// Between tries while the database is away: a lease is worth more than a quiet log.
@@ -34,7 +34,7 @@ pub(super) async fn beat(shared: &Shared) -> Result<(), DbError> {
     let before = shared.held();
     let held: HashSet<(String, i32)> =
         shared.db.job_heartbeat(&shared.options.registration()).await?.into_iter().collect();
-    shared.beaten();
+    shared.beat(HEARTBEAT);
     for (key, lost) in before {
         if !held.contains(&key) && shared.is_held(&key) {
             tracing::warn!(

@@ -1,7 +1,6 @@
 //! One worker process: an apalis Monitor with a Worker per queue, and the three loops that serve them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::clock;
 use crate::db::{Db, Registration};
 use crate::jobs::{Attempt, Ending, Handler, JobError};
 use crate::models::{Fence, LOCAL, Network};
-use crate::telemetry::{Labels, Metrics};
+use crate::telemetry::{Health, Labels, Metrics};
 
 /// How a worker process takes part in the fleet.
 #[derive(Debug, Clone)]
@@ -57,8 +56,8 @@ pub(super) struct Shared {
     pub(super) options: Arc<QueueOptions>,
     pub(super) metrics: Metrics,
     pub(super) freed: Arc<Notify>,
+    pub(super) health: Health,
     held: Arc<Mutex<Held>>,
-    beaten_ms: Arc<AtomicU64>,
 }
 
 impl Shared {
@@ -85,9 +84,19 @@ impl Shared {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
     }
 
-    pub(super) fn beaten(&self) {
-        self.beaten_ms.store(clock::monotonic_ms(), Ordering::Relaxed);
+    /// A loop of this process has just done its work.
+    pub(super) fn beat(&self, part: &'static str) {
+        self.health.beat(part, health_limit(&self.options));
     }
+}
+
+/// Names under which health is reported: a worker that cannot renew its lease, or asks for no work, does none.
+pub(super) const HEARTBEAT: &str = "heartbeat";
+/// See [`HEARTBEAT`].
+pub(super) const FEEDER: &str = "feeder";
+
+fn health_limit(options: &QueueOptions) -> Duration {
+    options.lease.max(options.poll * 5)
 }
 
 /// The network as a label of the closed set.
@@ -97,13 +106,13 @@ pub(super) fn network_label(network: &str) -> &'static str {
 
 /// Runs jobs until `stop`, then lets the running ones finish within the grace and gives the rest back.
 ///
-/// `beaten_ms` receives the process time of each successful heartbeat: health is read from it.
+/// Its heartbeat and its feeder report to `health`.
 pub async fn run(
     db: Db,
     options: QueueOptions,
     handler: Arc<dyn Handler>,
     metrics: Metrics,
-    beaten_ms: Arc<AtomicU64>,
+    health: Health,
     stop: CancellationToken,
 ) {
     let options = Arc::new(options);
@@ -112,9 +121,12 @@ pub async fn run(
         options: Arc::clone(&options),
         metrics,
         freed: Arc::new(Notify::new()),
+        health,
         held: Arc::default(),
-        beaten_ms,
     };
+    for part in [HEARTBEAT, FEEDER] {
+        shared.health.expect(part, health_limit(&options));
+    }
     // Registered before the first claim; the loop waits for the database for as long as it takes.
     while let Err(error) = heartbeat::beat(&shared).await {
         tracing::warn!(error = %error, "waiting for the database");

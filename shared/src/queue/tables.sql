@@ -43,6 +43,7 @@ ALTER TABLE apalis.jobs SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacu
 DROP INDEX IF EXISTS apalis.lidx;
 DROP INDEX IF EXISTS apalis.idx_apalis_jobs_lock_by;
 DROP INDEX IF EXISTS apalis.unique_job_id;
+DROP INDEX IF EXISTS apalis.idx_apalis_jobs_fetch_partial;
 
 CREATE OR REPLACE VIEW public.queue_depth AS
 SELECT j.kind, j.network,

@@ -4,10 +4,11 @@ use std::collections::HashSet;
 
 use serde_json::{Map, json};
 
-use super::super::{Attempt, Ctx, JobError, lost};
+use super::super::{Ctx, JobError, lost};
+use super::Pass;
 use crate::clock;
 use crate::db::{DbError, EventRow, NewCoverage, StoreBatch, Stored};
-use crate::models::{Coverage, EnvelopeFacts, Event, EventError, EventId};
+use crate::models::{EnvelopeFacts, Event, EventError, EventId, GapReason, Grade, Interval};
 use crate::relay::Page;
 use crate::telemetry::Labels;
 
@@ -50,27 +51,96 @@ struct Checked {
     new: Vec<EventRow>,
 }
 
-/// Stores one page with the coverage it proves, in one fenced transaction.
-pub(super) async fn store_page(
-    ctx: &Ctx,
-    attempt: &Attempt,
-    relay_id: i32,
-    page: Page,
-    coverage: Option<&Coverage>,
-    tally: &mut Tally,
-) -> Result<(), JobError> {
-    tally.bytes += page.bytes;
-    tally.mismatched += u64::from(page.facts.mismatched);
-    let checked = check(ctx, page.events, tally).await?;
-    if checked.delivered.is_empty() && coverage.is_none() {
-        return Ok(());
+impl Pass<'_> {
+    /// Stores one page with the coverage it proves, if it changed, in one fenced transaction.
+    pub(super) async fn store_page(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
+        self.tally.bytes += page.bytes;
+        self.tally.mismatched += u64::from(page.facts.mismatched);
+        let checked = check(self.ctx, page.events, &mut self.tally).await?;
+        if checked.delivered.is_empty() && !changed {
+            return Ok(());
+        }
+        let stored = self.store(&checked).await?;
+        self.tally.new_events += stored.events;
+        self.tally.new_observations += stored.observations;
+        self.ctx.metrics.events_received.get_or_create(&Labels::new("", "", "new")).inc_by(stored.events);
+        self.ctx.metrics.observations_stored.inc_by(stored.observations);
+        Ok(())
     }
-    let stored = store(ctx, attempt, relay_id, &checked, coverage, tally).await?;
-    tally.new_events += stored.events;
-    tally.new_observations += stored.observations;
-    ctx.metrics.events_received.get_or_create(&Labels::new("", "", "new")).inc_by(stored.events);
-    ctx.metrics.observations_stored.inc_by(stored.observations);
-    Ok(())
+
+    /// One transaction; if the database refuses a value, the batch is halved until the one at fault stands
+    /// alone: it is set aside, and its second is no proof any more.
+    async fn store(&mut self, checked: &Checked) -> Result<Stored, JobError> {
+        match self.try_store(&checked.delivered, &checked.new, true).await {
+            Ok(stored) => return if stored.held { Ok(stored) } else { Err(lost()) },
+            Err(error) if error.is_data() => {
+                tracing::warn!(error = %error, "looking for the event the database refuses");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let mut sum = Stored { held: true, events: 0, observations: 0 };
+        let mut poison: HashSet<EventId> = HashSet::new();
+        let mut parts: Vec<&[EventRow]> = vec![&checked.new];
+        while let Some(part) = parts.pop() {
+            let delivered: Vec<(EventId, i64)> =
+                part.iter().map(|row| (row.event.id(), row.event.created_at())).collect();
+            match self.try_store(&delivered, part, false).await {
+                Ok(stored) if stored.held => {
+                    sum.events += stored.events;
+                    sum.observations += stored.observations;
+                }
+                Ok(_) => return Err(lost()),
+                Err(error) if error.is_data() && part.len() > 1 => {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    parts.extend([left, right]);
+                }
+                Err(error) if error.is_data() => {
+                    let Some(row) = part.first() else { return Err(error.into()) };
+                    self.quarantine(&row.event, &error).await?;
+                    poison.insert(row.event.id());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let rest: Vec<(EventId, i64)> =
+            checked.delivered.iter().filter(|(id, _)| !poison.contains(id)).copied().collect();
+        let stored = self.try_store(&rest, &[], true).await?;
+        if !stored.held {
+            return Err(lost());
+        }
+        Ok(Stored { held: true, events: sum.events, observations: sum.observations + stored.observations })
+    }
+
+    async fn quarantine(&mut self, event: &Event, error: &DbError) -> Result<(), JobError> {
+        let now = clock::unix_now();
+        let why = error.to_string();
+        self.tally.quarantined +=
+            self.ctx.db.event_quarantine_insert(self.relay_id, now, &why, event).await?;
+        let at = event.created_at();
+        if let Ok(gap) = Interval::new(at, at, Grade::Partial, GapReason::Quarantined, now) {
+            self.coverage.overrule(gap);
+        }
+        Ok(())
+    }
+
+    async fn try_store(
+        &self,
+        delivered: &[(EventId, i64)],
+        new: &[EventRow],
+        with_coverage: bool,
+    ) -> Result<Stored, DbError> {
+        let coverage = with_coverage.then_some(NewCoverage { class: CLASS, coverage: &self.coverage });
+        let batch = StoreBatch {
+            fence: &self.attempt.fence,
+            relay_id: self.relay_id,
+            seen_at: clock::unix_now(),
+            delivered,
+            new,
+            coverage,
+            next: None,
+        };
+        self.ctx.db.sync_store(&batch).await
+    }
 }
 
 /// Scans ids, asks which are known, and parses, hashes and verifies the others off the async threads.
@@ -116,75 +186,4 @@ async fn check(ctx: &Ctx, raw: Vec<String>, tally: &mut Tally) -> Result<Checked
         }
     }
     Ok(Checked { delivered, new })
-}
-
-/// One transaction; if the database refuses a value, the batch is halved until the one at fault stands alone.
-async fn store(
-    ctx: &Ctx,
-    attempt: &Attempt,
-    relay_id: i32,
-    checked: &Checked,
-    coverage: Option<&Coverage>,
-    tally: &mut Tally,
-) -> Result<Stored, JobError> {
-    match try_store(ctx, attempt, relay_id, &checked.delivered, &checked.new, coverage).await {
-        Ok(stored) => return if stored.held { Ok(stored) } else { Err(lost()) },
-        Err(error) if error.is_data() => {
-            tracing::warn!(error = %error, "looking for the event the database refuses");
-        }
-        Err(error) => return Err(error.into()),
-    }
-    let mut sum = Stored { held: true, events: 0, observations: 0 };
-    let mut poison: HashSet<EventId> = HashSet::new();
-    let mut parts: Vec<&[EventRow]> = vec![&checked.new];
-    while let Some(part) = parts.pop() {
-        let delivered: Vec<(EventId, i64)> =
-            part.iter().map(|row| (row.event.id(), row.event.created_at())).collect();
-        match try_store(ctx, attempt, relay_id, &delivered, part, None).await {
-            Ok(stored) if stored.held => {
-                sum.events += stored.events;
-                sum.observations += stored.observations;
-            }
-            Ok(_) => return Err(lost()),
-            Err(error) if error.is_data() && part.len() > 1 => {
-                let (left, right) = part.split_at(part.len() / 2);
-                parts.extend([left, right]);
-            }
-            Err(error) if error.is_data() => {
-                let Some(row) = part.first() else { return Err(error.into()) };
-                let why = error.to_string();
-                tally.quarantined +=
-                    ctx.db.event_quarantine_insert(relay_id, clock::unix_now(), &why, &row.event).await?;
-                poison.insert(row.event.id());
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let rest: Vec<(EventId, i64)> =
-        checked.delivered.iter().filter(|(id, _)| !poison.contains(id)).copied().collect();
-    let stored = try_store(ctx, attempt, relay_id, &rest, &[], coverage).await?;
-    if !stored.held {
-        return Err(lost());
-    }
-    Ok(Stored { held: true, events: sum.events, observations: sum.observations + stored.observations })
-}
-
-async fn try_store(
-    ctx: &Ctx,
-    attempt: &Attempt,
-    relay_id: i32,
-    delivered: &[(EventId, i64)],
-    new: &[EventRow],
-    coverage: Option<&Coverage>,
-) -> Result<Stored, DbError> {
-    let batch = StoreBatch {
-        fence: &attempt.fence,
-        relay_id,
-        seen_at: clock::unix_now(),
-        delivered,
-        new,
-        coverage: coverage.map(|coverage| NewCoverage { class: CLASS, coverage }),
-        next: None,
-    };
-    ctx.db.sync_store(&batch).await
 }

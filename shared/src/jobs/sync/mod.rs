@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use self::ingest::{CLASS, Tally, store_page};
+use self::ingest::{CLASS, Tally};
 use self::windows::{Window, plan};
 use super::cadence::{self, SyncEnd};
 use super::validate::blame;
@@ -20,7 +20,7 @@ use super::{Attempt, Ctx, JobError, Report, lost, target_url};
 use crate::clock;
 use crate::db::{NewCoverage, StoreBatch};
 use crate::models::{Coverage, GapReason, Grade, Interval, Outcome, RelayUrl};
-use crate::net::DialFailure;
+use crate::net::{DialFailure, Target};
 use crate::nips::{Claim, Limits, Next, Walk, WalkSpec};
 use crate::relay::RelaySocket;
 
@@ -40,13 +40,14 @@ struct Pass<'a> {
     ctx: &'a Ctx,
     attempt: &'a Attempt,
     relay_id: i32,
+    target: Option<Target>,
     coverage: Coverage,
     tally: Tally,
     until_ms: u64,
 }
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
-    let url = target_url(ctx, attempt)?;
+    let url = target_url(ctx, attempt).await?;
     let Some(relay) = ctx.db.relay_get(&url, &ctx.config.vantage).await? else {
         return Err(JobError::cancel("no such relay any more"));
     };
@@ -63,9 +64,11 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let windows = plan(&coverage, floor, now, rescan);
     let until_ms =
         clock::monotonic_ms() + u64::try_from(ctx.config.sync_time_box.as_millis()).unwrap_or(u64::MAX);
-    let mut pass = Pass { ctx, attempt, relay_id: relay.id, coverage, tally: Tally::default(), until_ms };
+    let mut pass =
+        Pass { ctx, attempt, relay_id: relay.id, target: None, coverage, tally: Tally::default(), until_ms };
     let end = match connect(ctx, &url).await? {
-        Ok(mut socket) => {
+        Ok((mut socket, target)) => {
+            pass.target = Some(target);
             let end = pass.walk_all(&mut socket, &windows).await;
             socket.close().await;
             end?
@@ -84,9 +87,9 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
 }
 
 /// Dials the relay; a failure that may be ours is an error, the relay's own is a result.
-async fn connect(ctx: &Ctx, url: &RelayUrl) -> Result<Result<RelaySocket, DialFailure>, JobError> {
+async fn connect(ctx: &Ctx, url: &RelayUrl) -> Result<Result<(RelaySocket, Target), DialFailure>, JobError> {
     let opened = match ctx.dialer.resolve(url).await {
-        Ok(target) => RelaySocket::open(&ctx.dialer, &target).await,
+        Ok(target) => RelaySocket::open(&ctx.dialer, &target).await.map(|socket| (socket, target)),
         Err(failure) => Err(failure),
     };
     ctx.egress.record(url.network(), opened.as_ref().err().map(|failure| failure.reason));
@@ -170,16 +173,8 @@ impl Pass<'_> {
                 gap = Some((page.end.grade(), page.end.gap()));
             }
             let changed = self.overlay(&claims);
-            store_page(
-                self.ctx,
-                self.attempt,
-                self.relay_id,
-                page,
-                changed.then_some(&self.coverage),
-                &mut self.tally,
-            )
-            .await?;
-            if !socket.is_usable() {
+            self.store_page(page, changed).await?;
+            if !socket.is_usable() && !self.reopen(socket, &mut walk).await {
                 break;
             }
         }
@@ -192,6 +187,18 @@ impl Pass<'_> {
             Some(_) => SyncEnd::Interrupted,
         };
         Ok((end, if stopped { None } else { gap }))
+    }
+
+    /// A new connection for a walk that has more to ask (after an oversize page it asks for less, once).
+    async fn reopen(&self, socket: &mut RelaySocket, walk: &mut Walk) -> bool {
+        let (Next::Request(_), Some(target)) = (walk.next(), &self.target) else { return false };
+        match RelaySocket::open(&self.ctx.dialer, target).await {
+            Ok(fresh) => {
+                *socket = fresh;
+                true
+            }
+            Err(_) => false,
+        }
     }
 
     /// Lays claims over the coverage; whether there were any.
