@@ -7,8 +7,9 @@
 //! whatever dates a relay invents.
 //!
 //! # Rules of proof
-//! `f` is the frontier: `[floor, f]` is unsettled. A page asks `{since: floor, until: f}`, inclusive, so that
-//! the second where the last page broke off is asked again; only the first page may have an open top.
+//! `f` is the frontier: `[floor, f]` is unsettled. A page asks for `[floor, f]`, both ends inclusive, so that
+//! the second where the last page broke off is asked again; only the first page may have an open top. How an
+//! `until` is sent is rule 10; below, it is written as meant.
 //!
 //! 1. **Order.** A page that ended in EOSE, newest first, with oldest second `o < f`: `[o+1, f]` is *walked*,
 //!    the frontier moves to `o`. A short page proves no more than that. A page of one second shows no order:
@@ -28,7 +29,7 @@
 //!    full (rule 3). Then everything from the hint's own window down is *finished*; if anything new turns up,
 //!    hints are ignored from there on. An empty page with the hint needs no second.
 //! 6. **The frontier second is served again.** If a page from `f` lacks an event of `f` that was delivered
-//!    before, the relay's `until` is exclusive or its archive moves: `[f, f]` is *partial/not_served*.
+//!    before, and rule 10 does not explain it, the archive moves: `[f, f]` is *partial/not_served*.
 //! 7. **Foreign frames.** More than [`MISMATCH_MAX`] frames that were not asked for, or nothing else: the
 //!    rest is *partial/ignores_filter*, and the walk stops.
 //! 8. **Liars.** Once per walk, at its end (or in its last allowed request), the widest gap between two
@@ -36,30 +37,39 @@
 //!    the page's span becomes *partial/not_served*, with [`Claim::overrides_proof`].
 //! 9. **Any other end** settles nothing and stops the walk; the rest is *refused* or *unknown* with the
 //!    end's reason. The one retry: the first oversize page is asked again with half the limit.
+//! 10. **Exclusive `until`.** NIP-01 has `until` inclusive; some relay programs serve `created_at < until`. An
+//!     event of the very second `until` shows that it is inclusive: from there on it is sent as meant. The
+//!     first page whose frontier second has known events is the test. If it brings none of that second, it
+//!     settles nothing and is asked once more, raised by one, as is every `until` from there on; so are those
+//!     before the test, the ceiling's first of all. A raised `until` covers the window in either reading; what
+//!     comes from the second above settles nothing, beside its place in the order, and is not foreign (rule
+//!     7). A page of nothing else is asked again as meant: it has shown that `until` is inclusive.
 //!
 //! # Bound
-//! Requests ≤ `3·s + 4` and ≤ `max_requests`, where `s` is the number of distinct seconds in which the relay
+//! Requests ≤ `3·s + 6` and ≤ `max_requests`, where `s` is the number of distinct seconds in which the relay
 //! delivered anything: each second is the frontier once, and costs a page, a look below and (while no order
-//! is shown) a look above; beside these, the first page, one more from the ceiling, one oversize retry and
-//! one probe. A relay that answers newest first in
-//! pages of `c`, never more than `k < c` events in one second, takes ≤ `events / (c - k) + 6`.
+//! is shown) a look above; beside these, the first page, one more from the ceiling, one oversize retry, one
+//! probe, one failed test of `until` and one page asked again as meant. A relay that answers newest first in
+//! pages of `c`, never more than `k < c` events in one second, takes ≤ `events / (c - k) + 7`, however it
+//! reads `until`.
 
+mod rules;
 mod spec;
 mod view;
 
 use std::collections::HashSet;
 
-use self::spec::{Ask, Order, Suspect};
+use self::spec::{Ask, Order, Reading, Suspect};
 use self::view::PageView;
 use super::filter::Filter;
-use super::frame::EoseHint;
 use super::page::{PageEnd, PageFacts};
 use crate::models::{EventId, GapReason, Grade};
 
 pub use self::spec::{Claim, Next, WalkSpec};
 pub use self::view::MISMATCH_MAX;
 
-/// The latest second ever sent or claimed: relay programs hold times in 32 bits (khatru) and misread others.
+/// The latest second ever sent: relay programs hold times in 32 bits (khatru) and misread others. The latest
+/// ever claimed is the one before it, so that its `until` can be raised (rule 10).
 pub const LATEST_SECOND: i64 = u32::MAX as i64;
 
 /// The smallest page cap taken as possible while none is known. Relay programs cap pages at 250 and more;
@@ -93,6 +103,7 @@ pub struct Walk {
     finish_top: Option<i64>,
     distrusts_hints: bool,
     order: Order,
+    reading: Reading,
     suspect: Option<Suspect>,
     halved: bool,
     stopped: Option<(Grade, GapReason)>,
@@ -102,7 +113,7 @@ impl Walk {
     /// Plans a walk. An empty window (`floor > ceiling`) is done at once and claims nothing.
     pub fn new(spec: WalkSpec) -> Self {
         let floor = spec.floor.max(0);
-        let ceiling = spec.ceiling.min(LATEST_SECOND);
+        let ceiling = spec.ceiling.min(LATEST_SECOND - 1);
         let first = Ask::Page { until: (!spec.open_top).then_some(ceiling) };
         Self {
             floor,
@@ -119,6 +130,7 @@ impl Walk {
             finish_top: None,
             distrusts_hints: false,
             order: Order::Unshown,
+            reading: Reading::Untested,
             suspect: None,
             halved: false,
             stopped: None,
@@ -143,18 +155,26 @@ impl Walk {
     /// Takes the answer to the last request; returns what it settles. Without one outstanding, nothing.
     pub fn on_page(&mut self, facts: &PageFacts, end: &PageEnd) -> Vec<Claim> {
         let Some(ask) = self.outstanding.take() else { return Vec::new() };
-        let Filter { since, until, .. } = self.filter(ask);
-        let page = PageView::read(facts, since.unwrap_or(self.floor), until, self.ceiling);
-        if let Ask::Gap(Suspect { span: (low, top), .. }) = ask {
-            // a hit is a hit however the page ended; nothing found clears nothing and costs nothing
-            let hidden = page.low().and(Claim::over(low, top, Grade::Partial, GapReason::NotServed));
-            return hidden.map(Claim::overriding).into_iter().collect();
+        let (since, top, _) = self.window(ask);
+        let asked = self.filter(ask).until;
+        let page = PageView::read(facts, since, top.unwrap_or(self.ceiling), asked);
+        if asked.is_some_and(|until| facts.seen.iter().any(|&(second, _)| second == until)) {
+            self.reading = Reading::Inclusive;
+        }
+        if let Ask::Gap(suspect) = ask {
+            return self.on_gap(&page, suspect, end.is_eose());
         }
         if page.ignores_filter() {
             return self.stop(Grade::Partial, GapReason::IgnoresFilter);
         }
         match end {
             PageEnd::Eose { hint } => match ask {
+                // still untested: nothing of the second `until` came
+                Ask::Page { .. } if self.tests_until(ask) => {
+                    self.reading = Reading::Raised;
+                    self.plan = Some(ask);
+                    Vec::new()
+                }
                 Ask::Above { low } => self.on_above(&page, low),
                 _ => self.on_eose(ask, &page, *hint),
             },
@@ -193,195 +213,32 @@ impl Walk {
         self.plan.take()
     }
 
-    fn filter(&self, ask: Ask) -> Filter {
-        let (since, until, limit) = match ask {
+    /// First second, last second (`None` for the open top) and limit of a request, as meant.
+    fn window(&self, ask: Ask) -> (i64, Option<i64>, u32) {
+        match ask {
             Ask::Page { until } => (self.floor, until, self.limit),
             Ask::Below { .. } => (self.floor, Some(self.frontier - 1), self.limit),
             Ask::Above { low } => (low + 1, Some(self.frontier), self.limit),
             Ask::Gap(Suspect { gap: (since, until), .. }) => (since, Some(until), 1),
+        }
+    }
+
+    /// The request as sent: rule 10 may raise its `until`.
+    fn filter(&self, ask: Ask) -> Filter {
+        let (since, until, limit) = self.window(ask);
+        let raised = match self.reading {
+            Reading::Inclusive => false,
+            Reading::Raised => true,
+            // the one event that a probe asks for would be the known one at the gap's end
+            Reading::Untested => !self.tests_until(ask) && !matches!(ask, Ask::Gap(_)),
         };
+        let until = until.map(|until| until + i64::from(raised));
         Filter { since: Some(since), until, limit: Some(limit), ..Filter::default() }
     }
 
-    fn on_eose(&mut self, ask: Ask, page: &PageView, hint: Option<EoseHint>) -> Vec<Claim> {
-        if page.brings_new(&self.boundary) {
-            self.learn_cut();
-        }
-        if page.frames > 0 {
-            self.last_frames = Some(page.frames);
-        }
-        let Some(low) = page.low() else { return self.on_empty(ask, page, hint) };
-        let mut claims = Vec::new();
-        if let Ask::Below { flaw } = ask {
-            let flaw = flaw.unwrap_or(GapReason::DenseSecond);
-            claims.extend(Claim::over(self.frontier, self.frontier, Grade::Partial, flaw));
-            self.frontier -= 1;
-            self.boundary.clear();
-        }
-        if hint == Some(EoseHint::Finish) && !self.distrusts_hints && self.finish_top.is_none() {
-            self.finish_top = Some(self.frontier);
-        }
-        if low == self.frontier {
-            claims.extend(self.on_one_second(ask, page));
-        } else {
-            claims.extend(self.on_progress(page, low));
-        }
-        claims
-    }
-
-    /// Something new below the last page: that page was cut, and a relay that called it the end lied.
-    fn learn_cut(&mut self) {
-        self.smallest_cut = self.smallest_cut.into_iter().chain(self.last_frames).min();
-        self.distrusts_hints |= self.finish_top.take().is_some();
-    }
-
-    fn may_be_full(&self, page: &PageView) -> bool {
-        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
-        page.frames >= limit.min(self.smallest_cut.unwrap_or(SMALLEST_CAP))
-    }
-
-    fn on_empty(&mut self, ask: Ask, page: &PageView, hint: Option<EoseHint>) -> Vec<Claim> {
-        if page.future > 0 {
-            // the page went to events dated after the ceiling: ask again from the ceiling itself
-            self.plan = Some(Ask::Page { until: Some(self.ceiling) });
-            return Vec::new();
-        }
-        if hint == Some(EoseHint::More) {
-            return self.stop(Grade::Partial, GapReason::NotServed);
-        }
-        match ask {
-            Ask::Below { flaw } => self.drain(flaw),
-            _ if !self.boundary.is_empty() => self.look_below(Some(GapReason::NotServed)),
-            _ => {
-                let trusted = hint == Some(EoseHint::Finish) && !self.distrusts_hints;
-                self.finish_top = self.finish_top.or(trusted.then_some(self.frontier));
-                self.drain(None)
-            }
-        }
-    }
-
-    /// Rule 3: the page holds only the frontier second. An open top shows neither how the relay reads
-    /// `until` nor how full a page below the ceiling is, so there the second is asked once more.
-    fn on_one_second(&mut self, ask: Ask, page: &PageView) -> Vec<Claim> {
-        let ask_again = matches!(ask, Ask::Page { until: None });
-        let ids = page.ids_at(self.frontier);
-        let lacking = !self.boundary.is_subset(&ids);
-        let repeats = ids.is_subset(&self.boundary);
-        let flaw = (self.may_be_full(page) || lacking).then_some(GapReason::DenseSecond);
-        self.boundary.extend(ids);
-        if ask_again {
-            self.plan = Some(Ask::Page { until: Some(self.frontier) });
-            return Vec::new();
-        }
-        if repeats && flaw.is_none() && self.finish_top.is_some() {
-            return self.drain(None);
-        }
-        self.look_below(flaw)
-    }
-
-    /// Nothing is below the floor, so there the look is spared.
-    fn look_below(&mut self, flaw: Option<GapReason>) -> Vec<Claim> {
-        if self.frontier <= self.floor {
-            return self.drain(flaw);
-        }
-        self.plan = Some(Ask::Below { flaw });
-        Vec::new()
-    }
-
-    /// Rules 1, 2 and 6: the page goes below the frontier second, down to `low`.
-    fn on_progress(&mut self, page: &PageView, low: i64) -> Vec<Claim> {
-        let mut claims = Vec::new();
-        let lacking = !self.boundary.is_subset(&page.ids_at(self.frontier));
-        if lacking {
-            claims.extend(Claim::over(self.frontier, self.frontier, Grade::Partial, GapReason::NotServed));
-            self.frontier -= 1;
-            self.finish_top = self.finish_top.map(|finish| finish.min(self.frontier));
-        }
-        let inversions = page.inversions();
-        if inversions > INVERSIONS_SPARE + page.frames / 100 {
-            claims.extend(self.take_back());
-        }
-        self.boundary = page.ids_at(low);
-        let mut ordered = inversions == 0 && self.order != Order::Broken;
-        if ordered && !page.spans_one_second() {
-            self.order = Order::Shown;
-        } else if ordered && self.order == Order::Unshown && self.may_be_full(page) {
-            if !lacking && low < self.frontier {
-                self.plan = Some(Ask::Above { low });
-                return claims;
-            }
-            ordered = false;
-        }
-        if ordered || self.finish_top.is_some() {
-            self.suspect_gap(page, low);
-        }
-        claims.extend(self.settle_above(low, ordered));
-        claims
-    }
-
-    /// Rule 1 for a page that could not show its order: whether anything lies above its only second.
-    fn on_above(&mut self, page: &PageView, low: i64) -> Vec<Claim> {
-        let mut claims = Vec::new();
-        if page.low().is_some() {
-            self.distrusts_hints |= self.finish_top.take().is_some();
-            claims.extend(self.take_back());
-        }
-        claims.extend(self.settle_above(low, self.order != Order::Broken));
-        claims
-    }
-
-    /// Moves the frontier to `low` and says what is above it.
-    fn settle_above(&mut self, low: i64, ordered: bool) -> Option<Claim> {
-        let top = std::mem::replace(&mut self.frontier, low);
-        self.plan = Some(Ask::Page { until: Some(low) });
-        if ordered {
-            Claim::over(low + 1, top, Grade::Walked, GapReason::None)
-        } else {
-            Claim::over(low + 1, top, Grade::Partial, GapReason::Unordered)
-        }
-    }
-
-    /// Order means nothing on this relay: what it proved above the frontier is proved no more.
-    fn take_back(&mut self) -> Option<Claim> {
-        self.order = Order::Broken;
-        self.suspect = None;
-        let proved = Claim::over(self.frontier + 1, self.ceiling, Grade::Partial, GapReason::Unordered);
-        proved.map(Claim::overriding)
-    }
-
-    fn suspect_gap(&mut self, page: &PageView, low: i64) {
-        let Some(gap) = page.widest_gap() else { return };
-        let suspect = Suspect { gap, span: (low + 1, self.frontier) };
-        if self.suspect.is_none_or(|known| known.width() < suspect.width()) {
-            self.suspect = Some(suspect);
-        }
-    }
-
-    /// Everything from the frontier down is settled; a flaw keeps the frontier second from proof.
-    fn drain(&mut self, flaw: Option<GapReason>) -> Vec<Claim> {
-        let (grade, top) = match self.finish_top {
-            Some(top) => (Grade::Finished, top),
-            None => (Grade::Walked, self.frontier),
-        };
-        let second = self.frontier;
-        self.frontier = self.floor - 1;
-        self.plan = None;
-        let Some(flaw) = flaw else {
-            return Claim::over(self.floor, top, grade, GapReason::None).into_iter().collect();
-        };
-        [
-            Claim::over(second + 1, top, grade, GapReason::None),
-            Claim::over(second, second, Grade::Partial, flaw),
-            Claim::over(self.floor, second - 1, grade, GapReason::None),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
-    fn stop(&mut self, grade: Grade, reason: GapReason) -> Vec<Claim> {
-        self.stopped = Some((grade, reason));
-        Vec::new()
+    /// Whether this page is to show how the relay reads `until`.
+    fn tests_until(&self, ask: Ask) -> bool {
+        matches!(ask, Ask::Page { .. }) && self.reading == Reading::Untested && !self.boundary.is_empty()
     }
 }
 
@@ -391,3 +248,5 @@ mod model_relay;
 mod properties;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod until;

@@ -50,6 +50,11 @@ pub(super) struct ModelRelay {
     pub(super) ignores: Ignores,
     /// Takes `until` as exclusive.
     pub(super) until_exclusive: bool,
+    /// Answers nothing where `since` or `until` is no smaller.
+    pub(super) bounds_below: i64,
+    /// Serves no event a second time (as a moving archive would).
+    pub(super) forgets: bool,
+    pub(super) served: HashSet<EventId>,
     pub(super) hint: Hint,
     /// Hides these seconds from a REQ that goes down to 0.
     pub(super) hides: Option<(i64, i64)>,
@@ -95,6 +100,9 @@ impl ModelRelay {
             order: Order::NewestFirst,
             ignores: Ignores::Nothing,
             until_exclusive: false,
+            bounds_below: i64::MAX,
+            forgets: false,
+            served: HashSet::new(),
             hint: Hint::None,
             hides: None,
             failure: None,
@@ -116,6 +124,9 @@ impl ModelRelay {
     fn serves(&self, second: i64, filter: &Filter) -> bool {
         let until = filter.until.filter(|_| self.ignores != Ignores::Until);
         let until = until.map(|until| if self.until_exclusive { until - 1 } else { until });
+        if filter.since.into_iter().chain(filter.until).any(|bound| bound >= self.bounds_below) {
+            return false;
+        }
         let everything = filter.since == Some(0);
         let hidden = everything && self.hides.is_some_and(|(low, high)| (low..=high).contains(&second));
         filter.since.is_none_or(|since| second >= since)
@@ -126,6 +137,7 @@ impl ModelRelay {
     pub(super) fn answer(&mut self, filter: &Filter) -> (PageFacts, PageEnd) {
         let mut page: Vec<_> =
             self.events.iter().copied().filter(|&(second, _)| self.serves(second, filter)).collect();
+        page.retain(|(_, id)| !self.served.contains(id));
         let matching = page.len();
         let size = self.page_size(filter.limit.unwrap());
         match self.order {
@@ -146,6 +158,9 @@ impl ModelRelay {
             page.truncate(page.len() / 2);
         }
         self.asked += 1;
+        if self.forgets {
+            self.served.extend(page.iter().map(|&(_, id)| id));
+        }
         let mut facts = PageFacts::default();
         for (created_at, id) in page {
             if filter.matches(&EnvelopeFacts { id, created_at, kind: 1, pubkey: [0; 32] }) {

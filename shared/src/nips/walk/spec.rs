@@ -8,7 +8,7 @@ use crate::nips::Filter;
 pub struct WalkSpec {
     /// Oldest second (Unix, inclusive); raised to 0.
     pub floor: i64,
-    /// Newest second (Unix, inclusive), usually now; lowered to [`super::LATEST_SECOND`].
+    /// Newest second (Unix, inclusive), usually now; lowered below [`super::LATEST_SECOND`].
     pub ceiling: i64,
     /// Whether the first REQ has no `until`, so that events dated after the ceiling arrive too.
     pub open_top: bool,
@@ -63,6 +63,17 @@ pub(super) enum Order {
     Shown,
     /// Gross disorder: order proves nothing any more.
     Broken,
+}
+
+/// How the relay reads `until`, as far as its pages tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// No page was asked from a second known to have events.
+    Untested,
+    /// The test brought none of its events: perhaps exclusive, so sent raised by one.
+    Raised,
+    /// An event of the very second `until` was served: sent as meant.
+    Inclusive,
 }
 
 /// One request, and why it is made.

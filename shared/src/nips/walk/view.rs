@@ -1,7 +1,7 @@
 //! What one page says of the time it was asked about.
 //!
-//! Reads wire order and counts; decides nothing. Invariant: nothing newer than what was asked, older than
-//! the floor, or later than the walk's ceiling is ever used to settle time.
+//! Reads wire order and counts; decides nothing. Invariant: nothing older or newer than the window that was
+//! meant is ever used to settle time, even where more was asked for.
 
 use std::collections::HashSet;
 
@@ -19,31 +19,42 @@ pub(super) struct PageView {
     entries: Vec<(i64, EventId)>,
     /// Frames that took a place in the page, whatever they were: the size a cap counts.
     pub(super) frames: usize,
-    /// Events later than the ceiling, where the REQ had no `until`.
-    pub(super) future: usize,
+    /// Events newer than the window, yet within what was asked: an open top or a raised `until`.
+    pub(super) beyond: usize,
+    /// How often the page steps forward in time: 0 for newest first. What a raised `until` brought counts.
+    pub(super) inversions: usize,
     mismatched: usize,
 }
 
 impl PageView {
-    /// Reads `facts` as the answer to `[floor, until]`, no `until` standing for an open top above `ceiling`.
-    pub(super) fn read(facts: &PageFacts, floor: i64, until: Option<i64>, ceiling: i64) -> Self {
+    /// Reads `facts` as what is known of `[floor, top]`, asked for up to `until` (`None` for an open top).
+    pub(super) fn read(facts: &PageFacts, floor: i64, top: i64, until: Option<i64>) -> Self {
         let mut known = HashSet::with_capacity(facts.seen.len());
         let mut view = Self {
             entries: Vec::with_capacity(facts.seen.len()),
             frames: facts.seen.len(),
-            future: 0,
+            beyond: 0,
+            inversions: 0,
             mismatched: usize::try_from(facts.mismatched).unwrap_or(usize::MAX),
         };
         view.frames = view.frames.saturating_add(view.mismatched);
+        let mut last = i64::MAX;
         for &(created_at, id) in &facts.seen {
             if created_at < floor || until.is_some_and(|until| created_at > until) {
                 view.mismatched = view.mismatched.saturating_add(1);
             } else if !known.insert(id) {
                 // a repeat says nothing new
-            } else if created_at > ceiling {
-                view.future += 1;
             } else {
-                view.entries.push((created_at, id));
+                let above = created_at > top;
+                if !above || until.is_some() {
+                    view.inversions += usize::from(last < created_at);
+                    last = created_at;
+                }
+                if above {
+                    view.beyond += 1;
+                } else {
+                    view.entries.push((created_at, id));
+                }
             }
         }
         view
@@ -51,7 +62,7 @@ impl PageView {
 
     /// Whether the relay answers something else than what it was asked.
     pub(super) fn ignores_filter(&self) -> bool {
-        let only_strangers = self.mismatched > 0 && self.entries.is_empty() && self.future == 0;
+        let only_strangers = self.mismatched > 0 && self.entries.is_empty() && self.beyond == 0;
         self.mismatched > MISMATCH_MAX || only_strangers
     }
 
@@ -73,11 +84,6 @@ impl PageView {
     /// Whether an event is here that `known` does not hold.
     pub(super) fn brings_new(&self, known: &HashSet<EventId>) -> bool {
         self.entries.iter().any(|(_, id)| !known.contains(id))
-    }
-
-    /// How often the page steps forward in time: 0 for newest first.
-    pub(super) fn inversions(&self) -> usize {
-        self.entries.windows(2).filter(|pair| pair[0].0 < pair[1].0).count()
     }
 
     /// The widest stretch between two neighbouring seconds of the page, both ends exclusive of events.
