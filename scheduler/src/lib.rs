@@ -19,6 +19,8 @@ const LEASE: &str = "scheduler";
 const PER_TICK: u32 = 5_000;
 /// Between two rounds of slow maintenance: partitions, retention, forgotten workers.
 const SLOW_EVERY_MS: u64 = 60_000;
+/// Between two readings of the fleet's gauges: no scrape is more frequent.
+const GAUGE_EVERY_MS: u64 = 10_000;
 /// Workers whose lease ended this long ago are forgotten.
 const WORKER_MEMORY: Duration = Duration::from_secs(3_600);
 /// Documents deleted per round once no relay has them.
@@ -70,13 +72,14 @@ pub struct Scheduler {
     options: shared::config::SchedulerOptions,
     leads: bool,
     slow_ms: Option<u64>,
+    gauged_ms: Option<u64>,
 }
 
 impl Scheduler {
     /// A scheduler with an id of its own.
     pub fn new(db: Db, metrics: Metrics, options: shared::config::SchedulerOptions) -> Self {
         let id = format!("scheduler-{}-{}", std::process::id(), clock::random_hex(4));
-        Self { id, db, metrics, options, leads: false, slow_ms: None }
+        Self { id, db, metrics, options, leads: false, slow_ms: None, gauged_ms: None }
     }
 
     /// One round: lead or stand by; if leading, rescue, enqueue what is due, and now and then maintain.
@@ -107,7 +110,11 @@ impl Scheduler {
             self.slow_ms = Some(clock::monotonic_ms());
         }
         self.enqueue_due().await?;
-        self.gauge().await
+        if self.gauged_ms.is_none_or(|at| clock::monotonic_ms().saturating_sub(at) >= GAUGE_EVERY_MS) {
+            self.gauge().await?;
+            self.gauged_ms = Some(clock::monotonic_ms());
+        }
+        Ok(())
     }
 
     /// Ends the lead, if this scheduler has it.

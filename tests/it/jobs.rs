@@ -91,7 +91,7 @@ async fn grades(test: &TestDb) -> String {
 async fn a_relay_is_promoted_and_servers_of_other_kinds_are_not() {
     let Some(test) = migrated().await else { return };
     let ctx = context(&test, config());
-    let alive = ["honest", "auth_required", "closed", "late_eose"];
+    let alive = ["honest", "auth_required", "closed"];
     let other = ["silent", "echo", "garbage", "notice_only", "refuse_upgrade"];
     for name in alive.iter().chain(&other) {
         let relay = ScriptedRelay::start(Script::named(name, &Factory::new(1).events(5)).unwrap()).await;

@@ -5,6 +5,8 @@ mod database;
 #[cfg(test)]
 mod factory;
 #[cfg(test)]
+mod fleet;
+#[cfg(test)]
 mod jobs;
 #[cfg(test)]
 mod programs;

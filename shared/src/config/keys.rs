@@ -120,7 +120,7 @@ pub(super) const KEYS: &[Key] = &[
         Preset::Text("default"),
         "Name of the place this worker observes from.",
     ),
-    int("worker.lease_s", 30, 5, 3_600, "Seconds a worker's claims stand without a heartbeat."),
+    int("worker.lease_s", 30, 1, 3_600, "Seconds a worker's claims stand without a heartbeat."),
     int("worker.poll_ms", 500, 50, 60_000, "Milliseconds between two looks for work when idle."),
     int("worker.grace_s", 20, 0, 600, "Seconds running jobs may finish after a stop."),
     key(

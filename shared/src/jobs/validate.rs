@@ -9,8 +9,6 @@ use crate::db::ValidateResult;
 use crate::models::{Network, Reason, RelayUrl};
 use crate::relay::{ProbeVerdict, speaks_nostr};
 
-/// Limit of the probe after the connection stands, milliseconds; the dial has its own limits.
-const PROBE_MS: u64 = 15_000;
 /// While our own network is in doubt.
 const OURS: Duration = Duration::from_secs(300);
 /// A network that this worker cannot serve.
@@ -22,7 +20,11 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         return Err(JobError::cancel("no such candidate any more"));
     };
     let verdict = match ctx.dialer.resolve(&url).await {
-        Ok(target) => speaks_nostr(&ctx.dialer, &target, PROBE_MS).await,
+        // A relay that takes the connection has as long again to speak.
+        Ok(target) => {
+            let limit_ms = ctx.dialer.config().network(url.network()).connect_timeout_ms;
+            speaks_nostr(&ctx.dialer, &target, limit_ms).await
+        }
         Err(failure) => ProbeVerdict::unreached(&failure),
     };
     ctx.egress.record(url.network(), reach_failure(&verdict));
