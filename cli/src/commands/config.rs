@@ -5,7 +5,7 @@ use shared::config::{Config, key_lines};
 
 use crate::Session;
 use crate::args::ConfigArgs;
-use crate::output::{Fail, line, row, table};
+use crate::output::{Fail, line};
 
 #[expect(clippy::unnecessary_wraps, reason = "every command has one shape")]
 pub(crate) fn config(session: &Session, config: &Config, args: &ConfigArgs) -> Result<(), Fail> {
@@ -17,9 +17,11 @@ pub(crate) fn config(session: &Session, config: &Config, args: &ConfigArgs) -> R
             }
         }
         (true, false) => {
-            let mut rows = vec![row(["KEY", "VARIABLE", "DEFAULT", "IT MUST BE", "MEANING"])];
-            rows.extend(key_lines().into_iter().map(Vec::from));
-            table(&rows);
+            for [key, variable, default, range, doc] in key_lines() {
+                let default = if default.is_empty() { "not set".to_owned() } else { default };
+                line(&format!("{key}  ({variable})"));
+                line(&format!("    {doc} Default: {default}. It must be {range}."));
+            }
         }
         (false, true) => {
             for (key, value, origin) in config.entries() {

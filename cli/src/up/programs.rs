@@ -95,12 +95,14 @@ impl Programs {
     }
 }
 
+/// Where server programs may be, the likelier places last.
 fn candidates(env: &BTreeMap<String, String>) -> Vec<PathBuf> {
-    let mut dirs: Vec<PathBuf> = fs::read_dir(DEBIAN)
-        .map(|entries| entries.flatten().map(|entry| entry.path().join("bin")).collect())
-        .unwrap_or_default();
-    if let Some(path) = env.get("PATH") {
-        dirs.extend(std::env::split_paths(path));
+    let mut dirs: Vec<PathBuf> =
+        env.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default();
+    // What the search path names first is the better one, and a packaged server better than either.
+    dirs.reverse();
+    if let Ok(entries) = fs::read_dir(DEBIAN) {
+        dirs.extend(entries.flatten().map(|entry| entry.path().join("bin")));
     }
     dirs
 }
