@@ -1,1 +1,106 @@
-fn main() {}
+//! `bigbrotr`: the one command line for people. Workers and schedulers of a fleet are programs of their own.
+#![expect(clippy::print_stderr, reason = "a command line tool answers its caller")]
+
+mod args;
+mod commands;
+mod embedded;
+mod output;
+mod up;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use shared::config::{Config, Flag};
+use shared::db::Db;
+use shared::process;
+
+use args::{Cli, Command, Global};
+use embedded::Layout;
+use output::Fail;
+
+/// Connections of a command: it asks one thing at a time.
+const CONNECTIONS: u32 = 2;
+
+/// What every command is given.
+struct Session {
+    global: Global,
+    env: BTreeMap<String, String>,
+    layout: Layout,
+}
+
+impl Session {
+    /// The configuration, with `flags` over it.
+    fn config(&self, flags: &[Flag]) -> Result<Config, Fail> {
+        Ok(Config::load_with(self.global.config.as_deref(), &self.env, flags)?)
+    }
+
+    /// The URL of the database: named, configured, or the embedded one as `role`.
+    fn database_url(&self, config: &Config, role: &str) -> Result<String, Fail> {
+        if let Some(url) = &self.global.database_url {
+            return Ok(url.clone());
+        }
+        if !config.database_url().is_empty() {
+            return Ok(config.database_url().to_owned());
+        }
+        if self.layout.is_running() {
+            return Ok(self.layout.url(role));
+        }
+        Err(Fail::Usage(format!(
+            "no database is named and no `bigbrotr up` runs on {}: pass --database-url, set DATABASE_URL, or start `bigbrotr up`",
+            self.layout.dir().display()
+        )))
+    }
+
+    /// Connects to it.
+    async fn database(&self, config: &Config, role: &str) -> Result<Db, Fail> {
+        Ok(Db::connect(&self.database_url(config, role)?, "bigbrotr", CONNECTIONS).await?)
+    }
+}
+
+fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    let env = Config::environment();
+    let layout = Layout::new(global.data.as_deref(), &env);
+    let session = Session { global, env, layout };
+    match run(&session, command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fail) => fail.report(),
+    }
+}
+
+/// The runtime runs on this thread and the ones it makes: the embedded server must be started from this
+/// one, which lives as long as the process.
+fn run(session: &Session, command: Command) -> Result<(), Fail> {
+    let local = match &command {
+        Command::Up(up) => up.allow_local,
+        Command::Seed(seed) => seed.allow_local,
+        Command::Check(check) => check.allow_local,
+        Command::Url(url) => url.allow_local,
+        _ => false,
+    };
+    let allow_local = Flag { key: "network.allow_local", value: "true".to_owned(), name: "--allow-local" };
+    let flags = if local { vec![allow_local] } else { Vec::new() };
+    let config = session.config(&flags)?;
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|error| Fail::Failed(format!("the runtime cannot start: {error}")))?;
+    if let Command::Up(up) = command {
+        return up::run(session, &config, flags, &up, &runtime);
+    }
+    process::prepare(&config);
+    runtime.block_on(Box::pin(dispatch(session, &config, command)))
+}
+
+async fn dispatch(session: &Session, config: &Config, command: Command) -> Result<(), Fail> {
+    match command {
+        Command::Up(_) => Ok(()),
+        Command::Migrate(args) => commands::migrate(session, config, &args).await,
+        Command::Seed(args) => commands::seed(session, config, &args).await,
+        Command::Check(args) => commands::check(session, config, &args).await,
+        Command::Url(args) => commands::url(session, config, &args),
+        Command::Relay(args) => commands::relay(session, config, &args).await,
+        Command::Queue(args) => commands::queue(session, config, &args).await,
+        Command::Doctor(args) => commands::doctor(session, config, &args).await,
+        Command::Config(args) => commands::config(session, config, &args),
+    }
+}

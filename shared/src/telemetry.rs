@@ -257,13 +257,20 @@ pub fn init(options: LogOptions) {
             ("hickory_proto", Level::ERROR),
             ("hickory_resolver", Level::ERROR),
             ("hickory_net", Level::ERROR),
+            // Notices of the server while roles are granted what they have already.
+            ("sqlx", Level::ERROR),
         ]);
     let registry = tracing_subscriber::registry().with(targets);
     let result = if options.json {
         registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()
     } else {
         registry
-            .with(tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .with_target(false)
+                    .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+                    .with_writer(std::io::stderr),
+            )
             .try_init()
     };
     drop(result);

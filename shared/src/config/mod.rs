@@ -136,6 +136,17 @@ impl Config {
         print::to_toml(&self.values)
     }
 
+    /// Every key with the value in force, passwords hidden, and where it came from unless it is a default.
+    pub fn entries(&self) -> Vec<(&'static str, serde_json::Value, Option<String>)> {
+        keys::KEYS
+            .iter()
+            .map(|key| {
+                let value = print::to_json(key, self.values.get(key.path));
+                (key.path, value, self.values.origin(key.path).map(str::to_owned))
+            })
+            .collect()
+    }
+
     /// Says what is missing for a process that works on the database.
     ///
     /// # Errors

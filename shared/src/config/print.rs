@@ -67,6 +67,22 @@ pub(super) fn to_toml(values: &Values) -> String {
     text
 }
 
+/// The value as JSON, passwords hidden; null when unset.
+pub(super) fn to_json(key: &Key, value: &Value) -> serde_json::Value {
+    match value {
+        Value::Text(text) if key.kind == Kind::Url => redact_url(text).into(),
+        Value::Unset => match key.kind {
+            Kind::IntOr { word, .. } | Kind::AmountOr { word, .. } => word.into(),
+            _ => serde_json::Value::Null,
+        },
+        Value::Bool(on) => (*on).into(),
+        Value::Int(number) => (*number).into(),
+        Value::Amount(number) => (*number).into(),
+        Value::Text(text) => text.as_str().into(),
+        Value::List(entries) => entries.as_slice().into(),
+    }
+}
+
 /// Every key with its meaning: what it must be, its default, its variable. One line per key, parted by tabs.
 pub fn key_lines() -> Vec<[String; 5]> {
     let defaults = Values::defaults();

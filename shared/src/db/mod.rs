@@ -7,6 +7,7 @@
 
 mod archive;
 mod error;
+mod inspect;
 mod jobs;
 mod maintain;
 mod migrate;
@@ -25,6 +26,7 @@ use sqlx::{ConnectOptions, Connection, Postgres};
 
 pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored, UnminedEvent};
 pub use error::DbError;
+pub use inspect::{LeaderLine, Unsettled};
 pub use jobs::{Claimed, Enqueued, Finished, NewJob, Registration};
 pub use maintain::Rescued;
 pub use migrate::{

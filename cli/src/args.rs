@@ -1,0 +1,247 @@
+//! The command line: what can be asked, and the help that teaches it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use shared::models::JobKind;
+
+/// Observes, archives and monitors Nostr relays.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bigbrotr",
+    version,
+    after_help = "EXAMPLES:
+  bigbrotr up                          everything on this machine, in one process tree
+  bigbrotr up --once relays.txt        archive these relays once, then exit
+  bigbrotr url wss://Relay.Example:443/   the one spelling of a relay's URL
+  bigbrotr check wss://relay.example   look at a relay now, without a database
+  bigbrotr relay list --state alive    what is known
+  bigbrotr doctor                      is everything in order?
+
+A command finds its database by --database-url, else DATABASE_URL or the configuration
+file, else in the data directory of a running `bigbrotr up`.
+Exit codes: 0 ok, 1 a problem was found or the command failed, 2 wrong usage or configuration."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Print JSON: one value per line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Configuration file [default: $BIGBROTR_CONFIG, else bigbrotr.toml if there is one]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
+    /// Database to work on, instead of the configured one
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) database_url: Option<String>,
+    /// Data directory of `bigbrotr up` [default: $XDG_DATA_HOME/bigbrotr, as root /var/lib/bigbrotr]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run everything on this machine: a private PostgreSQL, scheduler and worker
+    Up(Up),
+    /// Bring a database to this program's schema: tables, functions, roles
+    Migrate(Migrate),
+    /// Add relay URLs as candidates: the shipped list, or files with one URL a line
+    Seed(Seed),
+    /// Look at one relay now and print what each check finds; needs no database
+    Check(Check),
+    /// Print the canonical form and the network of relay URLs, or why they are refused
+    Url(Url),
+    /// Relays that are known
+    #[command(subcommand)]
+    Relay(Relay),
+    /// Jobs: queues with their numbers, and single jobs with their past
+    #[command(subcommand)]
+    Queue(Queue),
+    /// Look for problems: server, schema, clock, workers, queues, views, stored data
+    Doctor(Doctor),
+    /// Print the configuration in force, passwords hidden
+    Config(ConfigArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr up                        the shipped relays, the last 7 days, 5 GB
+  bigbrotr up --days 30 --max-gb 50  more of both
+  bigbrotr up --days all mine.txt    everything that the relays of a list have
+  bigbrotr up --once --timeout 600   for scripts: exit when every relay has been read once
+
+Ctrl-C stops cleanly and the next start resumes; a second Ctrl-C hurries.
+PostgreSQL 15 or newer must be installed; its server programs are run privately,
+on a Unix socket, in the data directory, never as root. Nothing else is touched.")]
+pub(crate) struct Up {
+    /// Lists of relay URLs to add; without any, the shipped list when nothing is known yet
+    #[arg(value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// How many days back the archive goes, or `all` [default: 7]
+    #[arg(long, value_name = "N|all")]
+    pub(crate) days: Option<String>,
+    /// Size of the database, GB, beyond which syncing stops (monitoring goes on), or `unlimited` [default: 5]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_gb: Option<String>,
+    /// Permit relays on loopback, in private ranges and with local names
+    #[arg(long)]
+    pub(crate) allow_local: bool,
+    /// Address of /metrics, /healthz and /readyz, or `none`
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub(crate) metrics: String,
+    /// Exit when nothing is due or running and every relay has been read once
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// With --once: give up after this many seconds, with exit code 1
+    #[arg(long, value_name = "S", requires = "once")]
+    pub(crate) timeout: Option<u64>,
+    /// Directory of PostgreSQL's server programs [default: $PG_BIN, else /usr/lib/postgresql/*/bin, else PATH]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pg_bin: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr migrate --database-url postgres://postgres@localhost/bigbrotr
+  BIGBROTR_WRITER_PASSWORD=… BIGBROTR_READER_PASSWORD=… bigbrotr migrate
+
+The URL must lead to the server itself, not through PgBouncer, as a superuser or as
+the database's owner with CREATEROLE. Four roles are made: PREFIX_admin, PREFIX_writer,
+PREFIX_refresher and PREFIX_reader; BIGBROTR_{ADMIN,WRITER,REFRESHER,READER}_PASSWORD
+set their passwords. Running it again changes nothing.")]
+pub(crate) struct Migrate {
+    /// First part of the roles' names [default: $BIGBROTR_ROLE_PREFIX, else bigbrotr]
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) role_prefix: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr seed                  the shipped list
+  bigbrotr seed a.txt b.txt      your own
+  grep wss: notes | bigbrotr seed -
+
+Blank lines and lines that begin with # are skipped. Malformed lines are reported on
+standard error with their numbers and lose nothing else; the exit code is 1 only when
+no line was valid.")]
+pub(crate) struct Seed {
+    /// Files with one URL a line; - is standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Accept loopback, private addresses and local names
+    #[arg(long)]
+    pub(crate) allow_local: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr check wss://relay.example
+  bigbrotr check --allow-local ws://127.0.0.1:7777
+  bigbrotr check --json wss://relay.example
+
+Exit code 0: the relay speaks Nostr; 1: it does not, or could not be reached.")]
+pub(crate) struct Check {
+    /// The relay
+    pub(crate) url: String,
+    /// Permit loopback, private ranges and local names
+    #[arg(long)]
+    pub(crate) allow_local: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr url WSS://Relay.Example:443/ ws://abc.example//x/
+  bigbrotr url --json - < list.txt     one object per line: input, url, network, reason
+
+Exit code 1 when any text was refused.")]
+pub(crate) struct Url {
+    /// Texts to read; - reads them from standard input, one per line
+    #[arg(required = true, value_name = "TEXT")]
+    pub(crate) texts: Vec<String>,
+    /// Accept loopback, private addresses and local names
+    #[arg(long)]
+    pub(crate) allow_local: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Relay {
+    /// Every relay with its state
+    #[command(after_help = "EXAMPLES:
+  bigbrotr relay list
+  bigbrotr relay list --state down --json")]
+    List {
+        /// Only this state
+        #[arg(long, value_parser = ["alive", "suspect", "down", "unchecked"])]
+        state: Option<String>,
+    },
+    /// One relay: state, checks, and which stretches of its timeline are archived with what proof
+    #[command(after_help = "EXAMPLES:
+  bigbrotr relay show wss://relay.example")]
+    Show {
+        /// The relay, in any spelling
+        url: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Queue {
+    /// Every queue: due, waiting, running, and what ended in the last minute
+    #[command(after_help = "EXAMPLES:
+  bigbrotr queue list
+  bigbrotr queue list --kind sync --jobs 20    also the first 20 live jobs")]
+    List {
+        /// Only this kind of jobs
+        #[arg(long, value_parser = parse_kind)]
+        kind: Option<JobKind>,
+        /// Also list so many live jobs, earliest deadline first (at most 1,000)
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        jobs: u32,
+    },
+    /// The live and finished jobs of one relay or task, or one job by its id
+    #[command(after_help = "EXAMPLES:
+  bigbrotr queue show wss://relay.example
+  bigbrotr queue show 01JD…")]
+    Show {
+        /// Job id, relay URL or task name
+        #[arg(value_name = "JOB|URL")]
+        which: String,
+    },
+}
+
+fn parse_kind(text: &str) -> Result<JobKind, String> {
+    text.parse().map_err(|_| {
+        let known: Vec<&str> = JobKind::ALL.iter().map(|kind| kind.as_str()).collect();
+        format!("possible values: {}", known.join(", "))
+    })
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr doctor
+  bigbrotr doctor --verify all     re-hash every event and check every signature
+
+Without --verify, every relay URL and document and the newest 1,000 events are verified.
+Exit code 1 when a problem was found; every bad value is named by table, column and row.
+Needs a role that may read, such as bigbrotr_reader.")]
+pub(crate) struct Doctor {
+    /// How many events to verify, newest first, or all
+    #[arg(long, value_name = "N|all", num_args = 0..=1, default_missing_value = "all")]
+    pub(crate) verify: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr config            values in force, and where each came from
+  bigbrotr config --keys     every key: variable, default, range, meaning")]
+pub(crate) struct ConfigArgs {
+    /// List every key there is instead
+    #[arg(long)]
+    pub(crate) keys: bool,
+}

@@ -1,0 +1,282 @@
+//! `doctor`: is everything in order? Each line is a finding; a bad one makes the exit code 1.
+
+use serde_json::{Value, json};
+use shared::clock;
+use shared::config::{Config, redact_url};
+use shared::db::{Db, DbError, JobLine};
+
+use crate::Session;
+use crate::args::Doctor;
+use crate::output::{Fail, commas, line, row, table, utc};
+
+/// Events verified unless another number is asked for: a second's work.
+const EVENTS: u64 = 1_000;
+/// Queue times are the database's; what is measured carries ours. More than this between them misleads.
+const SKEW_S: i64 = 5;
+/// A snapshot held open over so many transactions keeps the server from cleaning up.
+const SNAPSHOT_AGE: i64 = 1_000_000;
+/// A view that was refreshed longer ago than this is called old.
+const VIEW_AGE_S: i64 = 86_400;
+/// Live jobs read for what they wait for.
+const JOBS: u32 = 1_000;
+
+/// How a finding is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    Ok,
+    Note,
+    Problem,
+}
+
+impl Mark {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Problem => "problem",
+        }
+    }
+}
+
+/// What was found, in order.
+#[derive(Debug, Default)]
+struct Findings(Vec<(Mark, &'static str, String, Value)>);
+
+impl Findings {
+    fn add(&mut self, mark: Mark, about: &'static str, text: String, data: Value) {
+        self.0.push((mark, about, text, data));
+    }
+
+    fn print(&self, json: bool) {
+        if json {
+            for (mark, about, text, data) in &self.0 {
+                line(
+                    &json!({ "mark": mark.as_str(), "about": about, "text": text, "data": data }).to_string(),
+                );
+            }
+        } else {
+            table(
+                &self
+                    .0
+                    .iter()
+                    .map(|(mark, about, text, _)| row([mark.as_str(), about, text]))
+                    .collect::<Vec<_>>(),
+            );
+        }
+    }
+}
+
+pub(crate) async fn doctor(session: &Session, config: &Config, args: &Doctor) -> Result<(), Fail> {
+    let events = match args.verify.as_deref() {
+        None => Some(EVENTS),
+        Some("all") => None,
+        Some(text) => Some(text.parse().map_err(|_| {
+            Fail::Usage(format!("--verify is {text}: it must be a number of events, or all"))
+        })?),
+    };
+    let url = session.database_url(config, "bigbrotr_reader")?;
+    let db = session.database(config, "bigbrotr_reader").await?;
+    let mut findings = Findings::default();
+    server(&db, &url, &mut findings).await?;
+    if schema(&db, &mut findings).await? {
+        fleet(&db, &mut findings).await?;
+        queues(&db, &mut findings).await?;
+        views(&db, &mut findings).await?;
+        verify(&db, events, &mut findings).await?;
+    }
+    findings.print(session.global.json);
+    let bad = findings.0.iter().any(|(mark, ..)| *mark == Mark::Problem);
+    if bad { Err(Fail::Found) } else { Ok(()) }
+}
+
+async fn server(db: &Db, url: &str, findings: &mut Findings) -> Result<(), DbError> {
+    let version = db.ping().await?;
+    let text = format!("PostgreSQL {}.{} at {}", version / 10_000, version % 10_000, redact_url(url));
+    let mark = if version >= 150_000 { Mark::Ok } else { Mark::Problem };
+    findings.add(mark, "server", text, json!({ "version": version }));
+    let skew = db.clock_skew(clock::unix_now()).await?;
+    let (mark, text) = if skew.abs() > SKEW_S {
+        (Mark::Problem, format!("the server's clock is {skew} s ahead of ours: set both by NTP"))
+    } else {
+        (Mark::Ok, format!("the server's clock and ours agree within {SKEW_S} s"))
+    };
+    findings.add(mark, "clock", text, json!({ "skew_s": skew }));
+    // Other roles' snapshots are shown only to some roles; none seen is no finding.
+    if let Ok(Some(age)) = db.oldest_snapshot_age().await {
+        let (mark, text) = if age > SNAPSHOT_AGE {
+            (
+                Mark::Problem,
+                format!(
+                    "a snapshot is held open over {} transactions: find it in pg_stat_activity",
+                    commas(age.unsigned_abs())
+                ),
+            )
+        } else {
+            (Mark::Ok, format!("the oldest snapshot is {age} transactions old"))
+        };
+        findings.add(mark, "snapshot", text, json!({ "age": age }));
+    }
+    Ok(())
+}
+
+/// Whether the rest can be asked.
+async fn schema(db: &Db, findings: &mut Findings) -> Result<bool, DbError> {
+    let program = Db::program_schema();
+    let found = match db.schema_version().await {
+        Ok(found) => found,
+        Err(error @ DbError::Schema(_)) => {
+            findings.add(Mark::Problem, "schema", error.to_string(), json!({ "program": program }));
+            return Ok(false);
+        }
+        Err(other) => return Err(other),
+    };
+    let (mark, text) = match found.cmp(&program) {
+        std::cmp::Ordering::Equal => (Mark::Ok, format!("version {found}, as this program's")),
+        std::cmp::Ordering::Less => {
+            (Mark::Problem, format!("version {found}, this program's is {program}: run `bigbrotr migrate`"))
+        }
+        std::cmp::Ordering::Greater => (
+            Mark::Problem,
+            format!("version {found}, newer than this program's {program}: update the program"),
+        ),
+    };
+    findings.add(mark, "schema", text, json!({ "database": found, "program": program }));
+    Ok(found == program)
+}
+
+async fn fleet(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
+    let workers = db.worker_list().await?;
+    if workers.is_empty() {
+        findings.add(
+            Mark::Note,
+            "workers",
+            "no worker holds a lease: nothing is executed".to_owned(),
+            json!([]),
+        );
+    }
+    for (id, vantage, version, slots, left_s) in workers {
+        let text =
+            format!("{id} at {vantage}, version {version}, {slots} slots, {left_s:.0} s of lease left");
+        let data = json!({ "id": id, "vantage": vantage, "version": version, "slots": slots, "lease_left_s": left_s });
+        findings.add(Mark::Ok, "worker", text, data);
+    }
+    let leaders = db.leader_list().await?;
+    let leads = leaders.iter().find(|leader| leader.left_s > 0.0);
+    if let Some(leader) = leads {
+        let text =
+            format!("{} leads in term {}, {:.0} s of lease left", leader.holder, leader.term, leader.left_s);
+        findings.add(
+            Mark::Ok,
+            "scheduler",
+            text,
+            json!({ "holder": leader.holder, "lease_left_s": leader.left_s }),
+        );
+    } else {
+        let text = "no scheduler leads: nothing new is enqueued".to_owned();
+        findings.add(Mark::Note, "scheduler", text, Value::Null);
+    }
+    let fleet = db.fleet_stats().await?;
+    let text = format!(
+        "{} known: {} alive, {} suspect, {} down; {} candidates",
+        fleet.relays, fleet.alive, fleet.suspect, fleet.down, fleet.candidates
+    );
+    let data = json!({
+        "relays": fleet.relays, "alive": fleet.alive, "suspect": fleet.suspect, "down": fleet.down,
+        "candidates": fleet.candidates, "database_bytes": fleet.database_bytes,
+    });
+    findings.add(Mark::Ok, "relays", text, data);
+    Ok(())
+}
+
+async fn queues(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
+    for queue in db.queue_stats().await? {
+        let oldest = queue.oldest_due_s.map(|age| format!(", the oldest for {age:.0} s")).unwrap_or_default();
+        let text = format!(
+            "{}.{}: {} due{oldest}, {} waiting, {} running, {} done and {} failed in the last minute",
+            queue.kind,
+            queue.network,
+            queue.due,
+            queue.waiting,
+            queue.running,
+            queue.done_per_min,
+            queue.dead_per_min
+        );
+        let mark = if queue.dead_per_min > 0 { Mark::Note } else { Mark::Ok };
+        findings.add(mark, "queue", text, super::queue::queue_json(&queue));
+    }
+    let jobs = db.job_list(None, None, JOBS).await?;
+    if let Some(note) = network_note(&jobs) {
+        findings.add(Mark::Problem, "network", note, Value::Null);
+    } else {
+        let text = "no job waits for our own network".to_owned();
+        findings.add(Mark::Ok, "network", text, Value::Null);
+    }
+    Ok(())
+}
+
+/// What live jobs say of our own way out, if any waits for it.
+pub(crate) fn network_note(jobs: &[JobLine]) -> Option<String> {
+    let waits = |job: &&JobLine| {
+        job.result.as_deref().is_some_and(|text| {
+            text.contains("our own way into")
+                || text.contains("has answered us lately")
+                || text.contains("does not serve")
+        })
+    };
+    let waiting: Vec<&JobLine> = jobs.iter().filter(|job| job.state != "running").filter(waits).collect();
+    let mut networks: Vec<&str> = waiting.iter().map(|job| job.network.as_str()).collect();
+    networks.sort_unstable();
+    networks.dedup();
+    (!waiting.is_empty()).then(|| {
+        format!(
+            "our own network is in doubt on {}: {} jobs wait for it, and no relay is called down meanwhile",
+            networks.join(", "),
+            waiting.len()
+        )
+    })
+}
+
+async fn views(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
+    let now = clock::unix_now();
+    let views = db.view_states().await?;
+    if views.is_empty() {
+        findings.add(Mark::Note, "views", "never refreshed yet".to_owned(), json!([]));
+        return Ok(());
+    }
+    let oldest = views.iter().min_by_key(|(_, at, _)| *at);
+    if let Some((name, at, _)) = oldest {
+        let age = now - at;
+        let mark = if age > VIEW_AGE_S { Mark::Problem } else { Mark::Ok };
+        let text = format!("{} refreshed, the oldest is {name}, {age} s ago ({})", views.len(), utc(*at));
+        let data: Vec<Value> = views
+            .iter()
+            .map(|(name, at, ms)| json!({ "view": name, "refreshed_at": at, "duration_ms": ms }))
+            .collect();
+        findings.add(mark, "views", text, data.into());
+    }
+    Ok(())
+}
+
+async fn verify(db: &Db, events: Option<u64>, findings: &mut Findings) -> Result<(), DbError> {
+    let report = db.verify(events).await?;
+    for bad in &report.corruptions {
+        let text = format!("table {}, column {}, row {}: {}", bad.table, bad.column, bad.row, bad.problem);
+        let data =
+            json!({ "table": bad.table, "column": bad.column, "row": bad.row, "problem": bad.problem });
+        findings.add(Mark::Problem, "data", text, data);
+    }
+    let mark = if report.corruptions.is_empty() { Mark::Ok } else { Mark::Problem };
+    let text = format!(
+        "{} relays, {} documents and {} events verified, {} corrupt",
+        commas(report.relays),
+        commas(report.documents),
+        commas(report.events),
+        report.corruptions.len()
+    );
+    let data = json!({
+        "relays": report.relays, "documents": report.documents, "events": report.events,
+        "corruptions": report.corruptions.len(),
+    });
+    findings.add(mark, "data", text, data);
+    Ok(())
+}

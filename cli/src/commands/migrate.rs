@@ -1,0 +1,60 @@
+//! `migrate`: brings a database to this program's schema.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use shared::config::{Config, redact_url};
+use shared::db::{Db, MigrateOptions};
+use shared::queue;
+
+use crate::args::Migrate;
+use crate::output::{Fail, line, warn};
+use crate::{CONNECTIONS, Session};
+
+/// The four roles, by the last part of their names.
+const ROLES: [&str; 4] = ["admin", "writer", "refresher", "reader"];
+
+pub(crate) async fn migrate(session: &Session, config: &Config, args: &Migrate) -> Result<(), Fail> {
+    let url = match &session.global.database_url {
+        Some(url) => url.clone(),
+        None if !config.direct_url().is_empty() => config.direct_url().to_owned(),
+        None => {
+            return Err(Fail::Usage(
+                "no database is named: pass --database-url or set DATABASE_URL".to_owned(),
+            ));
+        }
+    };
+    let named = args.role_prefix.as_ref().or_else(|| session.env.get("BIGBROTR_ROLE_PREFIX"));
+    let mut options = MigrateOptions { passwords: role_passwords(&session.env), ..MigrateOptions::default() };
+    if let Some(prefix) = named.filter(|prefix| !prefix.is_empty()) {
+        options.prefix.clone_from(prefix);
+    }
+    queue::migrate(&url, &options).await?;
+    let db = Db::connect(&url, "bigbrotr migrate", CONNECTIONS).await?;
+    let version = db.schema_version().await?;
+    let roles: Vec<String> = ROLES.iter().map(|role| format!("{}_{role}", options.prefix)).collect();
+    if session.global.json {
+        line(&json!({ "database": redact_url(&url), "schema": version, "roles": roles }).to_string());
+    } else {
+        line(&format!(
+            "{} has schema version {version} and the roles {}",
+            redact_url(&url),
+            roles.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+/// Passwords named in the environment, as (role, password).
+pub(crate) fn role_passwords(env: &BTreeMap<String, String>) -> Vec<(String, String)> {
+    let mut passwords = Vec::new();
+    for (name, value) in env.iter().filter(|(_, value)| !value.is_empty()) {
+        let role = name.strip_prefix("BIGBROTR_").and_then(|rest| rest.strip_suffix("_PASSWORD"));
+        match role.map(str::to_lowercase) {
+            Some(role) if ROLES.contains(&role.as_str()) => passwords.push((role, value.clone())),
+            Some(_) => warn(&format!("{name} names no role of ours and is ignored")),
+            None => {}
+        }
+    }
+    passwords
+}

@@ -1,0 +1,108 @@
+//! `queue`: queues with their numbers, jobs with their past.
+
+use serde_json::{Value, json};
+use shared::config::Config;
+use shared::db::{Db, JobLine, QueueLine};
+use shared::models::JobKind;
+
+use crate::Session;
+use crate::args::Queue;
+use crate::output::{Fail, line, row, table, utc};
+
+/// Jobs shown of one target.
+const JOBS: u32 = 50;
+/// Characters of a result shown in a table.
+const RESULT_CHARS: usize = 120;
+
+pub(crate) async fn queue(session: &Session, config: &Config, args: &Queue) -> Result<(), Fail> {
+    let json = session.global.json;
+    let db = session.database(config, "bigbrotr_reader").await?;
+    match args {
+        Queue::List { kind, jobs } => list(&db, *kind, *jobs, json).await,
+        Queue::Show { which } => show(&db, which, json).await,
+    }
+}
+
+async fn list(db: &Db, kind: Option<JobKind>, jobs: u32, json: bool) -> Result<(), Fail> {
+    let kind = kind.map(JobKind::as_str);
+    let mut queues = db.queue_stats().await?;
+    queues.retain(|queue| kind.is_none_or(|kind| kind == queue.kind));
+    let live = if jobs > 0 { db.job_list(kind, None, jobs).await? } else { Vec::new() };
+    if json {
+        queues
+            .iter()
+            .map(queue_json)
+            .chain(live.iter().map(job_json))
+            .for_each(|value| line(&value.to_string()));
+        return Ok(());
+    }
+    if queues.is_empty() {
+        line("no job is live and none ended within the last minute");
+        return Ok(());
+    }
+    let mut rows = vec![row(["QUEUE", "DUE", "WAITING", "RUNNING", "OLDEST", "DONE/MIN", "FAILED/MIN"])];
+    rows.extend(queues.iter().map(|queue| {
+        vec![
+            format!("{}.{}", queue.kind, queue.network),
+            queue.due.to_string(),
+            queue.waiting.to_string(),
+            queue.running.to_string(),
+            queue.oldest_due_s.map(|age| format!("{age:.0} s")).unwrap_or_default(),
+            queue.done_per_min.to_string(),
+            queue.dead_per_min.to_string(),
+        ]
+    }));
+    table(&rows);
+    table(&live.iter().map(job_row).collect::<Vec<_>>());
+    Ok(())
+}
+
+pub(crate) fn queue_json(queue: &QueueLine) -> Value {
+    json!({
+        "kind": queue.kind, "network": queue.network, "due": queue.due, "waiting": queue.waiting,
+        "running": queue.running, "oldest_due_s": queue.oldest_due_s, "done_per_min": queue.done_per_min,
+        "failed_per_min": queue.dead_per_min,
+    })
+}
+
+async fn show(db: &Db, which: &str, json: bool) -> Result<(), Fail> {
+    let mut jobs = db.job_list(None, Some(which), JOBS).await?;
+    jobs.extend(db.job_past(None, which, JOBS).await?);
+    if jobs.is_empty() {
+        return Err(Fail::Failed(format!("no live or remembered job has the id or the target {which}")));
+    }
+    if json {
+        for job in &jobs {
+            line(&job_json(job).to_string());
+        }
+        return Ok(());
+    }
+    for job in &jobs {
+        line(&format!("{}  {}.{}  {}", job.job, job.kind, job.network, job.target));
+        let ended = job.finished_at.map(|at| format!(", ended {}", utc(at))).unwrap_or_default();
+        let worker = job.worker.as_ref().map(|worker| format!(", {worker}")).unwrap_or_default();
+        line(&format!("  {}, attempt {}{worker}, due {}{ended}", job.state, job.attempt, utc(job.due_at)));
+        if let Some(result) = &job.result {
+            line(&format!("  {result}"));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn job_json(job: &JobLine) -> Value {
+    let result = job.result.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    json!({
+        "job": job.job, "kind": job.kind, "network": job.network, "target": job.target, "state": job.state,
+        "attempt": job.attempt, "worker": job.worker, "due_at": job.due_at, "finished_at": job.finished_at,
+        "result": result,
+    })
+}
+
+pub(crate) fn job_row(job: &JobLine) -> Vec<String> {
+    let when = match job.finished_at {
+        Some(at) => format!("ended {}", utc(at)),
+        None => format!("due {}", utc(job.due_at)),
+    };
+    let result: String = job.result.as_deref().unwrap_or_default().chars().take(RESULT_CHARS).collect();
+    vec![format!("  {}.{}", job.kind, job.network), job.state.clone(), when, job.job.clone(), result]
+}

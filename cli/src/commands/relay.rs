@@ -1,0 +1,146 @@
+//! `relay`: what is known of relays.
+
+use serde_json::{Value, json};
+use shared::config::Config;
+use shared::db::{CoverageLine, Db, JobLine, RelayLine};
+use shared::models::{AddressPolicy, RelayUrl};
+
+use super::queue::{job_json, job_row};
+use crate::Session;
+use crate::args::Relay;
+use crate::output::{Fail, line, row, table, utc};
+
+/// Rows the database gives per page.
+const PAGE: usize = 1_000;
+/// Finished jobs shown with a relay.
+const JOBS: u32 = 5;
+
+pub(crate) async fn relay(session: &Session, config: &Config, args: &Relay) -> Result<(), Fail> {
+    let json = session.global.json;
+    let db = session.database(config, "bigbrotr_reader").await?;
+    match args {
+        Relay::List { state } => list(&db, state.as_deref(), json).await,
+        Relay::Show { url } => {
+            // Whatever policy let it in, it may be looked at.
+            let url = RelayUrl::parse(url, &AddressPolicy::local()).map_err(|error| {
+                Fail::Failed(format!("{}: {error} ({})", url.escape_debug(), error.reason()))
+            })?;
+            show(&db, &url, json).await
+        }
+    }
+}
+
+async fn list(db: &Db, state: Option<&str>, json: bool) -> Result<(), Fail> {
+    let mut after = String::new();
+    // The database knows no word for a relay without a state.
+    let (asked, unchecked) = if state == Some("unchecked") { (None, true) } else { (state, false) };
+    let mut rows = vec![row(["URL", "STATE", "REASON", "OPEN", "CHECKED"])];
+    loop {
+        let page = db.relay_list(&after, asked, None).await?;
+        for relay in page.iter().filter(|relay| !unchecked || relay.state == "unchecked") {
+            if json {
+                line(&relay_json(relay).to_string());
+            } else {
+                rows.push(relay_row(relay));
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() == PAGE => last.url.as_str().clone_into(&mut after),
+            _ => break,
+        }
+    }
+    if !json {
+        table(&rows);
+    }
+    Ok(())
+}
+
+fn relay_json(relay: &RelayLine) -> Value {
+    json!({
+        "url": relay.url.as_str(), "network": relay.url.network(), "state": relay.state, "reason": relay.reason,
+        "discovered_at": relay.discovered_at, "checked_at": relay.checked_at, "open_ms": relay.open_ms,
+        "read_ms": relay.read_ms, "checks": checks(relay),
+    })
+}
+
+/// `kind=outcome` texts as an object.
+fn checks(relay: &RelayLine) -> Value {
+    relay
+        .checks
+        .iter()
+        .filter_map(|text| text.split_once('='))
+        .map(|(kind, outcome)| (kind.to_owned(), Value::from(outcome)))
+        .collect()
+}
+
+fn relay_row(relay: &RelayLine) -> Vec<String> {
+    vec![
+        relay.url.to_string(),
+        relay.state.clone(),
+        relay.reason.clone(),
+        relay.open_ms.map(|ms| format!("{ms} ms")).unwrap_or_default(),
+        relay.checked_at.map(utc).unwrap_or_default(),
+    ]
+}
+
+async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
+    let found = db.relay_list("", None, Some(url.as_str())).await?;
+    let Some(relay) = found.first() else {
+        return Err(Fail::Failed(format!(
+            "{url} is not a known relay (a candidate becomes one once it has spoken Nostr)"
+        )));
+    };
+    let coverage = db.relay_coverage(url).await?;
+    let mut jobs = db.job_list(None, Some(url.as_str()), JOBS).await?;
+    jobs.extend(db.job_past(None, url.as_str(), JOBS).await?);
+    if json {
+        let mut value = relay_json(relay);
+        value["coverage"] = coverage.iter().map(coverage_json).collect();
+        value["jobs"] = jobs.iter().map(job_json).collect();
+        line(&value.to_string());
+    } else {
+        print_relay(relay, &coverage, &jobs);
+    }
+    Ok(())
+}
+
+fn coverage_json(stretch: &CoverageLine) -> Value {
+    json!({
+        "class": stretch.class, "since": stretch.since_at, "until": stretch.until_at, "grade": stretch.grade,
+        "reason": stretch.reason, "observed_at": stretch.observed_at,
+    })
+}
+
+fn print_relay(relay: &RelayLine, coverage: &[CoverageLine], jobs: &[JobLine]) {
+    line(&relay.url.to_string());
+    let ms = |ms: Option<i32>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
+    let reason = if relay.reason == "none" { String::new() } else { format!(" ({})", relay.reason) };
+    let checked = relay.checked_at.map_or_else(|| "never".to_owned(), utc);
+    table(&[
+        row(["  network", relay.url.network().as_str()]),
+        row(["  state", &format!("{}{reason}", relay.state)]),
+        row(["  known since", &utc(relay.discovered_at)]),
+        row(["  checked", &checked]),
+        row(["  rtt", &format!("open {}, read {}", ms(relay.open_ms), ms(relay.read_ms))]),
+        row(["  checks", &relay.checks.join(", ")]),
+    ]);
+    line("coverage");
+    if coverage.is_empty() {
+        line("  nothing has been asked yet");
+    }
+    let stretches: Vec<Vec<String>> = coverage
+        .iter()
+        .map(|stretch| {
+            let reason = if stretch.reason == "none" { String::new() } else { stretch.reason.clone() };
+            vec![
+                format!("  {}", stretch.class),
+                format!("{} to {}", utc(stretch.since_at), utc(stretch.until_at)),
+                stretch.grade.clone(),
+                reason,
+            ]
+        })
+        .collect();
+    table(&stretches);
+    line("jobs");
+    table(&jobs.iter().map(job_row).collect::<Vec<_>>());
+}

@@ -1,0 +1,105 @@
+//! Looks at the server and at the work as a whole, for `doctor` and `up`; needs a role that may SELECT.
+
+use super::rows::{count, get};
+use super::{Db, DbError, MIGRATOR};
+
+/// A leader lease.
+#[derive(Debug, Clone)]
+pub struct LeaderLine {
+    /// What is led.
+    pub name: String,
+    /// Who leads, or led last.
+    pub holder: String,
+    /// Grows with each change of holder.
+    pub term: i64,
+    /// Seconds of lease left; negative when nobody leads.
+    pub left_s: f64,
+}
+
+/// What is still to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unsettled {
+    /// Jobs due and unclaimed, and targets due without a job.
+    pub due: u64,
+    /// Jobs claimed.
+    pub running: u64,
+    /// Candidates on these networks never tried.
+    pub untried: u64,
+    /// Relays on these networks without one finished sync job.
+    pub unsynced: u64,
+}
+
+impl Unsettled {
+    /// Whether nothing is left.
+    pub const fn is_settled(&self) -> bool {
+        self.due == 0 && self.running == 0 && self.untried == 0 && self.unsynced == 0
+    }
+}
+
+const UNSETTLED: &str = "
+SELECT (SELECT count(*) FROM apalis.jobs j WHERE j.kind IS NOT NULL AND j.status = 'Pending' AND j.run_at <= now()
+           AND (j.network = 'local' OR j.network = ANY($1)))
+     + (SELECT count(*) FROM schedule s WHERE s.due_at <= now() AND (s.network = 'local' OR s.network = ANY($1))) AS due,
+       (SELECT count(*) FROM apalis.jobs j WHERE j.kind IS NOT NULL AND j.status = 'Running') AS running,
+       (SELECT count(*) FROM candidate c WHERE c.tombstoned_at IS NULL AND c.last_tried_at IS NULL AND c.network = ANY($1)) AS untried,
+       (SELECT count(*) FROM relay r WHERE r.network = ANY($1) AND NOT EXISTS (
+            SELECT FROM job_history h WHERE h.target = r.url AND h.kind = 'sync' AND h.state = 'complete')) AS unsynced";
+
+impl Db {
+    /// Number of the newest migration this program knows.
+    pub fn program_schema() -> i64 {
+        MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
+    }
+
+    /// Number of the newest migration the database has.
+    pub async fn schema_version(&self) -> Result<i64, DbError> {
+        let row = self
+            .one(sqlx::query(
+                "SELECT coalesce(max(version), 0) AS version FROM _sqlx_migrations WHERE success",
+            ))
+            .await?;
+        get(&row, "version")
+    }
+
+    /// Every leader lease.
+    pub async fn leader_list(&self) -> Result<Vec<LeaderLine>, DbError> {
+        let rows = self
+            .all(sqlx::query(
+                "SELECT name, holder, term, extract(epoch FROM until - now())::double precision AS left_s \
+                 FROM leader ORDER BY name LIMIT 100",
+            ))
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(LeaderLine {
+                    name: get(row, "name")?,
+                    holder: get(row, "holder")?,
+                    term: get(row, "term")?,
+                    left_s: get(row, "left_s")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Age in transactions of the oldest snapshot that keeps dead rows from being cleaned, as far as this
+    /// role may see; nothing when it sees none.
+    pub async fn oldest_snapshot_age(&self) -> Result<Option<i64>, DbError> {
+        let row = self
+            .one(sqlx::query(
+                "SELECT max(age(backend_xmin))::bigint AS age FROM pg_stat_activity WHERE pid <> pg_backend_pid()",
+            ))
+            .await?;
+        get(&row, "age")
+    }
+
+    /// What is still to do on these networks.
+    pub async fn unsettled(&self, networks: &[String]) -> Result<Unsettled, DbError> {
+        let row = self.one(sqlx::query(UNSETTLED).bind(networks)).await?;
+        Ok(Unsettled {
+            due: count(&row, "due")?,
+            running: count(&row, "running")?,
+            untried: count(&row, "untried")?,
+            unsynced: count(&row, "unsynced")?,
+        })
+    }
+}
