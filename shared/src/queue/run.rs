@@ -167,8 +167,14 @@ pub async fn run(
     let feeder = tasks.spawn(feeder::run(shared.clone(), lanes, stop.clone()));
     let acker = tasks.spawn(acker::run(shared.clone(), ended_rx));
     let heart = tasks.spawn(heartbeat::run(shared.clone(), beating.clone()));
+    let stopping = stop.clone();
     let workers = tasks.spawn(async move {
-        if let Err(error) = monitor.run().await {
+        // Told to stop, the workers take nothing more from their channels and finish what they run.
+        let signal = async move {
+            stopping.cancelled().await;
+            Ok(())
+        };
+        if let Err(error) = monitor.run_with_signal(signal).await {
             tracing::error!(error = %error, "a queue's worker ended with an error");
         }
     });
