@@ -135,6 +135,8 @@ BEGIN
             WHERE j.id = ANY (ARRAY(
                 SELECT x.id FROM apalis.jobs x
                 WHERE x.job_type = p_queues[i] AND x.status = 'Pending' AND x.run_at <= p_now
+                  -- Rows that other tools of apalis pushed lack our columns: they are not ours to run.
+                  AND x.kind IS NOT NULL
                 ORDER BY x.deadline_at LIMIT p_free[i] FOR UPDATE SKIP LOCKED))
             RETURNING j.id, j.job_type, j.kind, j.network, j.target, j.attempts, j.max_attempts, j.timeout_s;
     END LOOP;
@@ -186,7 +188,8 @@ BEGIN
     ), again AS (
         UPDATE apalis.jobs j
         SET status = 'Pending', lock_by = NULL, lock_at = NULL, run_deadline = NULL,
-            attempts = CASE a.verdict WHEN 'snooze' THEN j.attempts - 1 ELSE j.attempts END,
+            -- An attempt is given back by allowing one more: its number is part of the fence and never used twice.
+            max_attempts = CASE a.verdict WHEN 'snooze' THEN j.max_attempts + 1 ELSE j.max_attempts END,
             run_at = p_now + make_interval(secs => a.delay_s),
             deadline_at = p_now + make_interval(secs => a.delay_s + j.slack_s),
             last_result = a.result::jsonb
@@ -195,7 +198,7 @@ BEGIN
     )
     SELECT a.id FROM acked a;
 END $$;
-COMMENT ON FUNCTION job_finish IS 'Acknowledges attempts: complete, cancel and kill move the job to history, retry and snooze put it back (snooze gives the attempt back; a retry beyond max_attempts is dead). Returns the jobs whose fence held.';
+COMMENT ON FUNCTION job_finish IS 'Acknowledges attempts: complete, cancel and kill move the job to history, retry and snooze put it back (snooze allows one attempt more; a retry beyond max_attempts is dead). Returns the jobs whose fence held.';
 
 CREATE FUNCTION job_rescue(p_limit integer DEFAULT 1000, p_now timestamptz DEFAULT now())
 RETURNS TABLE (rescued integer, killed integer)
@@ -247,11 +250,12 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
 AS $$
 DECLARE n integer;
 BEGIN
+    -- The lease first: a claim under way holds its row, so that nothing is claimed after the jobs went back.
+    UPDATE apalis.workers w SET lease_until = now() WHERE w.id = p_worker;
     UPDATE apalis.jobs j
-    SET status = 'Pending', lock_by = NULL, lock_at = NULL, run_deadline = NULL, attempts = j.attempts - 1, run_at = now()
+    SET status = 'Pending', lock_by = NULL, lock_at = NULL, run_deadline = NULL, max_attempts = j.max_attempts + 1, run_at = now()
     WHERE j.lock_by = p_worker AND j.status = 'Running';
     GET DIAGNOSTICS n = ROW_COUNT;
-    UPDATE apalis.workers w SET lease_until = now() WHERE w.id = p_worker;
     RETURN n;
 END $$;
 COMMENT ON FUNCTION worker_stop IS 'A worker that stops gives back what it still holds, the attempt unspent, and ends its lease. Returns how many jobs went back.';

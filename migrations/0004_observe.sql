@@ -113,7 +113,7 @@ AS $$
 DECLARE n integer;
 BEGIN
     INSERT INTO relay_metadata (relay_id, metadata_type, generated_at, metadata_id)
-    SELECT u.relay_id, u.type, u.at, u.id
+    SELECT u.relay_id, u.type, least(u.at, extract(epoch FROM now())::bigint), u.id
     FROM unnest(p_relay_ids, p_types, p_generated_ats, p_metadata_ids) u(relay_id, type, at, id)
     WHERE EXISTS (SELECT FROM relay r WHERE r.id = u.relay_id)
       AND EXISTS (SELECT FROM metadata m WHERE m.id = u.id AND m.type = u.type)
@@ -266,12 +266,21 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off
 AS $$
 BEGIN
+    -- Only contact lists (kind 3) are read for their content; and at most 32 MiB at once, but always one event.
     RETURN QUERY
-        SELECT u.event_key, e.kind, e.tags, e.content
-        FROM (SELECT x.event_key FROM event_unmined x ORDER BY x.event_key LIMIT p_limit) u
-        LEFT JOIN LATERAL (SELECT y.kind, y.tags, y.content FROM event y WHERE y.event_key = u.event_key AND y.fate = 0 OFFSET 0) e ON true;
+        SELECT t.event_key, t.kind, t.tags, t.content FROM (
+            SELECT u.event_key, e.kind, e.tags, e.content,
+                   sum(coalesce(e.bytes, 0)) OVER (ORDER BY u.event_key ROWS UNBOUNDED PRECEDING) AS running,
+                   row_number() OVER (ORDER BY u.event_key) AS position
+            FROM (SELECT x.event_key FROM event_unmined x ORDER BY x.event_key LIMIT p_limit) u
+            LEFT JOIN LATERAL (
+                SELECT y.kind, y.tags, CASE WHEN y.kind = 3 THEN y.content END AS content,
+                       octet_length(y.tags) + CASE WHEN y.kind = 3 THEN octet_length(y.content) ELSE 0 END AS bytes
+                FROM event y WHERE y.event_key = u.event_key AND y.fate = 0 OFFSET 0) e ON true) t
+        WHERE t.running <= 33554432 OR t.position = 1
+        ORDER BY t.event_key;
 END $$;
-COMMENT ON FUNCTION discover_take IS 'Archived events nobody has mined yet, in key order; null body where the event has gone since.';
+COMMENT ON FUNCTION discover_take IS 'Archived events nobody has mined yet, in key order, at most 32 MiB of them; null body where the event has gone since, null content where it is not read.';
 
 CREATE FUNCTION discover_store(
     p_job text, p_worker text, p_attempt integer, p_urls text[], p_networks text[], p_sources text[], p_mined bigint[],
@@ -305,6 +314,28 @@ BEGIN
     RETURN true;
 END $$;
 COMMENT ON FUNCTION schedule_next IS 'Sets when the target of a job one holds is next due; false when the fence was lost.';
+
+CREATE FUNCTION schedule_reconcile()
+RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp
+AS $$
+DECLARE
+    n integer;
+    m integer;
+BEGIN
+    INSERT INTO schedule (kind, target, network, due_at, slack_s, why)
+    SELECT k.kind, r.url, r.network, now(), 60, 'new'
+    FROM relay r CROSS JOIN (VALUES ('monitor'), ('sync')) k(kind)
+    WHERE NOT EXISTS (SELECT FROM schedule s WHERE s.kind = k.kind AND s.target = r.url)
+    ORDER BY k.kind, r.url
+    ON CONFLICT (kind, target) DO NOTHING;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    DELETE FROM schedule s WHERE s.kind = 'validate'
+        AND NOT EXISTS (SELECT FROM candidate c WHERE c.url = s.target AND c.tombstoned_at IS NULL);
+    GET DIAGNOSTICS m = ROW_COUNT;
+    RETURN n + m;
+END $$;
+COMMENT ON FUNCTION schedule_reconcile IS 'Schedules relays that no validation scheduled (imports), and drops validations of what is no candidate any more; returns how many rows that changed.';
 
 CREATE FUNCTION service_state_upsert(p_services text[], p_types text[], p_keys text[], p_values text[])
 RETURNS integer

@@ -180,13 +180,15 @@ impl Scheduler {
         let days =
             self.db.job_retire(self.options.history_days).await? + self.db.check_retire(CHECK_DAYS).await?;
         let workers = self.db.worker_retire(WORKER_MEMORY).await?;
+        let reconciled = self.db.schedule_reconcile().await?;
         let documents = self.db.orphan_metadata_delete(ORPHANS).await?;
-        if made + days + workers + documents > 0 {
+        if made + days + workers + documents + reconciled > 0 {
             tracing::info!(
                 partitions.made = made,
                 history.partitions_dropped = days,
                 workers.forgotten = workers,
                 documents.deleted = documents,
+                schedule.reconciled = reconciled,
                 "maintenance"
             );
         }

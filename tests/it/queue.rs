@@ -78,8 +78,8 @@ async fn verdicts_move_jobs_where_they_belong() {
         (Verdict::Complete, "", "complete"),
         (Verdict::Cancel, "", "cancelled"),
         (Verdict::Kill, "", "dead"),
-        (Verdict::Retry, "Pending 1", ""),
-        (Verdict::Snooze, "Pending 0", ""),
+        (Verdict::Retry, "Pending 2", ""),
+        (Verdict::Snooze, "Pending 3", ""),
     ] {
         let target = format!("wss://{verdict}.example");
         let (claimed, _) = claim_one(&db, "w1", JobKind::Sync, &target).await;
@@ -87,7 +87,8 @@ async fn verdicts_move_jobs_where_they_belong() {
             db.job_finish("w1", &[finished(&claimed.job, 1, verdict)]).await.unwrap(),
             [claimed.job.as_str()]
         );
-        let lives = pairs(&test, "SELECT target, status || ' ' || attempts FROM apalis.jobs").await;
+        let lives =
+            pairs(&test, "SELECT target, status || ' ' || (max_attempts - attempts) FROM apalis.jobs").await;
         assert_eq!(lives.get(&target).map_or("", String::as_str), live, "{verdict}");
         let past = pairs(&test, "SELECT target, state FROM job_history").await;
         assert_eq!(past.get(&target).map_or("", String::as_str), history, "{verdict}");
@@ -213,7 +214,10 @@ async fn a_stopping_worker_gives_its_jobs_back_unspent() {
     let db = handle(&test, Role::Writer);
     claim_one(&db, "w1", JobKind::Sync, "wss://a.example").await;
     assert_eq!(db.worker_stop("w1").await.unwrap(), 1);
-    assert_eq!(value(&test, "SELECT status || ' ' || attempts FROM apalis.jobs").await, "Pending 0");
+    assert_eq!(
+        value(&test, "SELECT status || ' ' || (max_attempts - attempts) FROM apalis.jobs").await,
+        "Pending 3"
+    );
 }
 
 #[tokio::test]

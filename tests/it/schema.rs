@@ -91,8 +91,10 @@ async fn rows_of_a_coming_month_move_out_of_the_default_partition_when_it_is_mad
     .await;
     let place = "SELECT tableoid::regclass::text FROM event WHERE id = decode(repeat('ab', 32), 'hex')";
     assert_eq!(value(&db, place).await, "event_default");
-    db.execute("SELECT partition_maintain(extract(epoch FROM now())::bigint, now() + interval '1 year')")
-        .await;
+    db.execute(
+        "SELECT partition_maintain(extract(epoch FROM now())::bigint, 1000, now() + interval '1 year')",
+    )
+    .await;
     assert_eq!(
         value(&db, place).await,
         value(&db, "SELECT 'event_' || to_char((now() + interval '1 year') AT TIME ZONE 'UTC', 'YYYYMM')")

@@ -110,6 +110,8 @@ impl From<sqlx::Error> for DbError {
             "42501" => Self::Forbidden(message),
             "42883" | "42P01" | "42703" | "3F000" => Self::Schema(message),
             "57P01" | "57P02" | "57P03" | "53300" => Self::Unavailable(message),
+            // A row that raced the making of its partition: the same row finds it the next time.
+            "23514" if message.contains("partition constraint") => Self::Server { code, message },
             code if code.starts_with("08") => Self::Unavailable(message),
             code if code.starts_with("22") || code.starts_with("54") || code.starts_with("23") => {
                 Self::Data { code: code.to_owned(), message }

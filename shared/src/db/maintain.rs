@@ -5,6 +5,9 @@ use std::time::Duration;
 use super::rows::{get, small_count};
 use super::{Db, DbError};
 
+/// Most partitions made in one round: a bound, far above what any archive needs.
+const PARTITIONS: u32 = 2_000;
+
 /// What one rescue pass did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rescued {
@@ -27,6 +30,11 @@ impl Db {
         small_count(&row, "n")
     }
 
+    /// Schedules relays that nothing scheduled, drops validations of what is no candidate; returns the changes.
+    pub async fn schedule_reconcile(&self) -> Result<u64, DbError> {
+        small_count(&self.one(sqlx::query("SELECT schedule_reconcile() AS n")).await?, "n")
+    }
+
     /// Drops whole days of job history older than `keep_days`.
     pub async fn job_retire(&self, keep_days: u16) -> Result<u64, DbError> {
         let row = self.one(sqlx::query("SELECT job_retire($1) AS n").bind(i32::from(keep_days))).await?;
@@ -41,8 +49,16 @@ impl Db {
 
     /// Makes the partitions of the coming days and months, and those back to `since` (Unix seconds).
     pub async fn partition_maintain(&self, since: i64) -> Result<u64, DbError> {
-        let row = self.one(sqlx::query("SELECT partition_maintain($1) AS n").bind(since)).await?;
-        small_count(&row, "n")
+        // One at a time: each takes locks that readers and writers wait behind until its transaction ends.
+        let mut made = 0;
+        for _ in 0..PARTITIONS {
+            let row = self.one(sqlx::query("SELECT partition_maintain($1, 1) AS n").bind(since)).await?;
+            match small_count(&row, "n")? {
+                0 => break,
+                n => made += n,
+            }
+        }
+        Ok(made)
     }
 
     /// Deletes at most one batch of documents that no relay has.

@@ -41,6 +41,8 @@ pub use views::VIEWS;
 
 /// Longest a single statement may take before it counts as lost.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// By how much the server's limit is shorter than ours, milliseconds.
+const MARGIN_MS: u128 = 2_000;
 /// Longest we wait for a free connection, or for a new one.
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -127,7 +129,10 @@ impl Db {
     /// Runs one statement in its own transaction and returns its rows.
     async fn all(&self, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>, DbError> {
         let work = async {
-            let mut transaction = self.pool.begin().await?;
+            // The server gives up before we do, so that nothing we forgot goes on there.
+            let limit = self.timeout.as_millis().saturating_sub(MARGIN_MS).max(MARGIN_MS);
+            let begin = format!("BEGIN; SET LOCAL statement_timeout = {limit}");
+            let mut transaction = self.pool.begin_with(sqlx::AssertSqlSafe(begin)).await?;
             let rows = query.persistent(false).fetch_all(&mut *transaction).await?;
             transaction.commit().await?;
             Ok::<_, sqlx::Error>(rows)

@@ -4,15 +4,19 @@
 //! from the transaction that stored it to the one that stores what was found in it.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::{Attempt, Ctx, JobError, Report, cadence, lost};
+use crate::clock;
 use crate::db::{NewCandidate, UnminedEvent};
 use crate::models::{AddressPolicy, RelayUrl};
 
 /// Events per transaction.
 const BATCH: u32 = 2_000;
+/// How long one attempt mines before the next goes on, milliseconds.
+const TIME_BOX_MS: u64 = 200_000;
 /// URLs taken from one event: a contact list may be long, a spam event longer.
 const URLS_PER_EVENT: usize = 500;
 /// The kind whose content once held relays as the keys of a JSON object.
@@ -20,14 +24,18 @@ const CONTACTS: i32 = 3;
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
     let (mut events, mut urls, mut new) = (0_u64, 0_u64, 0_u64);
+    let until_ms = clock::monotonic_ms() + TIME_BOX_MS;
     let due = cadence::local(ctx.config.discover_interval, &attempt.target);
     loop {
         let batch = ctx.db.discover_take(BATCH).await?;
-        let last = batch.len() < BATCH as usize || attempt.stop.is_cancelled();
+        let done = batch.is_empty();
+        let last = done || attempt.stop.is_cancelled() || clock::monotonic_ms() >= until_ms;
         let (found, mined) = mine_batch(batch, &ctx.policy).await?;
         events += mined.len() as u64;
         urls += found.len() as u64;
-        let next = last.then_some((due.after, due.slack, due.why));
+        // Out of time with more to mine: again at once.
+        let after = if done { due.after } else { Duration::ZERO };
+        let next = last.then_some((after, due.slack, due.why));
         match ctx.db.discover_store(&attempt.fence, &found, &mined, next).await? {
             Some(stored) => new += stored,
             None => return Err(lost()),

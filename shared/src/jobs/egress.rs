@@ -42,9 +42,13 @@ impl Egress {
         Self { seen: Arc::default(), canaries: Arc::new(canaries) }
     }
 
-    /// Notes how a dial ended: `None` when it reached a WebSocket, else its reason.
-    pub fn record(&self, network: Network, failure: Option<Reason>) {
+    /// Notes how a dial ended: `None` when it reached a WebSocket, else its reason. A failure counts as a sign
+    /// of our own trouble only when the relay was alive before (`was_alive`): dead addresses say nothing.
+    pub fn record(&self, network: Network, failure: Option<Reason>, was_alive: bool) {
         let answered = failure.is_none_or(is_answer);
+        if !answered && !was_alive {
+            return;
+        }
         let mut seen = self.lock(network);
         if answered {
             seen.answered_ms = Some(clock::monotonic_ms());
@@ -122,24 +126,34 @@ mod tests {
     fn silence_proves_nothing_and_a_refusal_proves_the_way() {
         let egress = Egress::new(Vec::new());
         assert!(!egress.has_recent_answer(Network::Clearnet));
-        egress.record(Network::Clearnet, Some(Reason::DnsNxdomain));
-        egress.record(Network::Clearnet, Some(Reason::ConnectTimeout));
+        egress.record(Network::Clearnet, Some(Reason::DnsNxdomain), true);
+        egress.record(Network::Clearnet, Some(Reason::ConnectTimeout), true);
         assert!(!egress.has_recent_answer(Network::Clearnet));
-        egress.record(Network::Clearnet, Some(Reason::ConnectRefused));
+        egress.record(Network::Clearnet, Some(Reason::ConnectRefused), true);
         assert!(egress.has_recent_answer(Network::Clearnet));
         assert!(!egress.has_recent_answer(Network::Tor), "one network says nothing about another");
     }
 
     #[test]
+    fn dead_addresses_are_no_sign_of_our_own_trouble() {
+        let egress = Egress::new(Vec::new());
+        egress.record(Network::Clearnet, None, false);
+        for _ in 0..1_000 {
+            egress.record(Network::Clearnet, Some(Reason::ConnectTimeout), false);
+        }
+        assert!(egress.has_recent_answer(Network::Clearnet));
+    }
+
+    #[test]
     fn when_nearly_everything_fails_it_is_us() {
         let egress = Egress::new(Vec::new());
-        egress.record(Network::Clearnet, None);
+        egress.record(Network::Clearnet, None, true);
         for _ in 0..9 {
-            egress.record(Network::Clearnet, Some(Reason::ConnectTimeout));
+            egress.record(Network::Clearnet, Some(Reason::ConnectTimeout), true);
         }
         assert!(!egress.has_recent_answer(Network::Clearnet));
         for _ in 0..5 {
-            egress.record(Network::Clearnet, None);
+            egress.record(Network::Clearnet, None, true);
         }
         assert!(egress.has_recent_answer(Network::Clearnet));
     }

@@ -24,7 +24,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         .observations
         .iter()
         .any(|o| o.rtt_ms[0].is_some() || (o.kind != CheckKind::Dns && o.outcome == Outcome::Ok));
-    ctx.egress.record(url.network(), (!reached).then_some(report.reason));
+    let was_alive = relay.state.as_deref() == Some(State::Alive.as_str());
+    ctx.egress.record(url.network(), (!reached).then_some(report.reason), was_alive);
     let proved = report.up || reached || ctx.egress.is_proved(url.network(), &ctx.dialer).await;
     if !report.up && report.ours {
         // A name server of the relay's own that fails looks like ours; if everything else works, it is theirs.

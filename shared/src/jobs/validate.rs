@@ -27,7 +27,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         }
         Err(failure) => ProbeVerdict::unreached(&failure),
     };
-    ctx.egress.record(url.network(), reach_failure(&verdict));
+    ctx.egress.record(url.network(), reach_failure(&verdict), false);
     if !verdict.alive {
         blame(ctx, url.network(), verdict.reason, verdict.open_ms.is_some()).await?;
     }

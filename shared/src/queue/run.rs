@@ -1,6 +1,6 @@
 //! One worker process: an apalis Monitor with a Worker per queue, and the three loops that serve them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -128,7 +128,7 @@ pub async fn run(
         shared.health.expect(part, health_limit(&options));
     }
     // Registered before the first claim; the loop waits for the database for as long as it takes.
-    while let Err(error) = heartbeat::beat(&shared).await {
+    while let Err(error) = heartbeat::beat(&shared, &mut HashSet::new()).await {
         tracing::warn!(error = %error, "waiting for the database");
         shared.metrics.queue_errors.inc();
         tokio::select! {
@@ -179,19 +179,20 @@ pub async fn run(
         }
     });
     stop.cancelled().await;
-    drop(feeder.await);
-    let (end_workers, end_acker) = (workers.abort_handle(), acker.abort_handle());
+    let ends = [feeder.abort_handle(), workers.abort_handle(), acker.abort_handle(), heart.abort_handle()];
     let grace = async {
+        drop(feeder.await);
         drop(workers.await);
         drop(acker.await);
+        beating.cancel();
+        drop(heart.await);
     };
     if tokio::time::timeout(options.grace, grace).await.is_err() {
         tracing::warn!(jobs = shared.held().len(), "the grace is over; giving running jobs back");
-        end_workers.abort();
-        end_acker.abort();
+        for end in ends {
+            end.abort();
+        }
     }
-    beating.cancel();
-    drop(heart.await);
     match tokio::time::timeout(Duration::from_secs(5), shared.db.worker_stop(&options.worker)).await {
         Ok(Ok(0)) => {}
         Ok(Ok(jobs)) => tracing::info!(jobs, "gave unfinished jobs back"),

@@ -60,7 +60,7 @@ impl Pass<'_> {
         if checked.delivered.is_empty() && !changed {
             return Ok(());
         }
-        let stored = self.store(&checked).await?;
+        let stored = self.store(&checked, changed).await?;
         self.tally.new_events += stored.events;
         self.tally.new_observations += stored.observations;
         self.ctx.metrics.events_received.get_or_create(&Labels::new("", "", "new")).inc_by(stored.events);
@@ -70,8 +70,8 @@ impl Pass<'_> {
 
     /// One transaction; if the database refuses a value, the batch is halved until the one at fault stands
     /// alone: it is set aside, and its second is no proof any more.
-    async fn store(&mut self, checked: &Checked) -> Result<Stored, JobError> {
-        match self.try_store(&checked.delivered, &checked.new, true).await {
+    async fn store(&mut self, checked: &Checked, changed: bool) -> Result<Stored, JobError> {
+        match self.try_store(&checked.delivered, &checked.new, changed).await {
             Ok(stored) => return if stored.held { Ok(stored) } else { Err(lost()) },
             Err(error) if error.is_data() => {
                 tracing::warn!(error = %error, "looking for the event the database refuses");
@@ -104,7 +104,7 @@ impl Pass<'_> {
         }
         let rest: Vec<(EventId, i64)> =
             checked.delivered.iter().filter(|(id, _)| !poison.contains(id)).copied().collect();
-        let stored = self.try_store(&rest, &[], true).await?;
+        let stored = self.try_store(&rest, &[], changed || !poison.is_empty()).await?;
         if !stored.held {
             return Err(lost());
         }

@@ -66,7 +66,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         clock::monotonic_ms() + u64::try_from(ctx.config.sync_time_box.as_millis()).unwrap_or(u64::MAX);
     let mut pass =
         Pass { ctx, attempt, relay_id: relay.id, target: None, coverage, tally: Tally::default(), until_ms };
-    let end = match connect(ctx, &url).await? {
+    let end = match connect(ctx, &url, relay.state.as_deref() == Some("alive")).await? {
         Ok((mut socket, target)) => {
             pass.target = Some(target);
             let end = pass.walk_all(&mut socket, &windows).await;
@@ -87,12 +87,16 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
 }
 
 /// Dials the relay; a failure that may be ours is an error, the relay's own is a result.
-async fn connect(ctx: &Ctx, url: &RelayUrl) -> Result<Result<(RelaySocket, Target), DialFailure>, JobError> {
+async fn connect(
+    ctx: &Ctx,
+    url: &RelayUrl,
+    was_alive: bool,
+) -> Result<Result<(RelaySocket, Target), DialFailure>, JobError> {
     let opened = match ctx.dialer.resolve(url).await {
         Ok(target) => RelaySocket::open(&ctx.dialer, &target).await.map(|socket| (socket, target)),
         Err(failure) => Err(failure),
     };
-    ctx.egress.record(url.network(), opened.as_ref().err().map(|failure| failure.reason));
+    ctx.egress.record(url.network(), opened.as_ref().err().map(|failure| failure.reason), was_alive);
     if let Err(failure) = &opened {
         blame(ctx, url.network(), failure.reason, false).await?;
     }
@@ -169,9 +173,7 @@ impl Pass<'_> {
             self.tally.requests += 1;
             let page = socket.fetch(filter, limits).await;
             let claims = walk.on_page(&page.facts, &page.end);
-            if !page.end.is_eose() {
-                gap = Some((page.end.grade(), page.end.gap()));
-            }
+            gap = (!page.end.is_eose()).then(|| (page.end.grade(), page.end.gap()));
             let changed = self.overlay(&claims);
             self.store_page(page, changed).await?;
             if !socket.is_usable() && !self.reopen(socket, &mut walk).await {
