@@ -217,11 +217,9 @@ async fn queues(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
 /// What live jobs say of our own way out, if any waits for it.
 pub(crate) fn network_note(jobs: &[JobLine]) -> Option<String> {
     let waits = |job: &&JobLine| {
-        job.result.as_deref().is_some_and(|text| {
-            text.contains("our own way into")
-                || text.contains("has answered us lately")
-                || text.contains("does not serve")
-        })
+        job.result
+            .as_deref()
+            .is_some_and(|text| text.contains("our own way into") || text.contains("has answered us lately"))
     };
     let waiting: Vec<&JobLine> = jobs.iter().filter(|job| job.state != "running").filter(waits).collect();
     let mut networks: Vec<&str> = waiting.iter().map(|job| job.network.as_str()).collect();
@@ -229,7 +227,7 @@ pub(crate) fn network_note(jobs: &[JobLine]) -> Option<String> {
     networks.dedup();
     (!waiting.is_empty()).then(|| {
         format!(
-            "our own network is in doubt on {}: {} jobs wait for it, and no relay is called down meanwhile",
+            "our own network seems not to work ({}): {} jobs wait for it, and no relay is called down meanwhile",
             networks.join(", "),
             waiting.len()
         )

@@ -47,13 +47,13 @@ pub(crate) fn read_lists(files: &[PathBuf], policy: &AddressPolicy) -> Result<Li
         add(&mut lists, "the shipped list", seeder::SHIPPED, policy);
     }
     for file in files {
+        let is_stdin = file == Path::new("-");
+        let name = if is_stdin { "standard input".to_owned() } else { file.display().to_string() };
         match read(file) {
-            Ok(text) => add(&mut lists, &file.display().to_string(), &text, policy),
+            Ok(text) => add(&mut lists, &name, &text, policy),
             Err(error) => {
-                warn(&format!("{} cannot be read: {error}", file.display()));
-                lists
-                    .malformed
-                    .push(json!({ "file": file.display().to_string(), "reason": error.to_string() }));
+                warn(&format!("{name} cannot be read: {error}"));
+                lists.malformed.push(json!({ "file": name, "reason": error.to_string() }));
             }
         }
     }

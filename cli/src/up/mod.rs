@@ -150,7 +150,8 @@ async fn observe(plan: &Plan<'_>, cluster: &mut Cluster, around: &Surroundings) 
     let (config, all) = (Arc::clone(&plan.config), around.clone());
     tasks.spawn(async move { Box::pin(worker::run(&config, all.metrics, all.health, all.stop)).await });
     let json = plan.session.global.json;
-    let mut progress = Progress::new(reader.clone(), json, plan.config.archive_max_bytes(), now_s());
+    let mut progress =
+        Progress::new(reader.clone(), around.metrics.clone(), json, plan.config.archive_max_bytes(), now_s());
     let mut ended = watch(plan, cluster, around, &mut tasks, &mut progress, &reader).await;
     around.stop.cancel();
     if !json {
@@ -187,7 +188,7 @@ async fn watch(
 ) -> Result<(), Fail> {
     let networks = plan.config.scheduler_options().networks;
     let began_s = now_s();
-    let mut settled = 0;
+    let (mut settled, mut full) = (0, 0);
     loop {
         cluster.check()?;
         progress.show(now_s()).await;
@@ -196,6 +197,14 @@ async fn watch(
             settled = if left.is_settled() { settled + 1 } else { 0 };
             if settled >= SETTLED_LOOKS {
                 return Ok(());
+            }
+            full =
+                if left.is_settled_but_for_syncing() && is_full(plan, reader).await { full + 1 } else { 0 };
+            if full >= SETTLED_LOOKS {
+                return Err(Fail::Failed(format!(
+                    "the archive is at its limit: {} relays were not read (--max-gb)",
+                    left.unsynced
+                )));
             }
             if plan.args.timeout.is_some_and(|limit| now_s() >= began_s + limit) {
                 return Err(Fail::Failed(format!(
@@ -215,6 +224,12 @@ async fn watch(
             () = tokio::time::sleep(TICK) => {}
         }
     }
+}
+
+/// Whether the archive is at its limit, so that syncing rests.
+async fn is_full(plan: &Plan<'_>, reader: &Db) -> bool {
+    let Some(max) = plan.config.archive_max_bytes() else { return false };
+    reader.fleet_stats().await.is_ok_and(|fleet| fleet.database_bytes >= max)
 }
 
 /// A database that does not answer leaves everything to do.

@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use serde_json::json;
 use shared::db::{Db, DbError, FleetStats, QueueLine};
+use shared::telemetry::{Labels, Metrics};
 
 use crate::commands::network_note;
 use crate::output::{bytes, commas, line};
@@ -16,6 +17,9 @@ const NOTE_EVERY_S: u64 = 3;
 const JOBS: u32 = 1_000;
 /// Columns of the block: wider lines would wrap and not be erased.
 const COLUMNS: usize = 79;
+
+/// The counter of events that were stored.
+const NEW_EVENTS: Labels = Labels::new("", "", "new");
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,8 @@ pub(crate) struct Progress {
     db: Db,
     mode: Mode,
     max_bytes: Option<u64>,
+    metrics: Metrics,
+    known_before: Option<u64>,
     began_s: u64,
     shown_s: Option<u64>,
     noted_s: Option<u64>,
@@ -39,13 +45,24 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(db: Db, json: bool, max_bytes: Option<u64>, now_s: u64) -> Self {
+    pub(crate) fn new(db: Db, metrics: Metrics, json: bool, max_bytes: Option<u64>, now_s: u64) -> Self {
         let mode = match (json, std::io::stdout().is_terminal()) {
             (true, _) => Mode::Json,
             (false, true) => Mode::Block,
             (false, false) => Mode::Lines,
         };
-        Self { db, mode, max_bytes, began_s: now_s, shown_s: None, noted_s: None, note: None, drawn: 0 }
+        Self {
+            db,
+            mode,
+            max_bytes,
+            metrics,
+            known_before: None,
+            began_s: now_s,
+            shown_s: None,
+            noted_s: None,
+            note: None,
+            drawn: 0,
+        }
     }
 
     /// Shows what is due to be shown; a database that is away for a moment is no reason to end.
@@ -67,7 +84,11 @@ impl Progress {
 
     async fn look(&mut self, now_s: u64) -> Result<(), DbError> {
         let queues = self.db.queue_stats().await?;
-        let fleet = self.db.fleet_stats().await?;
+        let mut fleet = self.db.fleet_stats().await?;
+        // The server's estimate lags by up to ten seconds; what this process has stored it knows itself.
+        let before = *self.known_before.get_or_insert(fleet.events);
+        fleet.events =
+            fleet.events.max(before + self.metrics.events_received.get_or_create(&NEW_EVENTS).get());
         if self.noted_s.is_none_or(|at| now_s >= at + NOTE_EVERY_S) {
             self.noted_s = Some(now_s);
             self.note = network_note(&self.db.job_list(None, None, JOBS).await?);

@@ -198,3 +198,13 @@ fn a_kind_without_slots_or_not_named_has_no_queue() {
     assert!(problem("[worker]\nkinds = []\n").contains("at least one kind"));
     assert!(problem("[worker]\nkinds = [\"find\"]\n").contains("words out of discover"));
 }
+
+#[test]
+fn the_readme_lists_every_key_with_its_variable_and_default() {
+    let readme = include_str!("../../../README.md");
+    for [key, variable, default, range, doc] in key_lines() {
+        let default = if default.is_empty() { "not set".to_owned() } else { format!("`{default}`") };
+        let row = format!("| `{key}` | `{variable}` | {default} | {range} | {doc} |");
+        assert!(readme.contains(&row), "README.md lacks this row: {row}");
+    }
+}

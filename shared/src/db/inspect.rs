@@ -32,7 +32,12 @@ pub struct Unsettled {
 impl Unsettled {
     /// Whether nothing is left.
     pub const fn is_settled(&self) -> bool {
-        self.due == 0 && self.running == 0 && self.untried == 0 && self.unsynced == 0
+        self.is_settled_but_for_syncing() && self.unsynced == 0
+    }
+
+    /// Whether nothing is left but relays that were never read.
+    pub const fn is_settled_but_for_syncing(&self) -> bool {
+        self.due == 0 && self.running == 0 && self.untried == 0
     }
 }
 
