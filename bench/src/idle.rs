@@ -17,7 +17,7 @@ use crate::figure::{Figure, Goal, median};
 const PEER_SERVICES: usize = 7;
 /// From ready to measured: connections, first ticks, first partitions.
 const SETTLE: Duration = Duration::from_secs(10);
-/// Budget of DESIGN §7, MiB.
+/// Budget, MiB.
 const GOAL_MIB: f64 = 60.0;
 
 /// Ended by pid when dropped.

@@ -1,5 +1,5 @@
 //! The benchmarks: one binary, one JSON object a figure, each figure beside a named reference taken in the
-//! same run (DESIGN §7). A figure that cannot be taken is a failure.
+//! same run. A figure that cannot be taken is a failure.
 //!
 //! `cargo run --release -p bench -- idle --json`
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing figures is what this program does")]

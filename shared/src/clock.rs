@@ -1,6 +1,6 @@
 //! The only place that reads time or entropy, so that everything else can be driven by a test.
 //!
-//! Queue times are the database's clock (DESIGN §4); what is measured on the wire is this one.
+//! Queue times are the database's clock; what is measured on the wire is this one.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

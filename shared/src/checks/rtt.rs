@@ -1,6 +1,6 @@
 //! How long the relay takes to open and to answer a REQ.
 //!
-//! Read proof is EOSE: an empty relay reads well (bigbrotr.md §11 A6). Nothing is written to others'
+//! Read proof is EOSE: an empty relay reads well. Nothing is written to others'
 //! relays. Measurements make no document: `relay_check` holds them, and nip66_rtt is built from it.
 
 use super::{CheckKind, CheckSpec, Observation};

@@ -12,7 +12,7 @@ use crate::relay::{ProbeVerdict, RelaySocket};
 pub struct MonitorReport {
     /// One per enabled check that applies to the relay, in the table's order.
     pub observations: Vec<Observation>,
-    /// Whether the WebSocket opened and spoke Nostr; nothing else makes a relay up (bigbrotr.md §11 A5).
+    /// Whether the WebSocket opened and spoke Nostr; nothing else makes a relay up.
     pub up: bool,
     /// By what it spoke: `eose`, `event`, `closed`, `auth`, `notice`, or empty.
     pub evidence: &'static str,

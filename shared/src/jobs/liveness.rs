@@ -1,4 +1,4 @@
-//! alive, suspect, down: judged from consecutive checks, with hysteresis (DESIGN §5).
+//! alive, suspect, down: judged from consecutive checks, with hysteresis.
 //!
 //! Two failures make a relay down, two successes bring it back; and none of it counts for more than
 //! `suspect` while our own network is not proved to work.

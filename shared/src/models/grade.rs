@@ -1,4 +1,4 @@
-//! How well a stretch of time on a relay is known, and why it is not known better (DESIGN §3, "Coverage").
+//! How well a stretch of time on a relay is known, and why it is not known better.
 
 use super::closed::closed_set;
 

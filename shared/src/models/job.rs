@@ -3,7 +3,7 @@
 use super::closed::closed_set;
 
 closed_set! {
-    /// The five kinds of jobs (DESIGN §2).
+    /// The five kinds of jobs.
     JobKind, "job kind" {
         /// Looks for relay URLs in what we have.
         Discover = "discover",
@@ -49,7 +49,7 @@ closed_set! {
     }
 }
 
-/// The proof a write must show: this worker holds this attempt of this job (DESIGN §4, fence).
+/// The proof a write must show: this worker holds this attempt of this job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fence {
     job: String,

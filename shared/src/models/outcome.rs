@@ -1,4 +1,4 @@
-//! What a probe of a relay found, in words from closed sets (DESIGN §5).
+//! What a probe of a relay found, in words from closed sets.
 //!
 //! A remote's behaviour is never an error of ours: "down" and "refused" are different facts,
 //! and both are results. [`Reason::is_ours`] marks the few reasons that speak of us.

@@ -1,4 +1,4 @@
-//! Which addresses and names a relay may have (DESIGN §5, "One relay job").
+//! Which addresses and names a relay may have.
 //!
 //! One policy serves the parser (literal addresses, local names) and the dialler (every resolved
 //! address), so that a URL can never be accepted by one and mean something else to the other.

@@ -7,7 +7,7 @@ use super::failure::NetError;
 use crate::models::{AddressPolicy, Network};
 
 /// Largest WebSocket frame and message taken: strfry sends up to 64 KiB, sdk clients up to 5 MB;
-/// 2 MiB keeps every known relay and bounds a worker's memory per connection (nostr.md §7).
+/// 2 MiB keeps every known relay and bounds a worker's memory per connection.
 pub const MESSAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Largest HTTP response head: ten times what relays behind large proxies send.
 pub const HEADER_BYTES: usize = 16 * 1024;

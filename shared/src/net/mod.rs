@@ -34,7 +34,7 @@ pub use server::{HttpServer, Reply, serve};
 pub use stream::Stream;
 pub use ws::{WsRead, WsStream};
 
-/// How we present ourselves to every relay, with a place to complain (nostr.md §7, abuse reports).
+/// How we present ourselves to every relay, with a place to complain.
 pub const USER_AGENT: &str =
     concat!("BigBrotr/", env!("CARGO_PKG_VERSION"), " (+https://github.com/bigbrotr/bigbrotr)");
 

@@ -1,6 +1,6 @@
 //! WebSocket over a dialled stream: text in, text out, capped.
 //!
-//! No extension is offered (no permessage-deflate: compression bombs, nostr.md §7); pings are answered
+//! No extension is offered (no permessage-deflate: compression bombs); pings are answered
 //! by the protocol machine while reading.
 
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Our `apalis` backend: tasks arrive over a channel from the feeder, results leave over one to the acker.
 //!
-//! It never fails and never talks to the database: a worker cannot die of a hiccup (apalis.md §4.9).
+//! It never fails and never talks to the database: a worker cannot die of a hiccup.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};

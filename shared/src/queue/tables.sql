@@ -33,7 +33,7 @@ COMMENT ON COLUMN apalis.workers.version IS 'Version of the program.';
 COMMENT ON COLUMN apalis.workers.queues IS 'Queues it claims from.';
 COMMENT ON COLUMN apalis.workers.slots IS 'Jobs it runs at once, all queues together.';
 
--- Nobody LISTENs: a notification per row would only take the commit lock (queues.md §3.17).
+-- Nobody LISTENs: a notification per row would only take the commit lock.
 DROP TRIGGER IF EXISTS notify_workers ON apalis.jobs;
 
 CREATE INDEX IF NOT EXISTS bigbrotr_claim ON apalis.jobs (job_type, deadline_at) WHERE status = 'Pending';

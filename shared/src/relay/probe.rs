@@ -1,17 +1,17 @@
-//! Whether a WebSocket server is a Nostr relay (DESIGN §5, Validate).
+//! Whether a WebSocket server is a Nostr relay.
 //!
 //! Alive means it *spoke Nostr* about our own REQ: EOSE or CLOSED naming our subscription, an EVENT that
 //! matches our filter, or an AUTH challenge. NOTICE names no subscription: it counts only when it was
 //! read after our REQ, as a well-formed relay frame, and its words are about a request
 //! ([`NOTICE_WORDS`], or our subscription id): a server that merely greets is not a relay. Silence,
-//! echo, garbage or a bare WebSocket are not relays either (bigbrotr.md §11 A1).
+//! echo, garbage or a bare WebSocket are not relays either.
 
 use super::socket::{Driven, RelaySocket};
 use crate::models::{Outcome, Reason};
 use crate::net::{DialFailure, Dialer, Target, outcome_of};
 use crate::nips::{CloseClass, Filter, Limits, PageEnd, RelayFrame, classify, frame};
 
-/// The kind asked for: filters without a kind are refused by some relays (nostr.md §7).
+/// The kind asked for: filters without a kind are refused by some relays.
 const PROBE_KIND: u16 = 1;
 /// Events borne when one was asked for: a relay that ignores `limit` is alive all the same.
 const EVENTS_MAX: usize = 32;

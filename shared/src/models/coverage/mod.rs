@@ -1,4 +1,4 @@
-//! What is known of one relay over time, as intervals of `created_at` (DESIGN §3, "Coverage").
+//! What is known of one relay over time, as intervals of `created_at`.
 //!
 //! Pure interval algebra: it does not know how a stretch was walked, only what came of it.
 //! Invariant: intervals are ascending and disjoint, no two neighbours could be one, and what was

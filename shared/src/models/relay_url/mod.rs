@@ -1,4 +1,4 @@
-//! A relay's address in its one canonical spelling (DESIGN §5, "URLs").
+//! A relay's address in its one canonical spelling.
 //!
 //! Two spellings of one relay would be two rows, two states and twice the work; two relays under one
 //! spelling would lose one of them. So what can be read in one way only is normalised, and what
