@@ -145,7 +145,7 @@ async fn real_relays_are_found_checked_and_archived_and_a_second_run_adds_nothin
 }
 
 /// A binary of the workspace, built beside this one.
-fn binary(name: &str) -> PathBuf {
+pub(crate) fn binary(name: &str) -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let path = exe.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());
     path.unwrap_or_else(|| panic!("{name} is not built: cargo build -p {name}"))

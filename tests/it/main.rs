@@ -1,6 +1,10 @@
 //! The one integration binary: a file per scenario. `cfg(test)` tells the lints that helpers are tests too.
 
 #[cfg(test)]
+mod archive;
+#[cfg(test)]
+mod cli;
+#[cfg(test)]
 mod database;
 #[cfg(test)]
 mod docs;

@@ -1,6 +1,6 @@
 //! What DNS says of the relay's name, as a document that changes only when the zone does.
 //!
-//! Lists are sorted and the time to live is left out, or every check would make a new document
+//! Lists are sorted and the time to live is left out, or every check would make a new document.
 //! An answer for one family only makes none: the other is not known to be empty.
 
 use serde_json::json;

@@ -1,0 +1,141 @@
+//! The command line, as a user runs it: the real binary and what it prints.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::factory::Factory;
+use tests::programs::Process;
+use tests::scripted::{Script, ScriptedRelay};
+
+use super::fleet::binary;
+
+fn bigbrotr(arguments: &[&str]) -> Output {
+    let mut command = Command::new(binary("bigbrotr"));
+    command.args(arguments).env_remove("DATABASE_URL").env_remove("BIGBROTR_CONFIG");
+    command.output().unwrap()
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn url_prints_one_object_a_line_and_says_why_a_url_is_refused() {
+    let output =
+        bigbrotr(&["url", "--json", "WSS://Relay.Example:443/", "ws://127.0.0.1", "wss://u:p@relay.example"]);
+    assert_eq!(output.status.code(), Some(1));
+    let lines = lines(&output);
+    assert_eq!(
+        lines[0],
+        serde_json::json!({ "input": "WSS://Relay.Example:443/", "url": "wss://relay.example", "network": "clearnet", "reason": null })
+    );
+    for line in &lines[1..] {
+        assert!(line["url"].is_null() && line["network"].is_null() && line["reason"].is_string(), "{line}");
+    }
+    assert_eq!(bigbrotr(&["url", "wss://relay.example"]).status.code(), Some(0));
+    assert_eq!(bigbrotr(&["dance"]).status.code(), Some(2));
+}
+
+#[test]
+fn an_unreachable_database_is_one_clear_sentence() {
+    let output = bigbrotr(&["relay", "list", "--database-url", "postgres://u:s3cr3t@127.0.0.1:1/x"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("not reachable") && said.contains("127.0.0.1:1"), "{said}");
+    assert!(!said.contains("s3cr3t") && !said.contains("panicked") && said.lines().count() <= 3, "{said}");
+}
+
+/// A data directory of one test; its server has ended before it goes.
+struct Data(PathBuf);
+
+impl Data {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("bigbrotr-{}-{name}", std::process::id()));
+        drop(std::fs::remove_dir_all(&path));
+        Self(path)
+    }
+
+    fn text(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+fn up(data: &Data, seeds: &Path) -> Output {
+    bigbrotr(&[
+        "up",
+        "--json",
+        "--allow-local",
+        "--once",
+        "--timeout",
+        "60",
+        "--metrics",
+        "none",
+        "--data",
+        data.text(),
+        seeds.to_str().unwrap(),
+    ])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn up_turns_a_seed_list_into_an_archive_and_a_second_run_adds_nothing() {
+    let events = Factory::new(41).events(700);
+    let relay = ScriptedRelay::start(Script::honest(&events, 200)).await;
+    let garbage = ScriptedRelay::start(Script::named("garbage", &[]).unwrap()).await;
+    let data = Data::new("up");
+    let seeds = data.0.with_extension("txt");
+    std::fs::write(&seeds, format!("# mine\n{}\nnot a url\n{}\n", relay.url(), garbage.url())).unwrap();
+    for _ in 0..2 {
+        let output = up(&data, &seeds);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{said}{}", String::from_utf8_lossy(&output.stdout));
+    }
+    // Between the runs and after them the server is not there; a third start finds what the first stored.
+    let log = data.0.with_extension("log");
+    let mut command = Command::new(binary("bigbrotr"));
+    command.args(["up", "--allow-local", "--metrics", "none", "--data", data.text()]);
+    let running = Process::spawn(&command, &log);
+    let listed = wait_for(|| {
+        let output = bigbrotr(&["relay", "list", "--json", "--data", data.text()]);
+        (output.status.code() == Some(0)).then(|| lines(&output))
+    });
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_eq!(
+        (listed[0]["url"].as_str(), listed[0]["state"].as_str()),
+        (Some(relay.url().as_str()), Some("alive"))
+    );
+    let doctor = bigbrotr(&["doctor", "--verify", "all", "--data", data.text()]);
+    let report = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(report.contains("700 events verified, 0 corrupt"), "{report}");
+    let server: u32 = std::fs::read_to_string(data.0.join("pgdata/postmaster.pid"))
+        .unwrap()
+        .lines()
+        .next()
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    // kill -9: the private server goes with it.
+    drop(running);
+    wait_for(|| (!Path::new(&format!("/proc/{server}")).exists()).then_some(()));
+    drop(std::fs::remove_file(seeds));
+    drop(std::fs::remove_file(log));
+}
+
+fn wait_for<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..200 {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        // bound: 200 turns.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("it did not come about within 20 s");
+}
