@@ -86,7 +86,13 @@ impl Progress {
         let queues = self.db.queue_stats().await?;
         let mut fleet = self.db.fleet_stats().await?;
         // The server's estimate lags by up to ten seconds; what this process has stored it knows itself.
-        let before = *self.known_before.get_or_insert(fleet.events);
+        let before = match self.known_before {
+            Some(before) => before,
+            // After a crash the server has no estimate: then, once, it counts.
+            None if fleet.events == 0 => self.db.archive_count().await?.0,
+            None => fleet.events,
+        };
+        self.known_before = Some(before);
         fleet.events =
             fleet.events.max(before + self.metrics.events_received.get_or_create(&NEW_EVENTS).get());
         if self.noted_s.is_none_or(|at| now_s >= at + NOTE_EVERY_S) {
