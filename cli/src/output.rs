@@ -44,9 +44,9 @@ impl From<DbError> for Fail {
     fn from(error: DbError) -> Self {
         match error {
             DbError::Url => Self::Usage(error.to_string()),
-            DbError::Forbidden(_) => {
-                Self::Failed(format!("{error}; use a role that may, such as bigbrotr_reader for reading"))
-            }
+            DbError::Forbidden(_) => Self::Failed(format!(
+                "{error}; use a role that may: bigbrotr_reader reads, bigbrotr_writer seeds"
+            )),
             other => Self::Failed(other.to_string()),
         }
     }

@@ -181,6 +181,7 @@ impl Scheduler {
             self.db.job_retire(self.options.history_days).await? + self.db.check_retire(CHECK_DAYS).await?;
         let workers = self.db.worker_retire(WORKER_MEMORY).await?;
         let reconciled = self.db.schedule_reconcile().await?;
+        self.db.statistics_maintain().await?;
         let documents = self.db.orphan_metadata_delete(ORPHANS).await?;
         if made + days + workers + documents + reconciled > 0 {
             tracing::info!(

@@ -241,6 +241,10 @@ async fn forged_events_are_counted_and_lose_nothing_else() {
         "{report}"
     );
     assert_eq!(counts(&test).await, ("11".to_owned(), "11".to_owned()));
+    // What does not verify leaves no proof where it stood, and only there.
+    assert!(report["proved_share"].as_f64().unwrap() < 1.0, "{report}");
+    let gap = "SELECT string_agg(DISTINCT grade || '/' || reason, ' ') FROM coverage WHERE grade <> 'walked'";
+    assert_eq!(value(&test, gap).await, "partial/protocol");
 }
 
 #[tokio::test]

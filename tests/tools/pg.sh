@@ -36,6 +36,7 @@ start() {
         pw_args=(--pwfile="$home/pw")
     fi
     [ "$(id -u)" != 0 ] || chown -R "$owner" "$home"
+    mkdir -p "$testbed"
     as_owner "$bin/initdb" -D "$home/data" -U postgres -E UTF8 --locale=C.UTF-8 --no-sync -A trust \
         --auth-host=$auth "${pw_args[@]}" >"$testbed/initdb.log" 2>&1 || { cat "$testbed/initdb.log" >&2; die "initdb failed"; }
     for try in 1 2 3 4 5; do

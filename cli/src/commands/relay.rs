@@ -2,16 +2,14 @@
 
 use serde_json::{Value, json};
 use shared::config::Config;
-use shared::db::{CoverageLine, Db, JobLine, RelayLine};
+use shared::db::{CoverageLine, Db, DbError, JobLine, RelayLine};
 use shared::models::{AddressPolicy, RelayUrl};
 
 use super::queue::{job_json, job_row};
 use crate::Session;
 use crate::args::Relay;
-use crate::output::{Fail, line, row, table, utc};
+use crate::output::{Fail, line, row, table, utc, warn};
 
-/// Rows the database gives per page.
-const PAGE: usize = 1_000;
 /// Finished jobs shown with a relay.
 const JOBS: u32 = 5;
 
@@ -34,25 +32,36 @@ async fn list(db: &Db, state: Option<&str>, json: bool) -> Result<(), Fail> {
     let mut after = String::new();
     // The database knows no word for a relay without a state.
     let (asked, unchecked) = if state == Some("unchecked") { (None, true) } else { (state, false) };
+    let mut bad: Vec<DbError> = Vec::new();
     let mut rows = vec![row(["URL", "STATE", "REASON", "OPEN", "CHECKED"])];
     loop {
         let page = db.relay_list(&after, asked, None).await?;
-        for relay in page.iter().filter(|relay| !unchecked || relay.state == "unchecked") {
-            if json {
-                line(&relay_json(relay).to_string());
-            } else {
-                rows.push(relay_row(relay));
+        for relay in page.lines {
+            match relay {
+                Ok(relay) if unchecked && relay.state != "unchecked" => {}
+                Ok(relay) if json => line(&relay_json(&relay).to_string()),
+                Ok(relay) => rows.push(relay_row(&relay)),
+                // One bad row hides no other; the exit code tells of it.
+                Err(error) => bad.push(error),
             }
         }
-        match page.last() {
-            Some(last) if page.len() == PAGE => last.url.as_str().clone_into(&mut after),
-            _ => break,
+        match page.next {
+            Some(next) => after = next,
+            None => break,
         }
     }
     if !json {
         table(&rows);
     }
-    Ok(())
+    match bad.pop() {
+        None => Ok(()),
+        Some(last) => {
+            for error in &bad {
+                warn(&error.to_string());
+            }
+            Err(last.into())
+        }
+    }
 }
 
 fn relay_json(relay: &RelayLine) -> Value {
@@ -85,7 +94,7 @@ fn relay_row(relay: &RelayLine) -> Vec<String> {
 
 async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     let found = db.relay_list("", None, Some(url.as_str())).await?;
-    let Some(relay) = found.first() else {
+    let Some(relay) = found.lines.into_iter().next().transpose()? else {
         return Err(Fail::Failed(format!(
             "{url} is not a known relay (a candidate becomes one once it has spoken Nostr)"
         )));
@@ -94,12 +103,12 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     let mut jobs = db.job_list(None, Some(url.as_str()), JOBS).await?;
     jobs.extend(db.job_past(None, url.as_str(), JOBS).await?);
     if json {
-        let mut value = relay_json(relay);
+        let mut value = relay_json(&relay);
         value["coverage"] = coverage.iter().map(coverage_json).collect();
         value["jobs"] = jobs.iter().map(job_json).collect();
         line(&value.to_string());
     } else {
-        print_relay(relay, &coverage, &jobs);
+        print_relay(&relay, &coverage, &jobs);
     }
     Ok(())
 }

@@ -21,6 +21,8 @@ pub(crate) struct Lists {
     pub(crate) repeated: usize,
     /// Lines refused, as objects.
     pub(crate) malformed: Vec<Value>,
+    /// Files that could not be read.
+    pub(crate) unread: Vec<String>,
     /// Where they came from, for people.
     pub(crate) names: String,
 }
@@ -37,7 +39,11 @@ pub(crate) async fn seed(session: &Session, config: &Config, args: &Seed) -> Res
     } else {
         line(&format!("{}: {} valid URLs, {new} of them new candidates", lists.names, lists.urls.len()));
     }
-    Ok(())
+    if lists.unread.is_empty() {
+        Ok(())
+    } else {
+        Err(Fail::Failed(format!("not read: {}", lists.unread.join(", "))))
+    }
 }
 
 /// Reads the files, or the shipped list when there are none; malformed lines go to standard error.
@@ -54,6 +60,7 @@ pub(crate) fn read_lists(files: &[PathBuf], policy: &AddressPolicy) -> Result<Li
             Err(error) => {
                 warn(&format!("{name} cannot be read: {error}"));
                 lists.malformed.push(json!({ "file": name, "reason": error.to_string() }));
+                lists.unread.push(name);
             }
         }
     }

@@ -269,7 +269,14 @@ fn open_log(layout: &Layout) -> Result<File, Fail> {
 fn tail(path: &Path) -> String {
     let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(5)..].join("\n")
+    // The cause stands before the farewell: the last graver lines, then how it ended.
+    let (earlier, last) = lines.split_at(lines.len().saturating_sub(5));
+    let recent = &earlier[earlier.len().saturating_sub(200)..];
+    let grave = recent
+        .iter()
+        .filter(|line| line.contains("PANIC:") || line.contains("FATAL:") || line.contains("No space left"));
+    let grave: Vec<&str> = grave.copied().collect();
+    [&grave[grave.len().saturating_sub(3)..], last].concat().join("\n")
 }
 
 fn failed(path: &Path, error: &std::io::Error) -> Fail {

@@ -93,7 +93,7 @@ impl Kind {
                 format!("a whole number between {min} and {max}, or \"{word}\"")
             }
             Self::AmountOr { min, max, word } => format!("a number between {min} and {max}, or \"{word}\""),
-            Self::Text { max } => format!("a text of 1 to {max} bytes"),
+            Self::Text { max } => format!("a text of 1 to {max} bytes without control characters"),
             Self::Words(words) => format!("one of {}", words.join(", ")),
             Self::Url => "a URL of the form postgres://user:password@host:port/name".to_owned(),
             Self::HostPort => "host:port".to_owned(),
@@ -145,7 +145,8 @@ impl Kind {
             Self::AmountOr { min, max, .. } => {
                 text.parse().ok().filter(|number| (min..=max).contains(&number)).map(Value::Amount)
             }
-            Self::Text { max } => (1..=*max).contains(&text.len()).then(|| Value::Text(text.to_owned())),
+            Self::Text { max } => ((1..=*max).contains(&text.len()) && !text.contains(char::is_control))
+                .then(|| Value::Text(text.to_owned())),
             Self::Words(words) => words.contains(&text).then(|| Value::Text(text.to_owned())),
             Self::Url => (text.starts_with("postgres://") || text.starts_with("postgresql://"))
                 .then(|| Value::Text(text.to_owned())),

@@ -35,6 +35,11 @@ impl Db {
         small_count(&self.one(sqlx::query("SELECT schedule_reconcile() AS n")).await?, "n")
     }
 
+    /// Counts again what the server lost its counters of; returns how many partitions.
+    pub async fn statistics_maintain(&self) -> Result<u64, DbError> {
+        small_count(&self.one(sqlx::query("SELECT statistics_maintain() AS n")).await?, "n")
+    }
+
     /// Drops whole days of job history older than `keep_days`.
     pub async fn job_retire(&self, keep_days: u16) -> Result<u64, DbError> {
         let row = self.one(sqlx::query("SELECT job_retire($1) AS n").bind(i32::from(keep_days))).await?;

@@ -4,7 +4,7 @@
 //! that may create roles and owns the database; everything is owned by `<prefix>_admin`, so that the
 //! SECURITY DEFINER functions never run as a superuser.
 
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Row};
 
@@ -85,7 +85,15 @@ pub async fn prepare_roles(connection: &mut PgConnection, options: &MigrateOptio
 
 /// Runs the migrations that this database does not have yet.
 pub async fn run_migrations(connection: &mut PgConnection) -> Result<(), DbError> {
-    MIGRATOR.run(connection).await.map_err(|error| DbError::Migrate(error.to_string()))
+    MIGRATOR.run(connection).await.map_err(|error| match error {
+        MigrateError::VersionMissing(version) => DbError::Migrate(format!(
+            "the database has schema version {version}, which is newer than this program: update the program"
+        )),
+        MigrateError::VersionMismatch(version) => DbError::Migrate(format!(
+            "migration {version} of this database is not the one of this program: it was made by another build"
+        )),
+        other => DbError::Migrate(other.to_string()),
+    })
 }
 
 /// Makes the partitions needed now and gives the roles what they may do.

@@ -35,7 +35,7 @@ pub use migrate::{
 pub use observe::{
     CandidateRow, CheckRow, MonitorResult, NewCandidate, RelayRow, ScheduleTarget, ValidateResult,
 };
-pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine};
+pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPage};
 pub use verify::{Corruption, VerifyReport};
 pub use views::VIEWS;
 
@@ -138,8 +138,21 @@ impl Db {
             Ok::<_, sqlx::Error>(rows)
         };
         match tokio::time::timeout(self.timeout, work).await {
+            Ok(Err(sqlx::Error::PoolTimedOut)) => Err(self.why_unreachable().await),
             Ok(result) => result.map_err(DbError::from),
             Err(_) => Err(DbError::Timeout { seconds: self.timeout.as_secs() }),
+        }
+    }
+
+    /// The pool only says that it waited: one attempt of our own tells why.
+    async fn why_unreachable(&self) -> DbError {
+        let options = self.pool.connect_options();
+        match tokio::time::timeout(Duration::from_secs(2), options.connect()).await {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(_)) => {
+                DbError::Unavailable(format!("no connection was free within {} s", ACQUIRE_TIMEOUT.as_secs()))
+            }
+            Err(_) => DbError::Unavailable("it does not answer".to_owned()),
         }
     }
 

@@ -1,7 +1,9 @@
 //! What the command line shows. These need a role that may SELECT (reader or admin), except the two stats
 //! functions, which any of the four roles may call. Lists are keyset-paged and capped.
 
-use super::rows::{count, get, small_count, word};
+use sqlx::postgres::PgRow;
+
+use super::rows::{count, get, small_count};
 use super::{Db, DbError};
 use crate::models::RelayUrl;
 
@@ -24,6 +26,15 @@ pub struct RelayLine {
     pub read_ms: Option<i32>,
     /// Kinds of checks that have a result.
     pub checks: Vec<String>,
+}
+
+/// One page of relays.
+#[derive(Debug)]
+pub struct RelayPage {
+    /// The relays; a row that does not validate is an error in its place.
+    pub lines: Vec<Result<RelayLine, DbError>>,
+    /// Where the next page begins, if there may be one.
+    pub next: Option<String>,
 }
 
 /// A stretch of coverage, as `relay show` prints it.
@@ -144,30 +155,18 @@ WHERE ($1::text IS NULL OR h.kind = $1) AND (h.job_id = $2 OR h.target = $2)
 ORDER BY h.finished_at DESC LIMIT $3";
 
 impl Db {
-    /// Relays after `after` in URL order, at most one page of 1,000; every URL is parsed again.
+    /// Relays after `after` in URL order, at most one page of 1,000. Every URL is parsed again; a row whose URL
+    /// does not validate is an error in its place and hides no other.
     pub async fn relay_list(
         &self,
         after: &str,
         state: Option<&str>,
         only: Option<&str>,
-    ) -> Result<Vec<RelayLine>, DbError> {
+    ) -> Result<RelayPage, DbError> {
         let rows = self.all(sqlx::query(RELAY_LIST).bind(after).bind(state).bind(only).bind(PAGE)).await?;
-        rows.iter()
-            .map(|row| {
-                let text: String = get(row, "url")?;
-                let id: i32 = get(row, "id")?;
-                Ok(RelayLine {
-                    url: Self::stored_url(&text, "relay", || format!("id={id}"))?,
-                    discovered_at: get(row, "discovered_at")?,
-                    state: get(row, "state")?,
-                    reason: get(row, "reason")?,
-                    checked_at: get(row, "checked_at")?,
-                    open_ms: get(row, "open_ms")?,
-                    read_ms: get(row, "read_ms")?,
-                    checks: get(row, "checks")?,
-                })
-            })
-            .collect()
+        let full = rows.len() >= usize::try_from(PAGE).unwrap_or(usize::MAX);
+        let next = rows.last().filter(|_| full).map(|row| get(row, "url")).transpose()?;
+        Ok(RelayPage { lines: rows.iter().map(relay_line).collect(), next })
     }
 
     /// The coverage of one relay, in order.
@@ -341,17 +340,19 @@ impl Db {
         let server: i64 = get(&row, "now")?;
         Ok(server - now)
     }
+}
 
-    /// A word read back from the database, for callers outside this room.
-    pub fn stored_word<T: std::str::FromStr>(
-        text: &str,
-        table: &'static str,
-        column: &'static str,
-        row: &str,
-    ) -> Result<T, DbError>
-    where
-        T::Err: std::fmt::Display,
-    {
-        word(text, table, column, || row.to_owned())
-    }
+fn relay_line(row: &PgRow) -> Result<RelayLine, DbError> {
+    let text: String = get(row, "url")?;
+    let id: i32 = get(row, "id")?;
+    Ok(RelayLine {
+        url: Db::stored_url(&text, "relay", || format!("id={id}"))?,
+        discovered_at: get(row, "discovered_at")?,
+        state: get(row, "state")?,
+        reason: get(row, "reason")?,
+        checked_at: get(row, "checked_at")?,
+        open_ms: get(row, "open_ms")?,
+        read_ms: get(row, "read_ms")?,
+        checks: get(row, "checks")?,
+    })
 }

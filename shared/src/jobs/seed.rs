@@ -36,7 +36,8 @@ pub struct SeedList {
 pub fn parse(text: &str, policy: &AddressPolicy) -> SeedList {
     let mut list = SeedList::default();
     let mut seen = HashSet::new();
-    for (index, line) in text.lines().enumerate() {
+    // Editors of some systems begin a file with a byte order mark.
+    for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
@@ -72,7 +73,7 @@ mod tests {
     #[test]
     fn malformed_lines_are_reported_with_their_number_and_lose_nothing_else() {
         let list = parse(
-            "# comment\n\nwss://a.example\nnot a url\nWSS://A.example/\nhttp://b.example\nwss://c.example\n",
+            "\u{feff}# comment\n\nwss://a.example\nnot a url\nWSS://A.example/\nhttp://b.example\nwss://c.example\n",
             &AddressPolicy::public(),
         );
         assert_eq!(

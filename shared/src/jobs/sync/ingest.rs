@@ -45,10 +45,15 @@ impl Tally {
     }
 }
 
+/// Seconds of forged events that one page may leave as gaps of their own; beyond that, all between them is one.
+const FORGED_SECONDS: usize = 10;
+
 /// A page after scanning and verifying: what may be stored.
 struct Checked {
     delivered: Vec<(EventId, i64)>,
     new: Vec<EventRow>,
+    /// `created_at` of what did not verify, ascending.
+    forged: Vec<i64>,
 }
 
 impl Pass<'_> {
@@ -57,6 +62,7 @@ impl Pass<'_> {
         self.tally.bytes += page.bytes;
         self.tally.mismatched += u64::from(page.facts.mismatched);
         let checked = check(self.ctx, page.events, &mut self.tally).await?;
+        let changed = self.doubt(&checked.forged) || changed;
         if checked.delivered.is_empty() && !changed {
             return Ok(());
         }
@@ -111,6 +117,23 @@ impl Pass<'_> {
         Ok(Stored { held: true, events: sum.events, observations: sum.observations + stored.observations })
     }
 
+    /// A second in which the relay served something that does not verify is no proof of anything.
+    fn doubt(&mut self, forged: &[i64]) -> bool {
+        let (Some(first), Some(last)) = (forged.first(), forged.last()) else { return false };
+        let now = clock::unix_now();
+        let spans: Vec<(i64, i64)> = if forged.len() > FORGED_SECONDS {
+            vec![(*first, *last)]
+        } else {
+            forged.iter().map(|at| (*at, *at)).collect()
+        };
+        for (since, until) in spans {
+            if let Ok(gap) = Interval::new(since, until, Grade::Partial, GapReason::Protocol, now) {
+                self.coverage.overrule(gap);
+            }
+        }
+        true
+    }
+
     async fn quarantine(&mut self, event: &Event, error: &DbError) -> Result<(), JobError> {
         let now = clock::unix_now();
         let why = error.to_string();
@@ -161,29 +184,34 @@ async fn check(ctx: &Ctx, raw: Vec<String>, tally: &mut Tally) -> Result<Checked
     tally.known += known.len() as u64;
     ctx.metrics.events_received.get_or_create(&Labels::new("", "", "known")).inc_by(known.len() as u64);
     let mut delivered: Vec<(EventId, i64)> = known.iter().map(|position| asked[*position]).collect();
-    let unknown: Vec<String> = scanned
+    let unknown: Vec<(i64, String)> = scanned
         .into_iter()
         .enumerate()
         .filter(|(position, _)| !known.contains(position))
-        .map(|(_, (_, _, text))| text)
+        .map(|(_, (_, at, text))| (at, text))
         .collect();
     let verified = tokio::task::spawn_blocking(move || {
-        unknown
-            .iter()
-            .map(|text| Event::parse(text).and_then(|event| event.verify_signature().map(|()| event)))
-            .collect::<Vec<_>>()
+        let verify =
+            |text: &str| Event::parse(text).and_then(|event| event.verify_signature().map(|()| event));
+        unknown.iter().map(|(at, text)| (*at, verify(text))).collect::<Vec<_>>()
     })
     .await
     .map_err(|error| JobError::Retry { why: format!("verifying events failed: {error}") })?;
     let mut new = Vec::new();
-    for event in verified {
+    let mut forged = Vec::new();
+    for (at, event) in verified {
         match event {
             Ok(event) => {
                 delivered.push((event.id(), event.created_at()));
                 new.push(EventRow { event });
             }
-            Err(error) => tally.bad(ctx, &error),
+            Err(error) => {
+                tally.bad(ctx, &error);
+                forged.push(at);
+            }
         }
     }
-    Ok(Checked { delivered, new })
+    forged.sort_unstable();
+    forged.dedup();
+    Ok(Checked { delivered, new, forged })
 }
