@@ -81,16 +81,19 @@ async fn watch(
     stop: CancellationToken,
     ended: CancellationToken,
 ) {
+    // The work may have stopped by itself: only signals count signals.
+    let mut asked = false;
     loop {
         tokio::select! {
             () = ended.cancelled() => return,
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        if stop.is_cancelled() {
+        if asked {
             tracing::warn!("second signal: ending at once");
             std::process::exit(INTERRUPTED);
         }
+        asked = true;
         tracing::info!("stopping; a second signal ends at once");
         stop.cancel();
     }

@@ -88,9 +88,12 @@ async fn a_row_corrupted_by_hand_is_reported_with_table_column_and_row() {
     writer.relay_metadata_insert_cascade(&[(url.clone(), document, 5)]).await.unwrap();
     let event = Event::parse(&Factory::new(1).events(1)[0].as_json()).unwrap();
     writer.event_relay_insert_cascade(&[(EventRow { event }, url, 5)]).await.unwrap();
+    // A range that an operator once allowed is no corruption.
+    let allowed = AddressPolicy::public().with_ranges(["100.64.0.0/10".parse().unwrap()]);
+    writer.relay_insert(&[(RelayUrl::parse("ws://100.64.0.1:1", &allowed).unwrap(), 5)]).await.unwrap();
     assert_eq!(reader.verify(None).await.unwrap().corruptions, vec![]);
     test.execute(
-        "UPDATE relay SET url = 'wss://ONE.example/../x'; UPDATE metadata SET data = '{\"data\":{\"name\":\"y\"}}';
+        "UPDATE relay SET url = 'wss://ONE.example/../x' WHERE id = 1; UPDATE metadata SET data = '{\"data\":{\"name\":\"y\"}}';
          UPDATE event SET content = 'forged'",
     )
     .await;

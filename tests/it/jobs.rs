@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::support::{claim_one, handle, migrated, pairs, value};
 
-/// A page may pause this long in these tests, and last four times as long.
+/// A page may pause this long in these tests, and last twenty times as long.
 const IDLE: Duration = Duration::from_millis(400);
 
 /// A worker's context over a test database, allowed to dial loopback.
@@ -40,7 +40,7 @@ pub(crate) fn config() -> JobsConfig {
     JobsConfig {
         vantage: "test".to_owned(),
         page_idle: IDLE,
-        page_total: IDLE * 4,
+        page_total: IDLE * 20,
         archive_days: Some(7),
         ..JobsConfig::default()
     }

@@ -20,7 +20,7 @@ pub(crate) async fn relay(session: &Session, config: &Config, args: &Relay) -> R
         Relay::List { state } => list(&db, state.as_deref(), json).await,
         Relay::Show { url } => {
             // Whatever policy let it in, it may be looked at.
-            let url = RelayUrl::parse(url, &AddressPolicy::local()).map_err(|error| {
+            let url = RelayUrl::parse(url, &AddressPolicy::any()).map_err(|error| {
                 Fail::Failed(format!("{}: {error} ({})", url.escape_debug(), error.reason()))
             })?;
             show(&db, &url, json).await

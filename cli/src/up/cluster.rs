@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -144,6 +145,8 @@ pub(crate) fn take(layout: &Layout) -> Result<File, Fail> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(PRIVATE)
+        .custom_flags(NOFOLLOW)
         .open(&path)
         .map_err(|error| failed(&path, &error))?;
     if file.try_lock().is_err() {
@@ -256,7 +259,7 @@ fn open_log(layout: &Layout) -> Result<File, Fail> {
     let path = layout.log();
     let long = fs::metadata(&path).is_ok_and(|found| found.len() > LOG_MAX);
     let mut options = File::options();
-    options.create(true);
+    options.create(true).mode(PRIVATE).custom_flags(NOFOLLOW);
     if long {
         options.write(true).truncate(true)
     } else {
@@ -264,6 +267,11 @@ fn open_log(layout: &Layout) -> Result<File, Fail> {
     };
     options.open(&path).map_err(|error| failed(&path, &error))
 }
+
+/// Files of ours are the owner's alone, and never somebody's link to another.
+const PRIVATE: u32 = 0o600;
+/// `O_NOFOLLOW`, as Linux has it.
+const NOFOLLOW: i32 = 0o400_000;
 
 /// The last lines of a log.
 fn tail(path: &Path) -> String {

@@ -107,10 +107,19 @@ fn read_file(file: &Path, values: &mut Values, problems: &mut Vec<String>) -> Re
         ConfigError(vec![format!("the configuration file {name} cannot be read: {error}")])
     })?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        ConfigError(vec![format!("{name} is not TOML: {}", error.to_string().trim_end())])
+        // Only the place and the kind: the offending line may hold a password.
+        let line =
+            error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        ConfigError(vec![format!("{name} is not TOML, line {line}: {}", kind_of(error.message()))])
     })?;
     read_table("", &table, &name, values, problems);
     Ok(())
+}
+
+/// The first line of a parser's words, as far as it quotes nothing of the text.
+fn kind_of(message: &str) -> &str {
+    let line = message.lines().next().unwrap_or_default();
+    line.split(['`', '"', '\'']).next().unwrap_or_default().trim_end()
 }
 
 fn read_table(
@@ -130,7 +139,7 @@ fn read_table(
         } else if let toml::Value::Table(inner) = value {
             read_table(&path, inner, file, values, problems);
         } else if KEYS.iter().any(|key| key.path.starts_with(&format!("{path}."))) {
-            problems.push(format!("{path} is {} (in {file}): it must be a section, [{path}]", shown(value)));
+            problems.push(format!("{path} (in {file}) must be a section, [{path}]"));
         } else {
             problems.push(unknown(
                 &path,

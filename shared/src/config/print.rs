@@ -9,6 +9,12 @@ use super::value::{Kind, Value};
 /// A URL with its password replaced; anything that is no URL is hidden whole.
 pub fn redact_url(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
+    // An @ behind a ? means that the password holds the ?: nothing of it can be told apart.
+    if let (Some(query), Some(at)) = (rest.find('?'), rest.rfind('@'))
+        && query < at
+    {
+        return format!("{scheme}://***");
+    }
     let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
     let rest = match rest.rsplit_once('@') {
         Some((user, host)) => match user.split_once(':') {

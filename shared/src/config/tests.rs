@@ -74,7 +74,7 @@ fn a_value_of_the_wrong_type_is_refused_with_its_key() {
     assert!(said.contains("network.allow_local is \"yes\""), "{said}");
     assert!(said.contains("it must be true or false"), "{said}");
     assert!(said.contains("sync.page_limit is 1.5"), "every problem is told at once: {said}");
-    assert!(problem("monitor = 5\n").contains("it must be a section, [monitor]"));
+    assert!(problem("monitor = 5\n").contains("must be a section, [monitor]"));
 }
 
 #[test]
@@ -131,6 +131,21 @@ fn passwords_are_neither_printed_nor_named_in_errors() {
     }
     let said = Config::load(None, &env(&[("DATABASE_URL", "mysql://u:secret@h/n")])).unwrap_err().to_string();
     assert!(said.contains("mysql://u:***@h/n") && !said.contains("secret"), "{said}");
+}
+
+#[test]
+fn a_broken_file_or_an_odd_url_does_not_show_the_password_it_holds() {
+    for text in [
+        "[database]\nurl = postgres://u:s3cret@h/n",
+        "[database]\nurl = \"postgres://u:s3cret@h/n\"\nurl = \"postgres://u:s3cret@h/n\"",
+        "database = \"postgres://u:s3cret@h/n\"",
+    ] {
+        let said = problem(text);
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+    assert!(problem("[database]\nurl = postgres://u:s3cret@h/n").contains("line 2"));
+    let odd = Config::load(None, &env(&[("DATABASE_URL", "postgres://u:s3?cret@h/n")])).unwrap();
+    assert!(!odd.to_redacted_toml().contains("cret@") && !odd.to_redacted_toml().contains("s3?"));
 }
 
 #[test]

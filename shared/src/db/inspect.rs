@@ -46,9 +46,10 @@ SELECT (SELECT count(*) FROM apalis.jobs j WHERE j.kind IS NOT NULL AND j.status
            AND (j.network = 'local' OR j.network = ANY($1)))
      + (SELECT count(*) FROM schedule s WHERE s.due_at <= now() AND (s.network = 'local' OR s.network = ANY($1))) AS due,
        (SELECT count(*) FROM apalis.jobs j WHERE j.kind IS NOT NULL AND j.status = 'Running') AS running,
-       (SELECT count(*) FROM candidate c WHERE c.tombstoned_at IS NULL AND c.last_tried_at IS NULL AND c.network = ANY($1)) AS untried,
+       (SELECT count(*) FROM candidate c WHERE c.tombstoned_at IS NULL AND c.last_tried_at IS NULL AND c.network = ANY($1)
+           AND NOT EXISTS (SELECT FROM job_history h WHERE h.target = c.url AND h.kind = 'validate' AND h.state <> 'complete')) AS untried,
        (SELECT count(*) FROM relay r WHERE r.network = ANY($1) AND NOT EXISTS (
-            SELECT FROM job_history h WHERE h.target = r.url AND h.kind = 'sync' AND h.state = 'complete')) AS unsynced";
+            SELECT FROM job_history h WHERE h.target = r.url AND h.kind = 'sync')) AS unsynced";
 
 impl Db {
     /// Number of the newest migration this program knows.

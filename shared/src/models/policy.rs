@@ -163,6 +163,11 @@ impl AddressPolicy {
         self
     }
 
+    /// For reading back what some policy once let in: permits every address and name. Never for dialling.
+    pub fn any() -> Self {
+        Self { ranges: vec![IpRange::v4([0; 4], 0), IpRange::v6(0, 0, 0)], local_names: true }
+    }
+
     /// The same policy with local names (`localhost`, `.internal`, single labels) accepted.
     #[must_use]
     pub const fn with_local_names(mut self) -> Self {
