@@ -1,7 +1,7 @@
 //! The whole line: seeds in, schedulers and workers at work, the archive complete and proved.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tests::pg::{Bouncer, Role, TestDb};
 use tests::programs::{Kind, Process, Program};
 use tests::proxy::ChaosProxy;
 use tests::publish::publish;
-use tests::scripted::{Script, ScriptedRelay};
+use tests::scripted::{Answer, Script, ScriptedRelay};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -151,10 +151,15 @@ pub(crate) fn binary(name: &str) -> PathBuf {
     path.unwrap_or_else(|| panic!("{name} is not built: cargo build -p {name}"))
 }
 
-fn child(name: &str, environment: &BTreeMap<String, String>, log: &str) -> Process {
+fn child(name: &str, environment: &BTreeMap<String, String>) -> Process {
     let mut command = Command::new(binary(name));
     command.arg("run").envs(environment);
-    Process::spawn(&command, &std::env::temp_dir().join(format!("bigbrotr-{}-{log}.log", std::process::id())))
+    Process::spawn(&command, Path::new("/dev/null"))
+}
+
+/// Serves honestly, each page after a moment, so that a stop or a kill comes in the middle.
+fn unhurried(events: &[nostr::event::Event], cap: usize) -> Script {
+    Script::honest(events, cap).answering(Answer::LateEose(60))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -163,19 +168,25 @@ async fn through_pgbouncer_with_two_of_each_a_worker_killed_in_the_middle_loses_
     let Some(bouncer) = Bouncer::start(&test).await else { return };
     let events = Factory::new(23).events(3_000);
     let relays = [
-        ScriptedRelay::start(Script::honest(&events[..2_000], 100)).await,
-        ScriptedRelay::start(Script::honest(&events[1_000..], 100)).await,
-        ScriptedRelay::start(Script::honest(&events[500..2_500], 100)).await,
+        ScriptedRelay::start(unhurried(&events[..2_000], 100)).await,
+        ScriptedRelay::start(unhurried(&events[1_000..], 100)).await,
+        ScriptedRelay::start(unhurried(&events[500..2_500], 100)).await,
     ];
     seed_relays(&test, &relays.iter().map(ScriptedRelay::url).collect::<Vec<_>>()).await;
     let mut environment = environment(&bouncer.url(Role::Writer), &test.url(Role::Refresher));
     environment.insert("BIGBROTR_SYNC_PAGE_LIMIT".to_owned(), "100".to_owned());
-    let schedulers = [child("scheduler", &environment, "s1"), child("scheduler", &environment, "s2")];
-    let first = child("worker", &environment, "w1");
+    let schedulers = [child("scheduler", &environment), child("scheduler", &environment)];
+    let first = child("worker", &environment);
     until(&test, "SELECT (count(*) > 0)::text FROM event", "true").await;
-    // SIGKILL, by its pid, as soon as it has stored something.
+    // SIGKILL, by its pid, in the middle of its work.
     drop(first);
-    let workers = [child("worker", &environment, "w2"), child("worker", &environment, "w3")];
+    assert_ne!(value(&test, EVENTS).await, "3000");
+    assert_ne!(
+        value(&test, "SELECT count(*)::text FROM apalis.jobs WHERE kind = 'sync' AND status = 'Running'")
+            .await,
+        "0"
+    );
+    let workers = [child("worker", &environment), child("worker", &environment)];
     until(&test, EVENTS, "3000").await;
     until(&test, PAIRS, "6000").await;
     until(&test, "SELECT count(*)::text FROM (SELECT relay_id FROM coverage GROUP BY relay_id HAVING bool_and(grade IN ('walked', 'finished'))) x", "3").await;
@@ -209,14 +220,17 @@ async fn the_fleet_waits_while_the_database_is_away_and_goes_on() {
 async fn a_stopped_worker_gives_back_what_it_holds_and_the_next_goes_on_there() {
     let Some(test) = migrated().await else { return };
     let events = Factory::new(27).events(2_000);
-    let relay = ScriptedRelay::start(Script::honest(&events, 50)).await;
+    let relay = ScriptedRelay::start(unhurried(&events, 50)).await;
     seed_relays(&test, &[relay.url()]).await;
     let mut environment = environment(&test.url(Role::Writer), &test.url(Role::Refresher));
+    // No lease may end by itself here: a page read twice would look like a stop that forgot.
+    environment.insert("BIGBROTR_WORKER_LEASE_S".to_owned(), "30".to_owned());
     environment.insert("BIGBROTR_SYNC_PAGE_LIMIT".to_owned(), "50".to_owned());
     let fleet = Fleet::start(&environment, 1, 1);
     until(&test, "SELECT (count(*) >= 100)::text FROM event", "true").await;
     fleet.stop().await;
     let asked = relay.counts().reqs;
+    assert_ne!(value(&test, EVENTS).await, "2000", "the stop came after the work");
     assert_eq!(value(&test, "SELECT count(*)::text FROM apalis.jobs WHERE status = 'Running'").await, "0");
     let fleet = Fleet::start(&environment, 1, 1);
     until(&test, EVENTS, "2000").await;

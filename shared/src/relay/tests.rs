@@ -99,6 +99,21 @@ async fn an_endless_talker_ends_at_the_limit_and_not_at_the_clock() {
     .await;
     let verdict = probe(&server).await;
     assert_eq!((verdict.alive, verdict.reason), (false, Reason::NotNostr));
+    // With a clock that is far away, the count of strange frames ends it.
+    let dialer = local_dialer();
+    let target = dialer.resolve(&server.url()).await.unwrap();
+    let mut socket = RelaySocket::open(&dialer, &target).await.unwrap();
+    let limits = Limits {
+        idle_ms: 60_000,
+        total_ms: 60_000,
+        max_events: 10,
+        max_bytes: 1_000_000,
+        max_stray_frames: 100,
+    };
+    let page =
+        tokio::time::timeout(std::time::Duration::from_secs(20), socket.fetch(Filter::default(), limits));
+    let end = page.await.expect("it ends long before the clock").end;
+    assert!(matches!(end, PageEnd::TooMany), "{end:?}");
 }
 
 #[tokio::test]
