@@ -5,7 +5,10 @@
 
 use std::fmt::Display;
 use std::future::Future;
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +39,52 @@ pub struct Surroundings {
     pub health: Health,
     /// Cancelled by the first SIGINT or SIGTERM.
     pub stop: CancellationToken,
+}
+
+/// Exit code for a usage or configuration error, as clap's own.
+const USAGE: u8 = 2;
+
+/// The whole of a service's `run`: reads and checks the configuration, or prints it; then works until a signal.
+pub fn serve<W, F, E>(
+    name: &str,
+    file: Option<&Path>,
+    print_config: bool,
+    address: fn(&Config) -> Option<SocketAddr>,
+    work: W,
+) -> ExitCode
+where
+    W: FnOnce(Config, Surroundings) -> F,
+    F: Future<Output = Result<(), E>>,
+    E: Display,
+{
+    let fail = |error: &dyn Display, code: u8| {
+        // Nobody is left to tell when standard error is closed.
+        writeln!(std::io::stderr(), "{name}: {error}").ok();
+        ExitCode::from(code)
+    };
+    let config = match Config::load(file, &Config::environment()) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, USAGE),
+    };
+    if print_config {
+        return match write!(std::io::stdout(), "{config}") {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error, 1),
+        };
+    }
+    if let Err(error) = config.require_database() {
+        return fail(&error, USAGE);
+    }
+    prepare(&config);
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("the runtime cannot start: {error}"), 1),
+    };
+    let address = address(&config);
+    match runtime.block_on(run(address, |around| work(config, around))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, 1),
+    }
 }
 
 /// Runs `work` until it ends, with the endpoint at `address` and the two signals.
