@@ -275,7 +275,7 @@ BEGIN
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f.signature);
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', f.signature, p_prefix || '_admin');
         -- Steps of other functions are nobody's to call by themselves.
-        IF f.name NOT IN ('roles_grant', 'partition_ensure', 'job_lose', 'network_borrow', 'job_admit') THEN
+        IF f.name NOT IN ('roles_grant', 'partition_ensure', 'job_lose', 'network_borrow', 'job_admit', 'operation_note') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', f.signature, p_prefix || '_writer');
         END IF;
         IF f.name LIKE '%\_refresh' THEN

@@ -16,6 +16,8 @@ use shared::models::JobKind;
   bigbrotr url wss://Relay.Example:443/   the one spelling of a relay's URL
   bigbrotr check wss://relay.example   look at a relay now, without a database
   bigbrotr relay list --state alive    what is known
+  bigbrotr why wss://relay.example     why is it not being looked at?
+  bigbrotr top                         the fleet at a glance
   bigbrotr doctor                      is everything in order?
 
 A command finds its database by --database-url, else DATABASE_URL or the configuration
@@ -61,9 +63,15 @@ pub(crate) enum Command {
     /// Relays that are known
     #[command(subcommand)]
     Relay(Relay),
-    /// Jobs: queues with their numbers, and single jobs with their past
+    /// Jobs: queues with their numbers, single jobs with their past, and what operators do to them
     #[command(subcommand)]
     Queue(Queue),
+    /// Why a job, or the jobs of a relay, do not run
+    Why(Why),
+    /// The fleet at a glance: queues, budgets, workers, breakers, crowded hosts
+    Top(Top),
+    /// Print how many workers are wanted
+    Autoscale(AutoscaleArgs),
     /// Look for problems: server, schema, clock, workers, queues, views, stored data
     Doctor(Doctor),
     /// Print the configuration in force, passwords hidden
@@ -213,6 +221,138 @@ pub(crate) enum Queue {
         #[arg(value_name = "JOB|URL")]
         which: String,
     },
+    /// Let nothing more be claimed from queues; what runs goes on
+    #[command(after_help = "EXAMPLES:
+  bigbrotr queue pause monitor.tor --why 'proxy moves'
+  bigbrotr queue pause '*.tor'        all queues of a network
+  bigbrotr queue resume '*.*'")]
+    Pause(Hold),
+    /// Let queues run empty: nothing new is enqueued by the schedule, what is there is done
+    Drain(Hold),
+    /// Let paused and drained queues, or a drained worker, go on
+    Resume(Hold),
+    /// Cancel live jobs, running ones included
+    #[command(after_help = "EXAMPLES:
+  bigbrotr queue cancel 01JD…
+  bigbrotr queue cancel 'wss://spam.example/*'            shows what that would be
+  bigbrotr queue cancel 'wss://spam.example/*' --yes      does it
+
+A running job is stopped by its worker within its poll interval, about a second.")]
+    Cancel(Select),
+    /// Make jobs that wait after a failure due now, and enqueue dead ones anew
+    #[command(after_help = "EXAMPLES:
+  bigbrotr queue retry --network tor --yes
+  bigbrotr queue retry --kind sync --since 86400 --yes    what died within a day")]
+    Retry {
+        #[command(flatten)]
+        select: Select,
+        /// Dead jobs of the last so many seconds
+        #[arg(long, value_name = "S", default_value_t = 3_600)]
+        since: u32,
+    },
+    /// Do relays, candidates or tasks before everything else
+    #[command(after_help = "EXAMPLES:
+  bigbrotr queue run-now wss://relay.example
+  bigbrotr queue run-now wss://relay.example --kind monitor
+  bigbrotr queue run-now views")]
+    RunNow {
+        /// Relay URLs, in any spelling, or task names
+        #[arg(required = true, value_name = "URL|TASK")]
+        targets: Vec<String>,
+        /// Only this kind of jobs
+        #[arg(long, value_parser = parse_kind)]
+        kind: Option<JobKind>,
+        #[command(flatten)]
+        by: By,
+    },
+    /// What operators did
+    Audit {
+        /// The last so many
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        last: u32,
+    },
+}
+
+/// Who does it, and why.
+#[derive(Debug, Args)]
+pub(crate) struct By {
+    /// Reason, kept in the audit
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) why: String,
+    /// Name kept in the audit [default: $USER]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) by: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Hold {
+    /// Queues as kind.network, with * for any
+    #[arg(value_name = "QUEUE", required_unless_present = "worker")]
+    pub(crate) queues: Vec<String>,
+    /// A worker instead: it claims nothing more (drain), or again (resume)
+    #[arg(long, value_name = "ID", conflicts_with = "queues")]
+    pub(crate) worker: Option<String>,
+    #[command(flatten)]
+    pub(crate) by: By,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Select {
+    /// Job id or target; * in a target stands for anything
+    #[arg(value_name = "JOB|URL")]
+    pub(crate) which: Option<String>,
+    /// Only this kind of jobs
+    #[arg(long, value_parser = parse_kind)]
+    pub(crate) kind: Option<JobKind>,
+    /// Only this network
+    #[arg(long, value_parser = ["clearnet", "tor", "i2p", "loki", "local"])]
+    pub(crate) network: Option<String>,
+    /// Do it, instead of showing what it would be done to
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) by: By,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr why wss://relay.example
+  bigbrotr why 01JD… --json
+
+Every reason that binds is listed, the most binding first.")]
+pub(crate) struct Why {
+    /// Job id, relay URL or task name
+    #[arg(value_name = "JOB|URL")]
+    pub(crate) which: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr top                 redrawn every 2 seconds, until Ctrl-C
+  bigbrotr top --once          once, for a pipe")]
+pub(crate) struct Top {
+    /// Seconds between two looks
+    #[arg(long, value_name = "S", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) interval: u64,
+    /// Print once and exit
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    name = "autoscale",
+    after_help = "EXAMPLES:
+  docker compose up -d --scale worker=$(bigbrotr autoscale --max 8)
+  bigbrotr autoscale --json    also the backlog in seconds, and what limits"
+)]
+pub(crate) struct AutoscaleArgs {
+    /// Never fewer
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) min: u32,
+    /// Never more
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) max: u32,
 }
 
 fn parse_kind(text: &str) -> Result<JobKind, String> {

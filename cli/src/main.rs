@@ -100,6 +100,9 @@ async fn dispatch(session: &Session, config: &Config, command: Command) -> Resul
         Command::Url(args) => commands::url(session, config, &args),
         Command::Relay(args) => commands::relay(session, config, &args).await,
         Command::Queue(args) => commands::queue(session, config, &args).await,
+        Command::Why(args) => commands::why(session, config, &args).await,
+        Command::Top(args) => commands::top(session, config, &args).await,
+        Command::Autoscale(args) => commands::autoscale(session, config, &args).await,
         Command::Doctor(args) => commands::doctor(session, config, &args).await,
         Command::Config(args) => commands::config(session, config, &args),
     }

@@ -47,6 +47,8 @@ impl From<DbError> for Fail {
             DbError::Forbidden(_) => Self::Failed(format!(
                 "{error}; use a role that may: bigbrotr_reader reads, bigbrotr_writer seeds"
             )),
+            // A function's own words about what it was given.
+            DbError::Data { code, message } if code == "22023" => Self::Usage(message),
             other => Self::Failed(other.to_string()),
         }
     }

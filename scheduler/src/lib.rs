@@ -211,6 +211,7 @@ impl Scheduler {
 
     /// Gauges of the whole fleet: from the leader only, or N schedulers would multiply them.
     async fn gauge(&self) -> Result<(), DbError> {
+        self.db.queue_sample_take().await?;
         for line in self.db.queue_stats().await? {
             let Ok(kind) = line.kind.parse::<JobKind>() else { continue };
             let net = line.network.parse().map_or(LOCAL, shared::models::Network::as_str);

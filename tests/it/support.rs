@@ -33,6 +33,7 @@ fn schema_hash() -> String {
         migration.checksum.hash(&mut hasher);
     }
     include_str!("../../shared/src/queue/tables.sql").hash(&mut hasher);
+    include_str!("../../shared/src/queue/views.sql").hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 

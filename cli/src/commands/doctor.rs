@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use shared::clock;
 use shared::config::{Config, redact_url};
-use shared::db::{Db, DbError, JobLine};
+use shared::db::{Board, Db, DbError, JobLine, JobListener};
 
 use crate::Session;
 use crate::args::Doctor;
@@ -81,6 +81,8 @@ pub(crate) async fn doctor(session: &Session, config: &Config, args: &Doctor) ->
     if schema(&db, &mut findings).await? {
         fleet(&db, &mut findings).await?;
         queues(&db, &mut findings).await?;
+        order(&db, &mut findings).await?;
+        listening(config.listen_url(), &mut findings).await;
         views(&db, &mut findings).await?;
         verify(&db, events, &mut findings).await?;
     }
@@ -102,19 +104,19 @@ async fn server(db: &Db, url: &str, findings: &mut Findings) -> Result<(), DbErr
     };
     findings.add(mark, "clock", text, json!({ "skew_s": skew }));
     // Other roles' snapshots are shown only to some roles; none seen is no finding.
-    if let Ok(Some(age)) = db.oldest_snapshot_age().await {
+    if let Ok(Some((holder, age))) = db.oldest_snapshot_holder().await {
         let (mark, text) = if age > SNAPSHOT_AGE {
             (
                 Mark::Problem,
                 format!(
-                    "a snapshot is held open over {} transactions: find it in pg_stat_activity",
+                    "a snapshot is held open over {} transactions by {holder}",
                     commas(age.unsigned_abs())
                 ),
             )
         } else {
-            (Mark::Ok, format!("the oldest snapshot is {age} transactions old"))
+            (Mark::Ok, format!("the oldest snapshot is {age} transactions old, held by {holder}"))
         };
-        findings.add(mark, "snapshot", text, json!({ "age": age }));
+        findings.add(mark, "snapshot", text, json!({ "age": age, "holder": holder }));
     }
     Ok(())
 }
@@ -214,12 +216,64 @@ async fn queues(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
     Ok(())
 }
 
+/// Whether the queue's table is as we made it, and nothing stands in its way.
+async fn order(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
+    let drift = db.queue_drift().await?;
+    if drift.is_empty() {
+        findings.add(Mark::Ok, "queue", "its indexes are there and valid".to_owned(), Value::Null);
+    }
+    for text in drift {
+        findings.add(Mark::Problem, "queue", format!("{text}: run `bigbrotr migrate`"), Value::Null);
+    }
+    for (queue, mode) in db.queue_holds().await? {
+        findings.add(Mark::Note, "held", format!("{queue}: {mode}"), json!({ "queue": queue, "mode": mode }));
+    }
+    for queue in db.queues_unserved().await? {
+        findings.add(
+            Mark::Problem,
+            "unserved",
+            format!("jobs of {queue} are due and no live worker serves it"),
+            json!(queue),
+        );
+    }
+    for cells in db.board(Board::Breakers).await? {
+        findings.add(Mark::Problem, "breaker", cells.join(", "), json!(cells));
+    }
+    let mut versions: Vec<String> =
+        db.worker_list().await?.into_iter().map(|(_, _, version, ..)| version).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    if versions.len() > 1 {
+        findings.add(
+            Mark::Note,
+            "versions",
+            format!("workers of several: {}", versions.join(", ")),
+            json!(versions),
+        );
+    }
+    Ok(())
+}
+
+/// Whether new jobs can be heard of.
+async fn listening(url: Option<&str>, findings: &mut Findings) {
+    let (mark, text) = match url {
+        None => (Mark::Ok, "no direct connection is configured: workers poll, which suffices".to_owned()),
+        Some(url) => match JobListener::connect(url).await {
+            Ok(_) => (Mark::Ok, "a notification came back over the direct connection".to_owned()),
+            Err(error) => (Mark::Problem, format!("new jobs cannot be heard of, workers poll: {error}")),
+        },
+    };
+    findings.add(mark, "listen", text, Value::Null);
+}
+
 /// What live jobs say of our own way out, if any waits for it.
 pub(crate) fn network_note(jobs: &[JobLine]) -> Option<String> {
     let waits = |job: &&JobLine| {
-        job.result
-            .as_deref()
-            .is_some_and(|text| text.contains("our own way into") || text.contains("has answered us lately"))
+        job.result.as_deref().is_some_and(|text| {
+            ["our own way into", "has answered us lately", "fail all at once"]
+                .iter()
+                .any(|word| text.contains(word))
+        })
     };
     let waiting: Vec<&JobLine> = jobs.iter().filter(|job| job.state != "running").filter(waits).collect();
     let mut networks: Vec<&str> = waiting.iter().map(|job| job.network.as_str()).collect();

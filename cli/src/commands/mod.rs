@@ -4,10 +4,13 @@ mod check;
 mod config;
 mod doctor;
 mod migrate;
+mod operate;
 mod queue;
 mod relay;
 mod seed;
+mod top;
 mod url;
+mod why;
 
 pub(crate) use check::check;
 pub(crate) use config::config;
@@ -16,6 +19,8 @@ pub(crate) use migrate::{migrate, role_passwords};
 pub(crate) use queue::{queue, queue_json};
 pub(crate) use relay::relay;
 pub(crate) use seed::{read_lists, seed};
+pub(crate) use top::{autoscale, top};
 pub(crate) use url::url;
+pub(crate) use why::why;
 
 pub(crate) use doctor::network_note;

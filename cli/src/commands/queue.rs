@@ -5,6 +5,7 @@ use shared::config::Config;
 use shared::db::{Db, JobLine, QueueLine};
 use shared::models::JobKind;
 
+use super::operate;
 use crate::Session;
 use crate::args::Queue;
 use crate::output::{Fail, line, row, table, utc};
@@ -16,10 +17,13 @@ const RESULT_CHARS: usize = 120;
 
 pub(crate) async fn queue(session: &Session, config: &Config, args: &Queue) -> Result<(), Fail> {
     let json = session.global.json;
-    let db = session.database(config, "bigbrotr_reader").await?;
+    let db = session.database(config, operate::role(args)).await?;
     match args {
         Queue::List { kind, jobs } => list(&db, *kind, *jobs, json).await,
         Queue::Show { which } => show(&db, which, json).await,
+        deed => {
+            operate::run(&db, deed, session.env.get("USER").map_or("operator", String::as_str), json).await
+        }
     }
 }
 

@@ -87,17 +87,6 @@ impl Db {
             .collect()
     }
 
-    /// Age in transactions of the oldest snapshot that keeps dead rows from being cleaned, as far as this
-    /// role may see; nothing when it sees none.
-    pub async fn oldest_snapshot_age(&self) -> Result<Option<i64>, DbError> {
-        let row = self
-            .one(sqlx::query(
-                "SELECT max(age(backend_xmin))::bigint AS age FROM pg_stat_activity WHERE pid <> pg_backend_pid()",
-            ))
-            .await?;
-        get(&row, "age")
-    }
-
     /// What is still to do on these networks.
     pub async fn unsettled(&self, networks: &[String]) -> Result<Unsettled, DbError> {
         let row = self.one(sqlx::query(UNSETTLED).bind(networks)).await?;

@@ -14,6 +14,7 @@ mod listen;
 mod maintain;
 mod migrate;
 mod observe;
+mod operate;
 mod read;
 mod rows;
 mod verify;
@@ -41,6 +42,7 @@ pub use migrate::{
 pub use observe::{
     CandidateRow, CheckRow, MonitorResult, NewCandidate, RelayRow, ScheduleTarget, ValidateResult,
 };
+pub use operate::{Actor, Autoscale, Board, OperationLine, Selection, WhyLine};
 pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPage};
 pub use verify::{Corruption, VerifyReport};
 pub use views::VIEWS;

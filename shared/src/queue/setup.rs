@@ -7,6 +7,8 @@ use crate::db::{self, DbError, MigrateOptions};
 
 /// Completes apalis's tables; idempotent, applied after every set-up.
 const TABLES: &str = include_str!("tables.sql");
+/// The operators' views over them; idempotent likewise.
+const VIEWS: &str = include_str!("views.sql");
 
 /// Migrates the database behind `url`, which must be a direct connection.
 ///
@@ -23,6 +25,7 @@ pub async fn migrate(url: &str, options: &MigrateOptions) -> Result<(), DbError>
         .await
         .map_err(|error| DbError::Migrate(format!("apalis: {error}")))?;
     sqlx::raw_sql(TABLES).execute(&mut connection).await?;
+    sqlx::raw_sql(VIEWS).execute(&mut connection).await?;
     db::apply_grants(&mut connection, options).await?;
     connection.close().await?;
     Ok(())

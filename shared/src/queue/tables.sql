@@ -70,12 +70,3 @@ DROP INDEX IF EXISTS apalis.lidx;
 DROP INDEX IF EXISTS apalis.idx_apalis_jobs_lock_by;
 DROP INDEX IF EXISTS apalis.unique_job_id;
 DROP INDEX IF EXISTS apalis.idx_apalis_jobs_fetch_partial;
-
-CREATE OR REPLACE VIEW public.queue_depth AS
-SELECT j.kind, j.network,
-       count(*) FILTER (WHERE j.status = 'Pending' AND j.run_at <= now()) AS due,
-       count(*) FILTER (WHERE j.status = 'Pending' AND j.run_at > now()) AS waiting,
-       count(*) FILTER (WHERE j.status = 'Running') AS running,
-       min(j.due_at) FILTER (WHERE j.status = 'Pending' AND j.run_at <= now()) AS oldest_due_at
-FROM apalis.jobs j WHERE j.kind IS NOT NULL GROUP BY j.kind, j.network;
-COMMENT ON VIEW public.queue_depth IS 'Live jobs per queue.';

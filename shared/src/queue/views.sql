@@ -1,0 +1,79 @@
+-- What operators may rely on, over tables that may change. Idempotent; applied after tables.sql. Each answers from
+-- partial indexes over live rows, and from the samples of the leading scheduler: cheap enough to poll every second.
+
+DROP VIEW IF EXISTS public.autoscale_desired;
+DROP VIEW IF EXISTS public.relay_due;
+DROP VIEW IF EXISTS public.workers;
+DROP VIEW IF EXISTS public.jobs_running;
+DROP VIEW IF EXISTS public.queue_depth;
+
+CREATE VIEW public.queue_depth AS
+WITH live AS (
+    SELECT j.kind, j.network, 1 AS due, 0 AS running, j.due_at FROM apalis.jobs j WHERE j.gate = 'ready'
+    UNION ALL SELECT j.kind, j.network, 1, 0, j.due_at FROM apalis.jobs j WHERE j.gate = 'host'
+    UNION ALL SELECT j.kind, j.network, 1, 0, j.due_at FROM apalis.jobs j WHERE j.gate = 'later' AND j.run_at <= now()
+    UNION ALL SELECT j.kind, j.network, 0, 1, NULL FROM apalis.jobs j WHERE j.status = 'Running' AND j.kind IS NOT NULL
+), counted AS (
+    SELECT l.kind, l.network, sum(l.due) AS due, sum(l.running) AS running, min(l.due_at) AS oldest_due_at FROM live l GROUP BY 1, 2
+), ahead AS (
+    SELECT s.kind, s.network, s.scheduled FROM public.queue_sample s
+    WHERE s.sampled_at = (SELECT max(x.sampled_at) FROM public.queue_sample x WHERE x.scheduled IS NOT NULL) AND s.scheduled IS NOT NULL
+)
+SELECT q.kind, q.network, coalesce(c.due, 0) AS due, coalesce(a.scheduled, 0) AS waiting, coalesce(c.running, 0) AS running, c.oldest_due_at,
+       p.mode AS held
+FROM (SELECT k AS kind, n AS network FROM unnest(ARRAY['validate', 'monitor', 'sync']) k, unnest(ARRAY['clearnet', 'tor', 'i2p', 'loki']) n
+      UNION ALL VALUES ('discover', 'local'), ('refresh', 'local')) q
+LEFT JOIN counted c ON c.kind = q.kind AND c.network = q.network
+LEFT JOIN ahead a ON a.kind = q.kind AND a.network = q.network
+LEFT JOIN public.queue_pause p ON p.queue = q.kind || '.' || q.network;
+COMMENT ON VIEW public.queue_depth IS 'Live jobs per queue: due and running exactly, waiting (scheduled ahead) as counted within the last minute by the leading scheduler; held: pause or drain.';
+
+CREATE VIEW public.jobs_running AS
+SELECT j.id AS job_id, j.kind, j.network, j.target, j.attempts AS attempt, j.lock_by AS worker_id, j.lock_at AS started_at,
+       j.run_deadline, w.lease_until, j.host, j.class, j.cancel_why
+FROM apalis.jobs j JOIN apalis.workers w ON w.id = j.lock_by
+WHERE j.status = 'Running' AND j.kind IS NOT NULL;
+COMMENT ON VIEW public.jobs_running IS 'Jobs that run: whose, since when, until when at most, and until when their worker''s lease stands.';
+
+CREATE VIEW public.workers AS
+SELECT w.id AS worker_id, w.vantage, w.version, w.started_at, w.last_seen, w.lease_until, w.lease_until > now() AS live, w.draining, w.listens,
+       w.slots, (SELECT count(*) FROM apalis.jobs j WHERE j.lock_by = w.id AND j.status = 'Running') AS running, w.queues, w.slots_of
+FROM apalis.workers w WHERE w.worker_type = 'bigbrotr';
+COMMENT ON VIEW public.workers IS 'Worker processes, those of the last hour included: where they are, what they serve, how many slots are taken.';
+
+CREATE VIEW public.relay_due AS
+SELECT s.target AS relay_url, s.kind, s.network, s.due_at, greatest(extract(epoch FROM now() - s.due_at), 0)::double precision AS overdue_s,
+       s.slack_s, s.why, public.job_class(s.kind, s.why) AS class,
+       (SELECT CASE WHEN j.status = 'Running' THEN 'running' ELSE j.gate END FROM apalis.jobs j
+        WHERE j.job_type = s.kind || '.' || s.network AND j.idempotency_key = s.target) AS job
+FROM public.schedule s WHERE s.kind IN ('validate', 'monitor', 'sync');
+COMMENT ON VIEW public.relay_due IS 'When each relay and candidate is next due for each kind of job, what set that time, and where its outstanding job stands.';
+
+CREATE VIEW public.autoscale_desired AS
+WITH queue AS (
+    SELECT q.kind, q.network, q.due, q.running, q.held,
+           coalesce(s.avg_s, CASE q.kind WHEN 'discover' THEN 1 WHEN 'validate' THEN 10 WHEN 'monitor' THEN 10 WHEN 'sync' THEN 60 ELSE 30 END) AS avg_s,
+           coalesce(w.slots, CASE q.kind WHEN 'validate' THEN 64 WHEN 'monitor' THEN 64 WHEN 'sync' THEN 16 ELSE 1 END) AS slots,
+           l.permits,
+           EXISTS (SELECT FROM public.breaker b WHERE b.network = q.network AND b.until_at > now()) AS broken
+    FROM public.queue_depth q
+    LEFT JOIN (SELECT x.kind, x.network, sum(x.run_s) / nullif(sum(x.complete + x.dead), 0) AS avg_s FROM public.queue_sample x
+               WHERE x.sampled_at > now() - interval '10 minutes' GROUP BY 1, 2) s ON s.kind = q.kind AND s.network = q.network
+    LEFT JOIN (SELECT u.queue, avg(u.slots) AS slots FROM apalis.workers w CROSS JOIN LATERAL unnest(w.queues, w.slots_of) u(queue, slots)
+               WHERE w.lease_until > now() AND u.slots > 0 GROUP BY 1) w ON w.queue = q.kind || '.' || q.network
+    LEFT JOIN public.network_limit l ON l.network = q.network
+), need AS (
+    SELECT n.*, CASE WHEN n.held = 'pause' OR n.broken THEN 0 ELSE (n.due + n.running) * n.avg_s END AS backlog_s,
+           -- Workers that would drain it within five minutes; more than the network's permits can use is no help.
+           CASE WHEN n.held = 'pause' OR n.broken THEN 0
+                ELSE least((n.due + n.running) * n.avg_s / n.slots / 300, coalesce(n.permits, 1000000) / n.slots::numeric) END AS share
+    FROM queue n
+)
+SELECT CASE WHEN sum(n.due + n.running) = 0 THEN 0 ELSE ceil(sum(n.share)) END AS desired,
+       sum(n.backlog_s)::double precision AS backlog_s,
+       CASE WHEN sum(n.due + n.running) = 0 THEN 'nothing to do'
+            WHEN bool_and(coalesce(n.held = 'pause', false) OR n.broken) FILTER (WHERE n.due + n.running > 0) THEN 'queues are paused or out of reach'
+            WHEN bool_or(n.permits IS NOT NULL AND n.share >= n.permits / n.slots::numeric) FILTER (WHERE n.backlog_s > 0) THEN 'the permits of a network'
+            ELSE 'workers' END AS binding
+FROM need n;
+COMMENT ON VIEW public.autoscale_desired IS 'How many workers would drain what is due within five minutes: sum over the queues of (due + running) x average seconds / slots per worker / 300 s, up to what the networks'' permits can use; paused queues and open breakers count nothing. binding: what limits.';
