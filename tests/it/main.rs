@@ -15,6 +15,8 @@ mod fleet;
 #[cfg(test)]
 mod jobs;
 #[cfg(test)]
+mod operate;
+mod politeness;
 mod programs;
 #[cfg(test)]
 mod proxy;
