@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use shared::clock;
 use shared::config::Config;
-use shared::db::{Db, DbError, ScheduleTarget};
+use shared::db::{Db, DbError, ScheduleTarget, Tick, TickKind};
 use shared::jobs::spec;
 use shared::models::{JobKind, LOCAL};
 use shared::telemetry::{Health, Labels, Metrics};
@@ -19,6 +19,8 @@ const LEASE: &str = "scheduler";
 const PER_TICK: u32 = 5_000;
 /// Between two rounds of slow maintenance: partitions, retention, forgotten workers.
 const SLOW_EVERY_MS: u64 = 60_000;
+/// Between two looks for attempts that outlived their own deadline; lost workers are looked for in every round.
+const DEADLINES_EVERY_MS: u64 = 5_000;
 /// Between two readings of the fleet's gauges: no scrape is more frequent.
 const GAUGE_EVERY_MS: u64 = 10_000;
 /// Workers whose lease ended this long ago are forgotten.
@@ -73,6 +75,7 @@ pub struct Scheduler {
     metrics: Metrics,
     options: shared::config::SchedulerOptions,
     leads: bool,
+    deadlines_ms: Option<u64>,
     slow_ms: Option<u64>,
     gauged_ms: Option<u64>,
 }
@@ -84,7 +87,7 @@ impl Scheduler {
         let options =
             shared::config::SchedulerOptions { lease: options.lease.max(options.tick * 3), ..options };
         let id = format!("scheduler-{}-{}", std::process::id(), clock::random_hex(4));
-        Self { id, db, metrics, options, leads: false, slow_ms: None, gauged_ms: None }
+        Self { id, db, metrics, options, leads: false, deadlines_ms: None, slow_ms: None, gauged_ms: None }
     }
 
     /// One round: lead or stand by; if leading, rescue, enqueue what is due, and now and then maintain.
@@ -92,11 +95,30 @@ impl Scheduler {
     /// # Errors
     /// When the database does not answer; nothing is lost by that.
     pub async fn tick(&mut self) -> Result<(), DbError> {
-        let term = self.db.leader_claim(LEASE, &self.id, self.options.lease).await?;
-        if term.is_some() != self.leads {
-            tracing::info!(scheduler.id = self.id, leads = term.is_some(), "the lead changed");
+        let deadlines = due(self.deadlines_ms, DEADLINES_EVERY_MS);
+        let tick = self
+            .db
+            .scheduler_tick(
+                &self.id,
+                self.options.lease,
+                &kinds(),
+                &self.options.networks,
+                PER_TICK,
+                deadlines,
+            )
+            .await?;
+        if deadlines {
+            self.deadlines_ms = Some(clock::monotonic_ms());
         }
-        self.leads = term.is_some();
+        if tick.term.is_some() != self.leads {
+            tracing::info!(
+                scheduler.id = self.id,
+                leads = tick.term.is_some(),
+                term = tick.term,
+                "the lead changed"
+            );
+        }
+        self.leads = tick.term.is_some();
         self.metrics.leader.set(i64::from(self.leads));
         if !self.leads {
             // Gauges of the fleet are the leader's to show.
@@ -105,24 +127,15 @@ impl Scheduler {
             self.metrics.relays.clear();
             return Ok(());
         }
-        let rescued = self.db.job_rescue().await?;
-        self.metrics.jobs_rescued.inc_by(rescued.again + rescued.dead);
-        if rescued.again + rescued.dead > 0 {
-            tracing::warn!(
-                jobs.again = rescued.again,
-                jobs.dead = rescued.dead,
-                "rescued jobs of lost workers"
-            );
-        }
-        if self.slow_ms.is_none_or(|at| clock::monotonic_ms().saturating_sub(at) >= SLOW_EVERY_MS) {
+        self.note(&tick);
+        if due(self.slow_ms, SLOW_EVERY_MS) {
             // Maintenance that fails must not keep what is due from being done.
             if let Err(error) = self.maintain().await {
                 tracing::warn!(error = %error, "maintenance again later");
             }
             self.slow_ms = Some(clock::monotonic_ms());
         }
-        self.enqueue_due().await?;
-        if self.gauged_ms.is_none_or(|at| clock::monotonic_ms().saturating_sub(at) >= GAUGE_EVERY_MS) {
+        if due(self.gauged_ms, GAUGE_EVERY_MS) {
             self.gauge().await?;
             self.gauged_ms = Some(clock::monotonic_ms());
         }
@@ -137,31 +150,22 @@ impl Scheduler {
         self.db.leader_release(LEASE, &self.id).await.map(drop)
     }
 
-    async fn enqueue_due(&self) -> Result<(), DbError> {
-        let local = [LOCAL.to_owned()];
-        for kind in JobKind::ALL {
-            let spec = spec(*kind);
-            let networks: &[String] = if kind.is_remote() { &self.options.networks } else { &local };
-            let done = self
-                .db
-                .schedule_enqueue(
-                    *kind,
-                    networks,
-                    PER_TICK,
-                    spec.timeout,
-                    spec.max_attempts,
-                    AGAIN.max(spec.timeout * 2),
-                )
-                .await?;
-            self.metrics
-                .jobs_enqueued
-                .get_or_create(&Labels::new(kind.as_str(), "", ""))
-                .inc_by(done.enqueued);
-            if done.enqueued > 0 {
-                tracing::debug!(job.kind = %kind, jobs = done.enqueued, "enqueued what is due");
+    fn note(&self, tick: &Tick) {
+        let rescued = tick.rescued;
+        self.metrics.jobs_rescued.inc_by(rescued.again + rescued.dead);
+        if rescued.again + rescued.dead > 0 {
+            tracing::warn!(
+                jobs.again = rescued.again,
+                jobs.dead = rescued.dead,
+                "rescued jobs of lost workers"
+            );
+        }
+        for (kind, enqueued) in JobKind::ALL.iter().zip(&tick.enqueued) {
+            self.metrics.jobs_enqueued.get_or_create(&Labels::new(kind.as_str(), "", "")).inc_by(*enqueued);
+            if *enqueued > 0 {
+                tracing::debug!(job.kind = %kind, jobs = enqueued, "enqueued what is due");
             }
         }
-        Ok(())
     }
 
     /// Local tasks exist, partitions are ahead, history is bounded.
@@ -213,6 +217,26 @@ impl Scheduler {
         }
         Ok(())
     }
+}
+
+/// Whether what was last done at `at` is to be done again.
+fn due(at: Option<u64>, every_ms: u64) -> bool {
+    at.is_none_or(|at| clock::monotonic_ms().saturating_sub(at) >= every_ms)
+}
+
+fn kinds() -> Vec<TickKind> {
+    JobKind::ALL
+        .iter()
+        .map(|kind| {
+            let spec = spec(*kind);
+            TickKind {
+                kind: *kind,
+                timeout: spec.timeout,
+                max_attempts: spec.max_attempts,
+                again: AGAIN.max(spec.timeout * 2),
+            }
+        })
+        .collect()
 }
 
 fn gauge(count: u64) -> i64 {

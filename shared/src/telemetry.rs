@@ -47,11 +47,15 @@ pub enum Metric {
     ObservationsStored,
     /// Checks made, by kind and outcome.
     Checks,
+    /// How long the calls took that acknowledge and claim, seconds.
+    ExchangeSeconds,
+    /// Jobs per call that asked for some.
+    ClaimSize,
 }
 
 impl Metric {
     /// Every metric, in declaration order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::JobsFinished,
         Self::JobsLost,
         Self::JobRunSeconds,
@@ -66,6 +70,8 @@ impl Metric {
         Self::EventsReceived,
         Self::ObservationsStored,
         Self::Checks,
+        Self::ExchangeSeconds,
+        Self::ClaimSize,
     ];
 
     /// Name without prefix and without the `_total` the encoder adds to counters.
@@ -85,6 +91,8 @@ impl Metric {
             Self::EventsReceived => "events_received",
             Self::ObservationsStored => "observations_stored",
             Self::Checks => "checks",
+            Self::ExchangeSeconds => "queue_exchange_seconds",
+            Self::ClaimSize => "queue_claim_size",
         }
     }
 
@@ -107,6 +115,8 @@ impl Metric {
             Self::EventsReceived => "Events relays sent us, by what became of them",
             Self::ObservationsStored => "New observations stored",
             Self::Checks => "Checks made, by kind and outcome",
+            Self::ExchangeSeconds => "Seconds of the calls in which a worker acknowledges and claims",
+            Self::ClaimSize => "Jobs a call brought that asked for some",
         }
     }
 }
@@ -166,6 +176,10 @@ pub struct Metrics {
     pub observations_stored: Counter,
     /// [`Metric::Checks`]
     pub checks: Family<Labels, Counter>,
+    /// [`Metric::ExchangeSeconds`]
+    pub exchange_seconds: Histogram,
+    /// [`Metric::ClaimSize`]
+    pub claim_size: Histogram,
 }
 
 impl Metrics {
@@ -188,6 +202,8 @@ impl Metrics {
             events_received: Family::default(),
             observations_stored: Counter::default(),
             checks: Family::default(),
+            exchange_seconds: Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0]),
+            claim_size: Histogram::new([0.0, 1.0, 4.0, 16.0, 64.0, 256.0]),
         };
         for metric in Metric::ALL {
             let (name, help) = (metric.name(), metric.help());
@@ -210,6 +226,8 @@ impl Metrics {
                     registry.register(name, help, metrics.observations_stored.clone());
                 }
                 Metric::Checks => registry.register(name, help, metrics.checks.clone()),
+                Metric::ExchangeSeconds => registry.register(name, help, metrics.exchange_seconds.clone()),
+                Metric::ClaimSize => registry.register(name, help, metrics.claim_size.clone()),
             }
         }
         metrics.registry = Arc::new(registry);

@@ -8,8 +8,15 @@ use shared::models::{Fence, JobKind};
 use shared::queue;
 use tests::pg::{Role, TestDb};
 
-/// A clone of the migrated template.
+/// A clone of the migrated template whose hosts bear any number of jobs at once: every relay of a test is one machine.
 pub(crate) async fn migrated() -> Option<TestDb> {
+    let test = polite().await?;
+    test.execute("UPDATE fleet_limit SET host_jobs = 10000, host_spacing_ms = 0, block_jobs = 10000, block_spacing_ms = 0").await;
+    Some(test)
+}
+
+/// A clone of the migrated template, with the limits as they are shipped.
+pub(crate) async fn polite() -> Option<TestDb> {
     let label = format!("schema-{}", schema_hash());
     TestDb::from_template(&label, async |url: String| {
         queue::migrate(&url, &MigrateOptions::default()).await?;
@@ -45,8 +52,9 @@ pub(crate) fn registration(worker: &str, lease: Duration) -> Registration {
         worker: worker.to_owned(),
         lease,
         vantage: "test".to_owned(),
-        queues: vec!["sync.clearnet".to_owned()],
-        slots: 8,
+        queues: vec![("sync.clearnet".to_owned(), 8)],
+        traffic: Vec::new(),
+        listens: false,
     }
 }
 
@@ -56,6 +64,7 @@ pub(crate) fn job(kind: JobKind, target: &str) -> NewJob {
         kind,
         network: if kind.is_remote() { "clearnet" } else { "local" }.to_owned(),
         target: target.to_owned(),
+        class: 2,
         slack: Duration::from_secs(60),
         timeout: Duration::from_secs(60),
         max_attempts: 3,

@@ -169,6 +169,11 @@ impl Config {
         self.text("database.direct_url").unwrap_or_else(|| self.database_url())
     }
 
+    /// Where workers may hear of new jobs: only a URL that was named as direct is trusted to be.
+    pub fn listen_url(&self) -> Option<&str> {
+        self.text("database.direct_url")
+    }
+
     /// Connections of a worker for its jobs.
     pub fn max_connections(&self) -> u32 {
         self.number("database.max_connections")

@@ -190,6 +190,7 @@ impl Config {
             lease: self.seconds("worker.lease_s"),
             poll: self.millis("worker.poll_ms"),
             grace: self.seconds("worker.grace_s"),
+            listen_url: self.listen_url().map(str::to_owned),
         }
     }
 

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use sqlx::postgres::PgRow;
+
+use super::maintain::Rescued;
 use super::rows::{get, small_count, word};
 use super::{Db, DbError};
 use crate::models::{JobKind, Verdict};
@@ -15,6 +18,8 @@ pub struct NewJob {
     pub network: String,
     /// Relay URL or task name.
     pub target: String,
+    /// 0 run now, 1 new relays, 2 rechecks, 3 archive backfill.
+    pub class: u8,
     /// How late it may run without harm.
     pub slack: Duration,
     /// How long one attempt may run.
@@ -41,14 +46,53 @@ pub struct Registration {
     pub lease: Duration,
     /// Where it observes from.
     pub vantage: String,
-    /// Queues it claims from.
-    pub queues: Vec<String>,
-    /// Jobs it runs at once.
-    pub slots: u32,
+    /// Queues it claims from, and how many jobs of each it runs at once.
+    pub queues: Vec<(String, u32)>,
+    /// Bytes moved per network since the last heartbeat that arrived.
+    pub traffic: Vec<(&'static str, u64)>,
+    /// Whether it hears of new jobs.
+    pub listens: bool,
+}
+
+/// What a worker tells the queue, and asks of it, in one call.
+#[derive(Debug, Clone, Default)]
+pub struct Exchange {
+    /// Attempts that ended.
+    pub finished: Vec<Finished>,
+    /// Queues to claim from.
+    pub wanted: Vec<Wanted>,
+    /// Claims so far: deals the classes their shares.
+    pub turn: i32,
+    /// Most jobs run per network since the last report, when permits beyond are to go back.
+    pub peaks: Vec<(String, u32)>,
+}
+
+/// One queue to claim from.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// `kind.network`.
+    pub queue: String,
+    /// Slots that are free.
+    pub free: u32,
+    /// Jobs of it that run here.
+    pub running: u32,
+    /// Per class: deadline (Unix seconds) below which there was nothing a moment ago.
+    pub floors: [Option<f64>; 4],
+}
+
+/// What [`Db::job_exchange`] brought.
+#[derive(Debug, Clone, Default)]
+pub struct Exchanged {
+    /// Ids whose fence held.
+    pub finished: Vec<String>,
+    /// New attempts.
+    pub claimed: Vec<Claimed>,
+    /// (job, attempt) pairs running here that an operator wants stopped.
+    pub cancelled: Vec<(String, i32)>,
 }
 
 /// A claimed attempt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Claimed {
     /// Id of the job.
     pub job: String,
@@ -66,6 +110,12 @@ pub struct Claimed {
     pub max_attempts: i32,
     /// Limit of one attempt.
     pub timeout: Duration,
+    /// Its class.
+    pub class: u8,
+    /// Its deadline, Unix seconds.
+    pub deadline: f64,
+    /// Whether it finds out for its whole vantage if the network works again.
+    pub probe: bool,
 }
 
 /// How one attempt ended.
@@ -83,6 +133,55 @@ pub struct Finished {
     pub result: String,
 }
 
+/// A kind of jobs as [`Db::scheduler_tick`] enqueues it.
+#[derive(Debug, Clone, Copy)]
+pub struct TickKind {
+    /// The kind.
+    pub kind: JobKind,
+    /// How long one attempt may run.
+    pub timeout: Duration,
+    /// Attempts before it is dead.
+    pub max_attempts: u16,
+    /// A target whose job vanished comes due again after this.
+    pub again: Duration,
+}
+
+/// What [`Db::scheduler_tick`] did.
+#[derive(Debug, Clone, Default)]
+pub struct Tick {
+    /// Term of the lead; none while another scheduler leads.
+    pub term: Option<i64>,
+    /// Jobs taken from lost workers.
+    pub rescued: Rescued,
+    /// New jobs, in the order of the kinds asked for.
+    pub enqueued: Vec<u64>,
+}
+
+fn claimed(row: &PgRow) -> Result<Claimed, DbError> {
+    let job: String = get(row, "job_id")?;
+    let kind: String = get(row, "kind")?;
+    let timeout: i32 = get(row, "timeout_s")?;
+    let class: i16 = get(row, "class")?;
+    Ok(Claimed {
+        kind: word(&kind, "apalis.jobs", "kind", || job.clone())?,
+        job,
+        queue: get(row, "queue")?,
+        network: get(row, "network")?,
+        target: get(row, "target")?,
+        attempt: get(row, "attempt")?,
+        max_attempts: get(row, "max_attempts")?,
+        timeout: Duration::from_secs(u64::try_from(timeout).unwrap_or(0)),
+        class: u8::try_from(class).unwrap_or(u8::MAX),
+        deadline: get(row, "deadline")?,
+        probe: get(row, "probe")?,
+    })
+}
+
+/// A number of things as the database counts.
+fn count32(n: u32) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
 fn seconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_secs()).unwrap_or(i32::MAX)
 }
@@ -93,14 +192,15 @@ impl Db {
         let row = self
             .one(
                 sqlx::query(
-                    "SELECT job_enqueue($1, $2, $3, array_fill(now(), ARRAY[cardinality($1)]), $4, $5, $6) AS n",
+                    "SELECT job_enqueue($1, $2, $3, array_fill(now(), ARRAY[cardinality($1)]), $4, $5, $6, p_classes => $7::smallint[]) AS n",
                 )
                 .bind(jobs.iter().map(|j| j.kind.as_str().to_owned()).collect::<Vec<_>>())
                 .bind(jobs.iter().map(|j| j.network.clone()).collect::<Vec<_>>())
                 .bind(jobs.iter().map(|j| j.target.clone()).collect::<Vec<_>>())
                 .bind(jobs.iter().map(|j| seconds(j.slack)).collect::<Vec<_>>())
                 .bind(jobs.iter().map(|j| seconds(j.timeout)).collect::<Vec<_>>())
-                .bind(jobs.iter().map(|j| i32::from(j.max_attempts)).collect::<Vec<_>>()),
+                .bind(jobs.iter().map(|j| i32::from(j.max_attempts)).collect::<Vec<_>>())
+                .bind(jobs.iter().map(|j| i16::from(j.class)).collect::<Vec<_>>()),
             )
             .await?;
         small_count(&row, "n")
@@ -132,49 +232,83 @@ impl Db {
 
     /// Registers or renews a worker; returns the (job, attempt) pairs it still holds.
     pub async fn job_heartbeat(&self, worker: &Registration) -> Result<Vec<(String, i32)>, DbError> {
+        let slots: Vec<i32> = worker.queues.iter().map(|(_, n)| count32(*n)).collect();
         let rows = self
             .all(
-                sqlx::query("SELECT job_id, attempt FROM job_heartbeat($1, $2, $3, $4, $5, $6)")
-                    .bind(&worker.worker)
-                    .bind(worker.lease.as_secs_f64())
-                    .bind(&worker.vantage)
-                    .bind(env!("CARGO_PKG_VERSION"))
-                    .bind(&worker.queues)
-                    .bind(i32::try_from(worker.slots).unwrap_or(i32::MAX)),
+                sqlx::query(
+                    "SELECT job_id, attempt FROM job_heartbeat($1, $2, $3, $4, $5, $6, p_slots_of => $7, \
+                     p_networks => $8, p_bytes => $9, p_listens => $10)",
+                )
+                .bind(&worker.worker)
+                .bind(worker.lease.as_secs_f64())
+                .bind(&worker.vantage)
+                .bind(env!("CARGO_PKG_VERSION"))
+                .bind(worker.queues.iter().map(|(queue, _)| queue.clone()).collect::<Vec<_>>())
+                .bind(slots.iter().sum::<i32>())
+                .bind(slots)
+                .bind(worker.traffic.iter().map(|(network, _)| (*network).to_owned()).collect::<Vec<_>>())
+                .bind(
+                    worker
+                        .traffic
+                        .iter()
+                        .map(|(_, n)| i64::try_from(*n).unwrap_or(i64::MAX))
+                        .collect::<Vec<_>>(),
+                )
+                .bind(worker.listens),
             )
             .await?;
         rows.iter().map(|row| Ok((get(row, "job_id")?, get(row, "attempt")?))).collect()
     }
 
-    /// Claims at most `free` jobs of each queue, earliest deadline first.
+    /// Claims at most `free` jobs of each queue for a worker that runs nothing else: earliest deadline first
+    /// within a class.
     pub async fn job_claim(&self, worker: &str, free: &[(String, u32)]) -> Result<Vec<Claimed>, DbError> {
+        let wanted = free
+            .iter()
+            .map(|(queue, n)| Wanted { queue: queue.clone(), free: *n, running: 0, floors: [None; 4] })
+            .collect();
+        let exchange = Exchange { wanted, ..Exchange::default() };
+        Ok(self.job_exchange(worker, &exchange).await?.claimed)
+    }
+
+    /// Acknowledges attempts, claims new ones, and learns which to stop, in one transaction.
+    pub async fn job_exchange(&self, worker: &str, exchange: &Exchange) -> Result<Exchanged, DbError> {
+        let Exchange { finished, wanted, turn, peaks } = exchange;
         let rows = self
             .all(
                 sqlx::query(
-                    "SELECT job_id, queue, kind, network, target, attempt, max_attempts, timeout_s FROM job_claim($1, $2, $3)",
+                    "SELECT what, job_id, coalesce(attempt, 0) AS attempt, coalesce(queue, '') AS queue, coalesce(kind, '') AS kind, \
+                     coalesce(network, '') AS network, coalesce(target, '') AS target, coalesce(max_attempts, 0) AS max_attempts, \
+                     coalesce(timeout_s, 0) AS timeout_s, coalesce(class, 0::smallint) AS class, \
+                     coalesce(extract(epoch FROM deadline_at), 0)::double precision AS deadline, coalesce(probe, false) AS probe \
+                     FROM job_exchange($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
+                     ARRAY(SELECT to_timestamp(f.at) FROM unnest($11::double precision[]) WITH ORDINALITY f(at, o) ORDER BY f.o), $12, $13)",
                 )
                 .bind(worker)
-                .bind(free.iter().map(|(queue, _)| queue.clone()).collect::<Vec<_>>())
-                .bind(free.iter().map(|(_, n)| i32::try_from(*n).unwrap_or(i32::MAX)).collect::<Vec<_>>()),
+                .bind(finished.iter().map(|f| f.job.clone()).collect::<Vec<_>>())
+                .bind(finished.iter().map(|f| f.attempt).collect::<Vec<_>>())
+                .bind(finished.iter().map(|f| f.verdict.as_str().to_owned()).collect::<Vec<_>>())
+                .bind(finished.iter().map(|f| f.delay.as_secs_f64()).collect::<Vec<_>>())
+                .bind(finished.iter().map(|f| f.result.clone()).collect::<Vec<_>>())
+                .bind(wanted.iter().map(|w| w.queue.clone()).collect::<Vec<_>>())
+                .bind(wanted.iter().map(|w| count32(w.free)).collect::<Vec<_>>())
+                .bind(wanted.iter().map(|w| count32(w.running)).collect::<Vec<_>>())
+                .bind(turn)
+                .bind(wanted.iter().flat_map(|w| w.floors).collect::<Vec<_>>())
+                .bind(peaks.iter().map(|(network, _)| network.clone()).collect::<Vec<_>>())
+                .bind(peaks.iter().map(|(_, n)| count32(*n)).collect::<Vec<_>>()),
             )
             .await?;
-        rows.iter()
-            .map(|row| {
-                let job: String = get(row, "job_id")?;
-                let kind: String = get(row, "kind")?;
-                let timeout: i32 = get(row, "timeout_s")?;
-                Ok(Claimed {
-                    kind: word(&kind, "apalis.jobs", "kind", || job.clone())?,
-                    job,
-                    queue: get(row, "queue")?,
-                    network: get(row, "network")?,
-                    target: get(row, "target")?,
-                    attempt: get(row, "attempt")?,
-                    max_attempts: get(row, "max_attempts")?,
-                    timeout: Duration::from_secs(u64::try_from(timeout).unwrap_or(0)),
-                })
-            })
-            .collect()
+        let mut exchanged = Exchanged::default();
+        for row in &rows {
+            let what: String = get(row, "what")?;
+            match what.as_str() {
+                "finished" => exchanged.finished.push(get(row, "job_id")?),
+                "claimed" => exchanged.claimed.push(claimed(row)?),
+                _ => exchanged.cancelled.push((get(row, "job_id")?, get(row, "attempt")?)),
+            }
+        }
+        Ok(exchanged)
     }
 
     /// Acknowledges attempts; returns the ids whose fence held.
@@ -197,6 +331,41 @@ impl Db {
     pub async fn worker_stop(&self, worker: &str) -> Result<u64, DbError> {
         let row = self.one(sqlx::query("SELECT worker_stop($1) AS n").bind(worker)).await?;
         small_count(&row, "n")
+    }
+
+    /// One round of a scheduler, in one transaction; nothing but the claim of the lead while another leads.
+    pub async fn scheduler_tick(
+        &self,
+        holder: &str,
+        ttl: Duration,
+        kinds: &[TickKind],
+        networks: &[String],
+        limit: u32,
+        deadlines: bool,
+    ) -> Result<Tick, DbError> {
+        let row = self
+            .one(
+                sqlx::query(
+                    "SELECT term, coalesce(rescued, 0) AS rescued, coalesce(killed, 0) AS killed, \
+                     coalesce(enqueued, '{}') AS enqueued FROM scheduler_tick($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                )
+                .bind(holder)
+                .bind(ttl.as_secs_f64())
+                .bind(kinds.iter().map(|k| k.kind.as_str().to_owned()).collect::<Vec<_>>())
+                .bind(networks)
+                .bind(kinds.iter().map(|k| seconds(k.timeout)).collect::<Vec<_>>())
+                .bind(kinds.iter().map(|k| i32::from(k.max_attempts)).collect::<Vec<_>>())
+                .bind(kinds.iter().map(|k| seconds(k.again)).collect::<Vec<_>>())
+                .bind(count32(limit))
+                .bind(deadlines),
+            )
+            .await?;
+        let enqueued: Vec<i32> = get(&row, "enqueued")?;
+        Ok(Tick {
+            term: get(&row, "term")?,
+            rescued: Rescued { again: small_count(&row, "rescued")?, dead: small_count(&row, "killed")? },
+            enqueued: enqueued.into_iter().map(|n| u64::try_from(n).unwrap_or(0)).collect(),
+        })
     }
 
     /// Takes or renews a leader lease; `None` while another process holds it.

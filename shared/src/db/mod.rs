@@ -9,6 +9,7 @@ mod archive;
 mod error;
 mod inspect;
 mod jobs;
+mod listen;
 mod maintain;
 mod migrate;
 mod observe;
@@ -27,7 +28,10 @@ use sqlx::{ConnectOptions, Connection, Postgres};
 pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored, UnminedEvent};
 pub use error::DbError;
 pub use inspect::{LeaderLine, Unsettled};
-pub use jobs::{Claimed, Enqueued, Finished, NewJob, Registration};
+pub use jobs::{
+    Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Tick, TickKind, Wanted,
+};
+pub use listen::JobListener;
 pub use maintain::Rescued;
 pub use migrate::{
     DIRECT_LOCK, MIGRATOR, MigrateOptions, apply_grants, connect_direct, prepare_roles, run_migrations,

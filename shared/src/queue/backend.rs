@@ -1,4 +1,4 @@
-//! Our `apalis` backend: tasks arrive over a channel from the feeder, results leave over one to the acker.
+//! Our `apalis` backend: tasks arrive over a channel from the exchange, and results leave over one to it.
 //!
 //! It never fails and never talks to the database: a worker cannot die of a hiccup.
 
@@ -11,10 +11,11 @@ use apalis_core::backend::{BackendConfig, finalize::Ephemeral};
 use apalis_core::error::BoxDynError;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc;
 
-use super::acker::Ended;
+use super::ack::Ended;
+use super::lanes::Slot;
+use super::run::End;
 use crate::db::Claimed;
 use crate::jobs::Ending;
 
@@ -22,10 +23,9 @@ use crate::jobs::Ending;
 #[derive(Debug, Clone)]
 pub(super) struct Ticket {
     pub(super) claimed: Claimed,
-    #[expect(dead_code, reason = "held, not read: the slot is free when the last clone is gone")]
-    pub(super) slot: Arc<OwnedSemaphorePermit>,
-    /// Cancelled when the lease was lost to another worker.
-    pub(super) lost: CancellationToken,
+    pub(super) slot: Arc<Slot>,
+    /// Says when the attempt is to end before its time.
+    pub(super) end: End,
 }
 
 /// Receiving end of one queue's channel; shared, so that a restarted worker goes on where it was.
@@ -86,7 +86,7 @@ impl BackendConfig for QueueBackend {
     }
 }
 
-/// Outermost layer: whatever becomes of an attempt, panic included, reaches the acker.
+/// Outermost layer: whatever becomes of an attempt, panic included, reaches the exchange.
 #[derive(Debug, Clone)]
 pub(super) struct AckLayer {
     ended: mpsc::Sender<Ended>,
@@ -128,8 +128,8 @@ where
         async move {
             // An error here is a panic that the layer below caught: our fault, worth another attempt.
             let ending = work.await.unwrap_or_else(|error| Ending::retry(&error.into().to_string()));
-            // The acker outlives every worker; if it is gone, rescue finds the job.
-            drop(ended.send(Ended { ticket, ending }).await);
+            // The exchange outlives every worker; if it is gone, rescue finds the job.
+            drop(ended.send(Ended::new(ticket, ending)).await);
             Ok(())
         }
         .boxed()

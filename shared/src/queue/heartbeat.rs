@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::run::{HEARTBEAT, Shared};
+use super::run::{HEARTBEAT, Shared, Why};
+use crate::clock;
 use crate::db::{DbError, Finished};
 use crate::models::Verdict;
 
@@ -15,11 +16,21 @@ const RETRY: Duration = Duration::from_secs(1);
 /// (job, attempt) pairs.
 type Pairs = HashSet<(String, i32)>;
 
-/// Beats until told to stop.
+/// Beats until told to stop. A lease that could not be renewed in time is over by our own clock: whatever runs
+/// here is stopped then, for another worker may have it.
 pub(super) async fn run(shared: Shared, stop: CancellationToken) {
     let mut strays = Pairs::new();
     loop {
-        let pause = match beat(&shared, &mut strays).await {
+        let beating = beat(&shared, &mut strays);
+        tokio::pin!(beating);
+        let result = tokio::select! {
+            result = &mut beating => result,
+            () = lease_end(&shared) => {
+                shared.end_all(Why::Lost);
+                beating.await
+            }
+        };
+        let pause = match result {
             Ok(()) => shared.options.lease / 3,
             Err(error) => {
                 tracing::warn!(error = %error, "heartbeat again when the database answers");
@@ -34,20 +45,34 @@ pub(super) async fn run(shared: Shared, stop: CancellationToken) {
     }
 }
 
+/// Waits for the end of the lease.
+async fn lease_end(shared: &Shared) {
+    loop {
+        let left = shared.lease_left();
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left).await;
+    }
+}
+
 /// One heartbeat: renews the lease, stops the attempts that another worker has taken over, and gives back
 /// those the database thinks we run although their claim never reached us (`strays`, seen twice running).
 pub(super) async fn beat(shared: &Shared, strays: &mut Pairs) -> Result<(), DbError> {
     let before = shared.held();
-    let held: Pairs = shared.db.job_heartbeat(&shared.options.registration()).await?.into_iter().collect();
+    // The lease counts from before the question: the answer may have been long on its way.
+    let asked_ms = clock::monotonic_ms();
+    let held: Pairs = shared.db.job_heartbeat(&shared.registration()).await?.into_iter().collect();
+    shared.renewed(asked_ms);
     shared.beat(HEARTBEAT);
-    for (key, lost) in before {
+    for key in before {
         if !held.contains(&key) && shared.is_held(&key) {
             tracing::warn!(
                 job.id = key.0,
                 job.attempt = key.1,
-                "another worker took this job over; stopping it here"
+                "this job is not ours any more; stopping it here"
             );
-            lost.cancel();
+            shared.end(&key, Why::Lost);
         }
     }
     let unknown: Pairs = held.into_iter().filter(|key| !shared.is_held(key)).collect();

@@ -1,13 +1,15 @@
 //! The queue: apalis's workers on a backend of our own over PostgreSQL (ADR-001).
 //!
-//! The only room that names apalis. One feeder, one acker and one heartbeat serve all queues of a process:
-//! a heartbeat never waits behind work, a slot is claimed only when free, and each of the three outlives
+//! The only room that names apalis. One loop that acknowledges and claims, and one heartbeat, serve all
+//! queues of a process: a heartbeat never waits behind work, a slot is claimed only when free, and both outlive
 //! any database outage. What a job *does* is not known here ([`crate::jobs::Handler`]).
 
-mod acker;
+mod ack;
 mod backend;
-mod feeder;
+mod exchange;
 mod heartbeat;
+mod lanes;
+mod listen;
 mod run;
 mod setup;
 

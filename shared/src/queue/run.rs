@@ -1,17 +1,18 @@
-//! One worker process: an apalis Monitor with a Worker per queue, and the three loops that serve them.
+//! One worker process: an apalis Monitor with a Worker per queue, and the loops that serve them.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use apalis::prelude::*;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::backend::{QueueBackend, Ticket, Tickets};
-use super::feeder::Lane;
-use super::{acker, feeder, heartbeat};
+use super::lanes::Lanes;
+use super::{exchange, heartbeat, listen};
 use crate::clock;
 use crate::db::{Db, Registration};
 use crate::jobs::{Attempt, Ending, Handler, JobError};
@@ -33,21 +34,40 @@ pub struct QueueOptions {
     pub poll: Duration,
     /// How long running jobs may finish after a stop.
     pub grace: Duration,
+    /// Direct connection over which to hear of new jobs; without one, polling suffices.
+    pub listen_url: Option<String>,
 }
 
-impl QueueOptions {
-    pub(super) fn registration(&self) -> Registration {
-        Registration {
-            worker: self.worker.clone(),
-            lease: self.lease,
-            vantage: self.vantage.clone(),
-            queues: self.queues.iter().map(|(queue, _)| queue.clone()).collect(),
-            slots: self.queues.iter().map(|(_, slots)| *slots).sum(),
-        }
+/// Why an attempt ends before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Another worker may have it.
+    Lost,
+    /// An operator wants so.
+    Cancelled,
+}
+
+/// Tells a running attempt to end, and why.
+#[derive(Debug, Clone, Default)]
+pub(super) struct End {
+    token: CancellationToken,
+    why: Arc<OnceLock<Why>>,
+}
+
+impl End {
+    fn now(&self, why: Why) {
+        // The first reason stands.
+        self.why.get_or_init(|| why);
+        self.token.cancel();
+    }
+
+    async fn told(&self) -> Why {
+        self.token.cancelled().await;
+        self.why.get().copied().unwrap_or(Why::Lost)
     }
 }
 
-type Held = HashMap<(String, i32), CancellationToken>;
+type Key = (String, i32);
 
 /// What the loops of one process share.
 #[derive(Clone)]
@@ -55,33 +75,98 @@ pub(super) struct Shared {
     pub(super) db: Db,
     pub(super) options: Arc<QueueOptions>,
     pub(super) metrics: Metrics,
-    pub(super) freed: Arc<Notify>,
-    pub(super) health: Health,
-    held: Arc<Mutex<Held>>,
+    /// Something may be there to claim: a slot became free by itself, or a job was announced.
+    pub(super) wake: Arc<Notify>,
+    health: Health,
+    held: Arc<Mutex<HashMap<Key, End>>>,
+    listens: Arc<AtomicBool>,
+    /// When the lease was last known to begin, monotonic milliseconds.
+    leased_ms: Arc<AtomicU64>,
 }
 
 impl Shared {
-    /// Notes an attempt as running here; the token is cancelled if the lease is lost.
-    pub(super) fn remember(&self, job: &str, attempt: i32) -> CancellationToken {
-        let lost = CancellationToken::new();
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.insert((job.to_owned(), attempt), lost.clone());
+    fn new(db: Db, options: QueueOptions, metrics: Metrics, health: Health) -> Self {
+        Self {
+            db,
+            options: Arc::new(options),
+            metrics,
+            wake: Arc::default(),
+            health,
+            held: Arc::default(),
+            listens: Arc::default(),
+            leased_ms: Arc::new(AtomicU64::new(clock::monotonic_ms())),
+        }
+    }
+
+    pub(super) fn registration(&self) -> Registration {
+        Registration {
+            worker: self.options.worker.clone(),
+            lease: self.options.lease,
+            vantage: self.options.vantage.clone(),
+            queues: self.options.queues.clone(),
+            traffic: Vec::new(),
+            listens: self.listens.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn set_listening(&self, listens: bool) {
+        self.listens.store(listens, Ordering::Relaxed);
+    }
+
+    /// The lease stands from `asked_ms` on.
+    pub(super) fn renewed(&self, asked_ms: u64) {
+        self.leased_ms.store(asked_ms, Ordering::Relaxed);
+    }
+
+    /// How much of the lease is left by our own clock.
+    pub(super) fn lease_left(&self) -> Duration {
+        let age = clock::monotonic_ms().saturating_sub(self.leased_ms.load(Ordering::Relaxed));
+        self.options.lease.saturating_sub(Duration::from_millis(age))
+    }
+
+    /// Notes an attempt as running here.
+    pub(super) fn remember(&self, job: &str, attempt: i32) -> End {
+        let end = End::default();
+        let mut held = self.lock();
+        held.insert((job.to_owned(), attempt), end.clone());
         self.metrics.jobs_running.set(i64::try_from(held.len()).unwrap_or(i64::MAX));
-        lost
+        end
     }
 
     pub(super) fn forget(&self, job: &str, attempt: i32) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.lock();
         held.remove(&(job.to_owned(), attempt));
         self.metrics.jobs_running.set(i64::try_from(held.len()).unwrap_or(i64::MAX));
     }
 
-    pub(super) fn held(&self) -> Held {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn held(&self) -> HashSet<Key> {
+        self.lock().keys().cloned().collect()
     }
 
-    pub(super) fn is_held(&self, key: &(String, i32)) -> bool {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    pub(super) fn is_held(&self, key: &Key) -> bool {
+        self.lock().contains_key(key)
+    }
+
+    /// Ends an attempt that runs here; none of that name is none to end.
+    pub(super) fn end(&self, key: &Key, why: Why) {
+        if let Some(end) = self.lock().get(key) {
+            end.now(why);
+        }
+    }
+
+    /// Ends everything that runs here.
+    pub(super) fn end_all(&self, why: Why) {
+        let held = self.lock();
+        if !held.is_empty() {
+            tracing::warn!(jobs = held.len(), "the lease could not be renewed in time; stopping what runs");
+        }
+        for end in held.values() {
+            end.now(why);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, End>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A loop of this process has just done its work.
@@ -93,7 +178,7 @@ impl Shared {
 /// Names under which health is reported: a worker that cannot renew its lease, or asks for no work, does none.
 pub(super) const HEARTBEAT: &str = "heartbeat";
 /// See [`HEARTBEAT`].
-pub(super) const FEEDER: &str = "feeder";
+pub(super) const EXCHANGE: &str = "exchange";
 
 fn health_limit(options: &QueueOptions) -> Duration {
     options.lease.max(options.poll * 5)
@@ -115,16 +200,9 @@ pub async fn run(
     health: Health,
     stop: CancellationToken,
 ) {
-    let options = Arc::new(options);
-    let shared = Shared {
-        db,
-        options: Arc::clone(&options),
-        metrics,
-        freed: Arc::new(Notify::new()),
-        health,
-        held: Arc::default(),
-    };
-    for part in [HEARTBEAT, FEEDER] {
+    let shared = Shared::new(db, options, metrics, health);
+    let options = Arc::clone(&shared.options);
+    for part in [HEARTBEAT, EXCHANGE] {
         shared.health.expect(part, health_limit(&options));
     }
     // Registered before the first claim; the loop waits for the database for as long as it takes.
@@ -143,14 +221,10 @@ pub async fn run(
         tracing::error!(error = %error, "a queue's worker failed; restarting it");
         true
     });
-    let mut lanes = Vec::new();
+    let mut lanes = Lanes::new(Arc::clone(&shared.wake));
     for (queue, slots) in &options.queues {
         let (tickets_tx, tickets_rx) = mpsc::channel(*slots as usize);
-        lanes.push(Lane {
-            queue: queue.clone(),
-            slots: Arc::new(Semaphore::new(*slots as usize)),
-            tickets: tickets_tx,
-        });
+        lanes.push(queue, *slots, tickets_tx);
         let tickets: Tickets = Arc::new(Mutex::new(tickets_rx));
         let (ended, runner, name) = (ended_tx.clone(), runner.clone(), format!("{queue}@{}", options.worker));
         monitor = monitor.register(move |restarts| {
@@ -164,8 +238,10 @@ pub async fn run(
     drop(ended_tx);
     let beating = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let feeder = tasks.spawn(feeder::run(shared.clone(), lanes, stop.clone()));
-    let acker = tasks.spawn(acker::run(shared.clone(), ended_rx));
+    if let Some(url) = options.listen_url.clone() {
+        tasks.spawn(listen::run(shared.clone(), url, stop.clone()));
+    }
+    let exchange = tasks.spawn(exchange::run(shared.clone(), lanes, ended_rx, stop.clone()));
     let heart = tasks.spawn(heartbeat::run(shared.clone(), beating.clone()));
     let stopping = stop.clone();
     let workers = tasks.spawn(async move {
@@ -179,11 +255,10 @@ pub async fn run(
         }
     });
     stop.cancelled().await;
-    let ends = [feeder.abort_handle(), workers.abort_handle(), acker.abort_handle(), heart.abort_handle()];
+    let ends = [workers.abort_handle(), exchange.abort_handle(), heart.abort_handle()];
     let grace = async {
-        drop(feeder.await);
         drop(workers.await);
-        drop(acker.await);
+        drop(exchange.await);
         beating.cancel();
         drop(heart.await);
     };
@@ -247,7 +322,10 @@ async fn handle(ticket: Ticket, runner: Data<Runner>) -> Result<Ending, std::con
             Err(_) => Ending::from(JobError::snooze(Duration::ZERO, "stopped")),
         },
         () = tokio::time::sleep(limit) => Ending::retry("the attempt ran into its time limit"),
-        () = ticket.lost.cancelled() => Ending::retry("the lease was lost"),
+        why = ticket.end.told() => match why {
+            Why::Lost => Ending::retry("the lease was lost"),
+            Why::Cancelled => Ending::from(JobError::cancel("cancelled by an operator")),
+        },
     };
     let seconds = Duration::from_millis(clock::monotonic_ms().saturating_sub(began)).as_secs_f64();
     runner.shared.metrics.job_run_seconds.get_or_create(&labels).observe(seconds);

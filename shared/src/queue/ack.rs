@@ -1,46 +1,54 @@
-//! Acknowledging attempts in batches, retried until the database answers.
+//! How attempts are acknowledged: what is written, and what is learnt from the answer.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
 use super::backend::Ticket;
 use super::run::{Shared, network_label};
-use crate::db::Finished;
+use crate::db::{DbError, Finished};
 use crate::jobs::Ending;
 use crate::models::Verdict;
 use crate::telemetry::Labels;
-
-/// Attempts per statement; what queues up while one is under way goes with the next.
-const BATCH: usize = 500;
-/// Between tries while the database is away.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// An attempt that ended; holds its slot until the database knows.
 pub(super) struct Ended {
     pub(super) ticket: Ticket,
     pub(super) ending: Ending,
+    /// Delay before the next attempt: drawn once, so that saying it again says the same.
+    pub(super) delay: Duration,
 }
 
-/// Runs until every sender is gone and everything is written.
-pub(super) async fn run(shared: Shared, mut ended: mpsc::Receiver<Ended>) {
-    let mut batch = Vec::new();
-    while ended.recv_many(&mut batch, BATCH).await > 0 {
-        acknowledge(&shared, &batch).await;
-        batch.clear();
-        shared.freed.notify_one();
+impl Ended {
+    pub(super) fn new(ticket: Ticket, ending: Ending) -> Self {
+        let delay = ending.delay.unwrap_or_else(|| backoff(ticket.claimed.attempt));
+        Self { ticket, ending, delay }
     }
 }
 
-/// Acknowledges a batch; if the database refuses a result as such, halves it until that one stands alone,
-/// and acknowledges its attempt without it.
-async fn acknowledge(shared: &Shared, batch: &[Ended]) {
+/// The acknowledgement of an attempt.
+pub(super) fn finished(ended: &Ended, with_result: bool) -> Finished {
+    let mut result =
+        if with_result { ended.ending.result.clone() } else { json!({ "error": "unstorable result" }) };
+    strip_nul(&mut result);
+    Finished {
+        job: ended.ticket.claimed.job.clone(),
+        attempt: ended.ticket.claimed.attempt,
+        verdict: ended.ending.verdict,
+        delay: ended.delay,
+        result: result.to_string(),
+    }
+}
+
+/// Acknowledges a batch of which the database refuses a result: halves it until that one stands alone, and
+/// acknowledges its attempt without it. Returns the jobs whose fence held.
+pub(super) async fn bisect(shared: &Shared, batch: &[Ended]) -> Result<Vec<String>, DbError> {
+    let mut held = Vec::new();
     let mut parts: Vec<(&[Ended], bool)> = vec![(batch, true)];
     while let Some((part, with_results)) = parts.pop() {
-        let finished: Vec<Finished> = part.iter().map(|ended| finished(ended, with_results)).collect();
-        match shared.db.job_finish(&shared.options.worker, &finished).await {
-            Ok(held) => settle(shared, part, &held),
+        let said: Vec<Finished> = part.iter().map(|ended| finished(ended, with_results)).collect();
+        match shared.db.job_finish(&shared.options.worker, &said).await {
+            Ok(ids) => held.extend(ids),
             Err(error) if error.is_data() && part.len() > 1 => {
                 let (left, right) = part.split_at(part.len() / 2);
                 parts.extend([(left, with_results), (right, with_results)]);
@@ -49,27 +57,10 @@ async fn acknowledge(shared: &Shared, batch: &[Ended]) {
                 tracing::error!(error = %error, "the database refused a result; acknowledging without it");
                 parts.push((part, false));
             }
-            Err(error) => {
-                tracing::warn!(error = %error, jobs = part.len(), "acknowledging again until the database answers");
-                shared.metrics.queue_errors.inc();
-                parts.push((part, with_results));
-                tokio::time::sleep(RETRY).await;
-            }
+            Err(error) => return Err(error),
         }
     }
-}
-
-fn finished(ended: &Ended, with_result: bool) -> Finished {
-    let mut result =
-        if with_result { ended.ending.result.clone() } else { json!({ "error": "unstorable result" }) };
-    strip_nul(&mut result);
-    Finished {
-        job: ended.ticket.claimed.job.clone(),
-        attempt: ended.ticket.claimed.attempt,
-        verdict: ended.ending.verdict,
-        delay: ended.ending.delay.unwrap_or_else(|| backoff(ended.ticket.claimed.attempt)),
-        result: result.to_string(),
-    }
+    Ok(held)
 }
 
 /// jsonb has no NUL; a remote's words, quoted in a report, may.
@@ -98,10 +89,12 @@ fn backoff(attempt: i32) -> Duration {
     Duration::from_millis(base * 3 / 4 + jitter)
 }
 
-fn settle(shared: &Shared, batch: &[Ended], held: &[String]) {
+/// Takes note of what the database said about a batch.
+pub(super) fn settle(shared: &Shared, batch: &[Ended], held: &[String]) {
     for ended in batch {
         let claimed = &ended.ticket.claimed;
         shared.forget(&claimed.job, claimed.attempt);
+        ended.ticket.slot.settle();
         if held.contains(&claimed.job) {
             let labels = Labels::new(
                 claimed.kind.as_str(),

@@ -1,0 +1,141 @@
+//! The one loop that talks to the queue: it acknowledges what ended and claims what became free, in one call.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::ack::{self, Ended};
+use super::backend::Ticket;
+use super::lanes::Lanes;
+use super::run::{EXCHANGE, Shared, Why};
+use crate::clock;
+use crate::db::{Claimed, DbError, Exchange, Exchanged, Wanted};
+
+/// Attempts acknowledged per call; what ends while one is under way goes with the next.
+const BATCH: usize = 500;
+/// Between tries while the database is away.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Runs until told to stop and every attempt is acknowledged: then the lanes' channels close, the workers come
+/// to an end, and with them the senders of `ended`.
+pub(super) async fn run(
+    shared: Shared,
+    mut lanes: Lanes,
+    mut ended: mpsc::Receiver<Ended>,
+    stop: CancellationToken,
+) {
+    let mut batch: Vec<Ended> = Vec::new();
+    let mut peaks_ms = clock::monotonic_ms();
+    loop {
+        if stop.is_cancelled() {
+            lanes.clear();
+        }
+        let wanted: Vec<Wanted> = lanes
+            .wanted(batch.iter().map(|ended| &ended.ticket.claimed))
+            .into_iter()
+            .filter(|wanted| wanted.free > 0)
+            .collect();
+        let mut exchange = Exchange { wanted, turn: lanes.turn(), ..Exchange::default() };
+        if clock::monotonic_ms().saturating_sub(peaks_ms) >= millis(shared.options.lease / 3) {
+            exchange.peaks = lanes.take_peaks();
+            peaks_ms = clock::monotonic_ms();
+        }
+        let pause = match tell(&shared, &batch, exchange).await {
+            Ok((exchange, exchanged)) => {
+                shared.beat(EXCHANGE);
+                ack::settle(&shared, &batch, &exchanged.finished);
+                batch.clear();
+                if !exchange.wanted.is_empty() {
+                    shared.metrics.claim_size.observe(count(exchanged.claimed.len()));
+                }
+                lanes.claimed(&exchange.wanted, &exchanged.claimed);
+                hand_out(&shared, &lanes, exchanged.claimed).await;
+                lanes.note_peaks();
+                for key in &exchanged.cancelled {
+                    shared.end(key, Why::Cancelled);
+                }
+                jittered(shared.options.poll)
+            }
+            Err(error) => {
+                tracing::warn!(error = %error, jobs = batch.len(), "again when the database answers");
+                shared.metrics.queue_errors.inc();
+                RETRY
+            }
+        };
+        if !wait(&shared, &mut ended, &mut batch, pause, &stop).await {
+            return;
+        }
+    }
+}
+
+/// Waits until there is something to tell or to ask; false when all is said.
+async fn wait(
+    shared: &Shared,
+    ended: &mut mpsc::Receiver<Ended>,
+    batch: &mut Vec<Ended>,
+    pause: Duration,
+    stop: &CancellationToken,
+) -> bool {
+    // What was not acknowledged yet waits for nothing but the database.
+    let room = if batch.is_empty() { BATCH } else { 0 };
+    tokio::select! {
+        biased;
+        n = ended.recv_many(batch, BATCH), if room > 0 => n > 0,
+        () = stop.cancelled(), if !stop.is_cancelled() => true,
+        () = shared.wake.notified() => true,
+        () = tokio::time::sleep(pause) => true,
+    }
+}
+
+/// One call: acknowledges and claims together, or, when the database refuses a result as such, one after the other.
+async fn tell(
+    shared: &Shared,
+    batch: &[Ended],
+    mut exchange: Exchange,
+) -> Result<(Exchange, Exchanged), DbError> {
+    let began = clock::monotonic_ms();
+    exchange.finished = batch.iter().map(|ended| ack::finished(ended, true)).collect();
+    let result = match shared.db.job_exchange(&shared.options.worker, &exchange).await {
+        Err(error) if error.is_data() && !batch.is_empty() => {
+            let held = ack::bisect(shared, batch).await?;
+            exchange.finished = Vec::new();
+            shared.db.job_exchange(&shared.options.worker, &exchange).await.map(|mut exchanged| {
+                exchanged.finished = held;
+                exchanged
+            })
+        }
+        result => result,
+    }?;
+    let seconds = Duration::from_millis(clock::monotonic_ms().saturating_sub(began)).as_secs_f64();
+    shared.metrics.exchange_seconds.observe(seconds);
+    Ok((exchange, result))
+}
+
+/// Spreads the polls of a fleet that was started at once: three fifths to five fifths.
+fn jittered(poll: Duration) -> Duration {
+    let share = u32::from_str_radix(&clock::random_hex(1), 16).unwrap_or(128);
+    poll * 3 / 5 + poll * 2 / 5 * share / 256
+}
+
+async fn hand_out(shared: &Shared, lanes: &Lanes, claimed: Vec<Claimed>) {
+    for claimed in claimed {
+        let Some((slot, tickets)) = lanes.take(&claimed.queue) else { continue };
+        let end = shared.remember(&claimed.job, claimed.attempt);
+        let queue = claimed.queue.clone();
+        let ticket = Ticket { claimed, slot: slot.into(), end };
+        // The channel holds as many tickets as there are slots, so this does not wait.
+        if tickets.send(ticket).await.is_err() {
+            tracing::error!(queue, "a queue's worker is gone; rescue will find its jobs");
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+const fn count(n: usize) -> f64 {
+    n as f64
+}
