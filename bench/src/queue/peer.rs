@@ -1,0 +1,60 @@
+//! The peer of the queue's figures: apalis-postgres 1.0.0 as shipped.
+//!
+//! The one place outside `shared/src/queue` that names apalis (`tests/it/tidy.rs`): a peer that is measured
+//! in the same run has to be run. Everything is left at its defaults (batches of 10, a pool of 10, no LISTEN)
+//! but for the interval of its polls: without one it looks for work only at its heartbeat, every 30 s.
+
+use std::time::Duration;
+
+use apalis::prelude::*;
+use apalis_postgres::{Config, PgPool, PostgresStorage};
+use shared::clock;
+
+use super::worker::{Arguments, JOB};
+
+/// Its queue.
+pub(crate) const QUEUE: &str = "bench";
+
+fn storage(pool: &PgPool) -> PostgresStorage<u64> {
+    PostgresStorage::new(pool).with_config(Config::default().queue(QUEUE))
+}
+
+/// Its tables in an empty database.
+pub(crate) async fn migrate(url: &str) -> anyhow::Result<()> {
+    let pool = PgPool::connect(url).await?;
+    PostgresStorage::setup(&pool).await?;
+    pool.close().await;
+    Ok(())
+}
+
+/// Enqueues `n` jobs; each carries the number it is given.
+pub(crate) async fn enqueue(url: &str, jobs: Vec<u64>) -> anyhow::Result<()> {
+    let pool = PgPool::connect(url).await?;
+    let mut storage = storage(&pool);
+    let pushed = storage.push_bulk(jobs).await;
+    pool.close().await;
+    pushed.map_err(|error| anyhow::anyhow!("the peer did not take its jobs: {error}"))
+}
+
+/// A worker process.
+pub(crate) async fn work(arguments: &Arguments) -> anyhow::Result<()> {
+    let pool = PgPool::connect(&arguments.url).await?;
+    let name = format!("bench-{}-{}", std::process::id(), clock::random_hex(4));
+    let slots = usize::try_from(arguments.slots)?;
+    let poll = Duration::from_millis(arguments.poll_ms);
+    let worker = WorkerBuilder::new(name);
+    if arguments.listen {
+        let backend = storage(&pool).with_pubsub().poll_with_interval(poll);
+        worker.backend(backend).concurrency(slots).build(nothing).run().await?;
+    } else {
+        let backend = storage(&pool).poll_with_interval(poll);
+        worker.backend(backend).concurrency(slots).build(nothing).run().await?;
+    }
+    Ok(())
+}
+
+/// Sleeps for the length of a job; says when it started, for the figures of waking up.
+async fn nothing(_: u64) -> Result<(), BoxDynError> {
+    tokio::time::sleep(JOB).await;
+    Ok(())
+}
