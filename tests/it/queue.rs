@@ -275,7 +275,7 @@ async fn the_claim_is_an_index_scan_whatever_the_backlog() {
     db.close().await;
     scans(
         &test,
-        "SELECT seq_scan || ' ' || (SELECT idx_scan > 0 AND idx_tup_read < 200 FROM pg_stat_user_indexes WHERE indexrelname = 'bigbrotr_ready')
+        "SELECT seq_scan || ' ' || (SELECT idx_scan > 0 AND idx_tup_read < 2000 FROM pg_stat_user_indexes WHERE indexrelname = 'bigbrotr_ready')
          FROM pg_stat_user_tables WHERE relname = 'jobs' AND schemaname = 'apalis'",
         "0 true",
     )

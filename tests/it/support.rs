@@ -76,11 +76,22 @@ pub(crate) async fn claim_one(db: &Db, worker: &str, kind: JobKind, target: &str
     register(db, worker, Duration::from_secs(60)).await;
     db.job_enqueue(&[job(kind, target)]).await.unwrap();
     let queue = format!("{kind}.{}", if kind.is_remote() { "clearnet" } else { "local" });
-    let mut claimed = db.job_claim(worker, &[(queue, 100)]).await.unwrap();
-    let position = claimed.iter().position(|c| c.target == target).expect("the job was claimable");
-    let claimed = claimed.swap_remove(position);
+    let claimed = claim_target(db, worker, &queue, target).await;
     let fence = Fence::new(claimed.job.clone(), worker.to_owned(), claimed.attempt);
     (claimed, fence)
+}
+
+/// Claims until it has the job of `target`.
+pub(crate) async fn claim_target(db: &Db, worker: &str, queue: &str, target: &str) -> Claimed {
+    for _ in 0..100 {
+        let claimed = db.job_claim(worker, &[(queue.to_owned(), 100)]).await.unwrap();
+        if let Some(found) = claimed.into_iter().find(|c| c.target == target) {
+            return found;
+        }
+        // bound: 100 × 50 ms; jobs of one host step forward a few times a second
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the job was not claimable")
 }
 
 /// One value of one row, read as the superuser.

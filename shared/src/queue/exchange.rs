@@ -31,11 +31,7 @@ pub(super) async fn run(
         if stop.is_cancelled() {
             lanes.clear();
         }
-        let wanted: Vec<Wanted> = lanes
-            .wanted(batch.iter().map(|ended| &ended.ticket.claimed))
-            .into_iter()
-            .filter(|wanted| wanted.free > 0)
-            .collect();
+        let wanted: Vec<Wanted> = lanes.wanted(&batch).into_iter().filter(|wanted| wanted.free > 0).collect();
         let mut exchange = Exchange { wanted, turn: lanes.turn(), ..Exchange::default() };
         if clock::monotonic_ms().saturating_sub(peaks_ms) >= millis(shared.options.lease / 3) {
             exchange.peaks = lanes.take_peaks();

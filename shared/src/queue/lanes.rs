@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio::sync::{Notify, mpsc};
 
+use super::ack::Ended;
 use super::backend::Ticket;
 use crate::clock;
 use crate::db::{Claimed, Wanted};
@@ -49,7 +50,7 @@ impl Drop for Slot {
 
 /// All lanes of the process.
 pub(super) struct Lanes {
-    lanes: Vec<Lane>,
+    all: Vec<Lane>,
     freed: Arc<Notify>,
     floors_ms: u64,
     turn: i32,
@@ -60,18 +61,18 @@ impl Lanes {
     pub(super) fn new(freed: Arc<Notify>) -> Self {
         // Workers begin their shares at different places.
         let turn = i32::from_str_radix(&clock::random_hex(1), 16).unwrap_or(0);
-        Self { lanes: Vec::new(), freed, floors_ms: clock::monotonic_ms(), turn, peaks: BTreeMap::new() }
+        Self { all: Vec::new(), freed, floors_ms: clock::monotonic_ms(), turn, peaks: BTreeMap::new() }
     }
 
     pub(super) fn push(&mut self, queue: &str, slots: u32, tickets: mpsc::Sender<Ticket>) {
         let network = queue.split_once('.').map_or("", |(_, network)| network).to_owned();
         let queue = queue.to_owned();
-        self.lanes.push(Lane { queue, network, slots, used: Arc::default(), tickets, floors: [None; 4] });
+        self.all.push(Lane { queue, network, slots, used: Arc::default(), tickets, floors: [None; 4] });
     }
 
     /// Gives up the channels, so that the workers come to an end.
     pub(super) fn clear(&mut self) {
-        self.lanes.clear();
+        self.all.clear();
     }
 
     pub(super) const fn turn(&self) -> i32 {
@@ -79,15 +80,15 @@ impl Lanes {
     }
 
     /// What to claim when the tickets of `ended` are as good as gone.
-    pub(super) fn wanted<'a>(&mut self, ended: impl Iterator<Item = &'a Claimed> + Clone) -> Vec<Wanted> {
+    pub(super) fn wanted(&mut self, ended: &[Ended]) -> Vec<Wanted> {
         let now = clock::monotonic_ms();
         if now.saturating_sub(self.floors_ms) >= FLOOR_MS {
             self.forget_floors(now);
         }
-        self.lanes
+        self.all
             .iter()
             .map(|lane| {
-                let gone = ended.clone().filter(|claimed| claimed.queue == lane.queue).count();
+                let gone = ended.iter().filter(|ended| ended.ticket.claimed.queue == lane.queue).count();
                 let running =
                     lane.used.load(Ordering::Relaxed).saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX));
                 Wanted {
@@ -102,7 +103,7 @@ impl Lanes {
 
     fn forget_floors(&mut self, now: u64) {
         self.floors_ms = now;
-        for lane in &mut self.lanes {
+        for lane in &mut self.all {
             lane.floors = [None; 4];
         }
     }
@@ -117,7 +118,7 @@ impl Lanes {
             return;
         }
         for claimed in claimed {
-            let Some(lane) = self.lanes.iter_mut().find(|lane| lane.queue == claimed.queue) else { continue };
+            let Some(lane) = self.all.iter_mut().find(|lane| lane.queue == claimed.queue) else { continue };
             if let Some(floor) = lane.floors.get_mut(usize::from(claimed.class)) {
                 // A little less: equal deadlines, and the rounding of the number.
                 let deadline = claimed.deadline - 0.001;
@@ -128,7 +129,7 @@ impl Lanes {
 
     /// A place in the lane of `queue`, and the way to its worker.
     pub(super) fn take(&self, queue: &str) -> Option<(Slot, mpsc::Sender<Ticket>)> {
-        let lane = self.lanes.iter().find(|lane| lane.queue == queue)?;
+        let lane = self.all.iter().find(|lane| lane.queue == queue)?;
         lane.used.fetch_add(1, Ordering::Relaxed);
         let slot = Slot {
             used: Arc::clone(&lane.used),
@@ -156,7 +157,7 @@ impl Lanes {
 
     fn running(&self) -> BTreeMap<String, u32> {
         let mut running = BTreeMap::new();
-        for lane in &self.lanes {
+        for lane in &self.all {
             *running.entry(lane.network.clone()).or_default() += lane.used.load(Ordering::Relaxed);
         }
         running
