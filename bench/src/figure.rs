@@ -109,7 +109,11 @@ impl Report {
 
     /// A figure was taken.
     pub(crate) fn add(&mut self, figure: &Figure) {
-        if self.json { println!("{}", figure.json()) } else { println!("{}", figure.line()) }
+        if self.json {
+            println!("{}", figure.json())
+        } else {
+            println!("{}", figure.line())
+        }
         self.failed |= !figure.ok();
     }
 

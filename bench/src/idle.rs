@@ -56,7 +56,9 @@ pub(crate) async fn run(n: u32, report: &mut Report) -> anyhow::Result<()> {
 
 async fn our_rss(binaries: &Path, db: &TestDb) -> anyhow::Result<f64> {
     let start = |name: &str| {
-        Process::start(&*Command::new(binaries.join(name)).arg("run").env("DATABASE_URL", db.url(Role::Writer)))
+        Process::start(
+            &*Command::new(binaries.join(name)).arg("run").env("DATABASE_URL", db.url(Role::Writer)),
+        )
     };
     let processes = [start("scheduler")?, start("worker")?];
     tokio::time::sleep(SETTLE).await;

@@ -9,21 +9,19 @@ use shared::clock;
 use shared::db::{Db, MigrateOptions};
 use tests::pg::{Role, TestDb};
 
-use crate::process::family_cpu_s;
-
 /// See the module.
 pub(crate) struct Cluster {
     pub(crate) url: String,
     state: PathBuf,
-    postmaster: u32,
+    /// Its process id.
+    pub(crate) postmaster: u32,
 }
 
 impl Cluster {
     /// Starts it by `tests/tools/pg.sh`, with these options of the server beside those of durability.
     pub(crate) fn start(options: &str) -> anyhow::Result<Self> {
         let state = std::env::temp_dir().join(format!("bigbrotr-bench-{}.state", clock::random_hex(6)));
-        let output =
-            script("start", &state).env("PG_DURABLE", "1").env("PG_OPTIONS", options).output()?;
+        let output = script("start", &state).env("PG_DURABLE", "1").env("PG_OPTIONS", options).output()?;
         ensure!(output.status.success(), "no private PostgreSQL: tests/tools/pg.sh start failed");
         let url = String::from_utf8(output.stdout)?.trim().to_owned();
         // Made before the rest is looked at, so that it is stopped whatever follows.
@@ -33,15 +31,6 @@ impl Cluster {
         let pid = std::fs::read_to_string(PathBuf::from(home).join("data/postmaster.pid"))?;
         cluster.postmaster = pid.lines().next().context("a postmaster has a pid")?.trim().parse()?;
         Ok(cluster)
-    }
-
-    /// Processor seconds of the server so far, every backend included.
-    pub(crate) fn cpu_s(&self) -> f64 {
-        family_cpu_s(self.postmaster)
-    }
-
-    pub(crate) const fn postmaster(&self) -> u32 {
-        self.postmaster
     }
 
     /// A migrated database, partitioned as the leading scheduler keeps it.

@@ -4,7 +4,13 @@
 //! [`shared::queue`] with jobs of nothing. Measured by the times the database wrote down, not by the clients.
 
 mod cluster;
+mod enqueue;
+mod fleet;
+mod held;
+mod jobs;
+mod loaded;
 mod peer;
+mod seed;
 mod throughput;
 mod worker;
 
@@ -34,14 +40,27 @@ pub(crate) struct Options {
 enum Group {
     /// Jobs per second, whole and split over processes, and their processor time.
     Throughput,
+    /// Jobs enqueued per second.
+    Enqueue,
+    /// Claims and views with many jobs ahead and much history.
+    Loaded,
+    /// A fleet with nothing to do, and how soon it wakes up.
+    Fleet,
+    /// A snapshot held open for long.
+    Held,
 }
 
 impl Group {
-    const ALL: [Self; 1] = [Self::Throughput];
+    const ALL: [Self; 5] = [Self::Throughput, Self::Enqueue, Self::Loaded, Self::Fleet, Self::Held];
 
     async fn measure(self, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+        let cluster = Cluster::start(if self == Self::Fleet { fleet::COUNTING } else { "" })?;
         match self {
-            Self::Throughput => throughput::run(&Cluster::start("")?, options, report).await,
+            Self::Throughput => throughput::run(&cluster, options, report).await,
+            Self::Enqueue => enqueue::run(&cluster, options, report).await,
+            Self::Loaded => loaded::run(&cluster, options, report).await,
+            Self::Fleet => fleet::run(&cluster, options, report).await,
+            Self::Held => held::run(&cluster, options, report).await,
         }
     }
 }

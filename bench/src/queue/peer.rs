@@ -13,7 +13,7 @@ use shared::clock;
 use super::worker::{Arguments, JOB};
 
 /// Its queue.
-pub(crate) const QUEUE: &str = "bench";
+const QUEUE: &str = "bench";
 
 fn storage(pool: &PgPool) -> PostgresStorage<u64> {
     PostgresStorage::new(pool).with_config(Config::default().queue(QUEUE))
@@ -27,13 +27,19 @@ pub(crate) async fn migrate(url: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Enqueues `n` jobs; each carries the number it is given.
-pub(crate) async fn enqueue(url: &str, jobs: Vec<u64>) -> anyhow::Result<()> {
-    let pool = PgPool::connect(url).await?;
-    let mut storage = storage(&pool);
-    let pushed = storage.push_bulk(jobs).await;
-    pool.close().await;
-    pushed.map_err(|error| anyhow::anyhow!("the peer did not take its jobs: {error}"))
+/// A connection that enqueues.
+pub(crate) struct Pusher(PostgresStorage<u64>);
+
+impl Pusher {
+    pub(crate) async fn connect(url: &str) -> anyhow::Result<Self> {
+        Ok(Self(storage(&PgPool::connect(url).await?)))
+    }
+
+    /// Enqueues a job for each of these numbers.
+    pub(crate) async fn push(&mut self, jobs: Vec<u64>) -> anyhow::Result<()> {
+        let pushed = self.0.push_bulk(jobs).await;
+        pushed.map_err(|error| anyhow::anyhow!("the peer did not take its jobs: {error}"))
+    }
 }
 
 /// A worker process.
@@ -53,7 +59,7 @@ pub(crate) async fn work(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sleeps for the length of a job; says when it started, for the figures of waking up.
+/// Sleeps for the length of a job.
 async fn nothing(_: u64) -> Result<(), BoxDynError> {
     tokio::time::sleep(JOB).await;
     Ok(())

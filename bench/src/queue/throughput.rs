@@ -12,12 +12,11 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use shared::clock;
-use shared::db::NewJob;
-use shared::models::{JobKind, LOCAL};
 use sqlx::{AssertSqlSafe, PgConnection};
 use tests::pg::{Role, TestDb};
 
 use super::cluster::{Cluster, settle, writer};
+use super::jobs::{RELAYS, TASKS, enqueue, relay, task};
 use super::worker::{Arguments, POLL_MS};
 use super::{Options, peer};
 use crate::figure::{Figure, Goal, Report, median};
@@ -35,8 +34,6 @@ const LOOK: Duration = Duration::from_millis(500);
 const SAMPLE: Duration = Duration::from_millis(50);
 /// So that the peer does not idle between two backlogs of its buffer.
 const PEER_POLL_MS: u64 = 100;
-/// Ours, per enqueue.
-const BATCH: usize = 10_000;
 
 const AGAINST: &str = "apalis-postgres 1.0.0 as shipped, same slots and processes";
 
@@ -97,7 +94,8 @@ fn figures(measured: &BTreeMap<(Side, u32), Vec<Measured>>, n: u32) -> Vec<Figur
         n,
     };
     let mut figures = Vec::new();
-    for (name, side) in [("jobs_per_s_64_slots", Side::Ours), ("jobs_per_s_64_slots_hosts", Side::OursHosts)] {
+    for (name, side) in [("jobs_per_s_64_slots", Side::Ours), ("jobs_per_s_64_slots_hosts", Side::OursHosts)]
+    {
         let (ours, reference) = (rate(side, 1), rate(Side::Peer, 1));
         figures.push(figure(name.to_owned(), ours, reference, AGAINST, "jobs/s", Goal::RatioAtLeast(3.0)));
     }
@@ -131,7 +129,7 @@ impl Bench<'_> {
         let db = if side == Side::Peer { &self.theirs } else { &self.ours };
         let arguments = Arguments {
             url: db.url(if side == Side::Peer { Role::Superuser } else { Role::Writer }),
-            queue: if side == Side::OursHosts { "monitor.clearnet" } else { "refresh.local" }.to_owned(),
+            queue: if side == Side::OursHosts { RELAYS } else { TASKS }.to_owned(),
             slots: SLOTS / split,
             poll_ms: if side == Side::Peer { PEER_POLL_MS } else { POLL_MS },
             peer: side == Side::Peer,
@@ -139,7 +137,7 @@ impl Bench<'_> {
         };
         let mut admin = db.connect(Role::Superuser).await;
         let mut processes = (0..split).map(|_| arguments.start()).collect::<anyhow::Result<Vec<_>>>()?;
-        let meter = Meter::start(self.cluster.postmaster(), &processes, &mut admin).await?;
+        let meter = Meter::start(self.cluster.postmaster, &processes, &mut admin).await?;
         let done = match side {
             Side::Peer => "SELECT NOT EXISTS (SELECT FROM apalis.jobs WHERE status <> 'Done')",
             Side::Ours | Side::OursHosts => "SELECT NOT EXISTS (SELECT FROM apalis.jobs)",
@@ -168,44 +166,27 @@ impl Bench<'_> {
     async fn fill(&self, side: Side) -> anyhow::Result<()> {
         if side == Side::Peer {
             self.theirs.execute("TRUNCATE apalis.jobs, apalis.workers").await;
-            peer::enqueue(&self.theirs.url(Role::Superuser), (0..u64::from(self.jobs)).collect()).await?;
+            let mut pusher = peer::Pusher::connect(&self.theirs.url(Role::Superuser)).await?;
+            pusher.push((0..u64::from(self.jobs)).collect()).await?;
             settle(&self.theirs, &["apalis.jobs"]).await;
             return Ok(());
         }
-        self.ours.execute("TRUNCATE apalis.jobs, apalis.workers, job_history, host_state, host_address, network_lease").await;
+        self.ours
+            .execute(
+                "TRUNCATE apalis.jobs, apalis.workers, job_history, host_state, host_address, network_lease",
+            )
+            .await;
         let db = writer(&self.ours)?;
-        let jobs: Vec<NewJob> = (0..self.jobs).map(|i| job(side, i)).collect();
-        for batch in jobs.chunks(BATCH) {
-            db.job_enqueue(batch).await?;
-        }
+        let job = if side == Side::OursHosts { relay } else { task };
+        enqueue(&db, &(0..self.jobs).map(job).collect::<Vec<_>>()).await?;
         db.close().await;
         settle(&self.ours, &["apalis.jobs", "host_state", "job_history"]).await;
         Ok(())
     }
 }
 
-fn job(side: Side, i: u32) -> NewJob {
-    let (kind, network, target) = match side {
-        Side::OursHosts => (JobKind::Monitor, "clearnet", format!("wss://r{i}.example")),
-        Side::Ours | Side::Peer => (JobKind::Refresh, LOCAL, format!("t{i}")),
-    };
-    NewJob {
-        kind,
-        network: network.to_owned(),
-        target,
-        class: 2,
-        slack: Duration::from_secs(600),
-        timeout: Duration::from_secs(600),
-        max_attempts: 3,
-    }
-}
-
 /// How many completions, and when the tenth and the ninetieth percent of them were.
-async fn percentiles(
-    admin: &mut PgConnection,
-    table: &str,
-    column: &str,
-) -> anyhow::Result<(i64, f64, f64)> {
+async fn percentiles(admin: &mut PgConnection, table: &str, column: &str) -> anyhow::Result<(i64, f64, f64)> {
     let sql = format!(
         "SELECT count(*), extract(epoch FROM percentile_disc(0.1) WITHIN GROUP (ORDER BY {column}))::float8, \
          extract(epoch FROM percentile_disc(0.9) WITHIN GROUP (ORDER BY {column}))::float8 FROM {table}"
@@ -223,11 +204,7 @@ struct Meter {
 struct Readings(Vec<(f64, f64)>);
 
 impl Meter {
-    async fn start(
-        postmaster: u32,
-        processes: &[Process],
-        admin: &mut PgConnection,
-    ) -> anyhow::Result<Self> {
+    async fn start(postmaster: u32, processes: &[Process], admin: &mut PgConnection) -> anyhow::Result<Self> {
         let began = clock::monotonic_ms();
         let now = "SELECT extract(epoch FROM clock_timestamp())::float8";
         let epoch: f64 = sqlx::query_scalar(now).fetch_one(admin).await?;
