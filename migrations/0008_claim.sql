@@ -7,6 +7,7 @@ CREATE FUNCTION job_enqueue(
     p_timeouts integer[], p_max_attempts integer[], p_now timestamptz DEFAULT now(), p_classes smallint[] DEFAULT NULL)
 RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 DECLARE n integer;
 BEGIN
@@ -15,7 +16,8 @@ BEGIN
     WITH asked AS MATERIALIZED (
         SELECT DISTINCT ON (u.kind, u.network, u.target)
                u.kind, u.network, u.target, u.due_at, u.due_at + make_interval(secs => u.slack) AS deadline_at, u.slack, u.timeout,
-               u.max_attempts, coalesce(u.class, 2::smallint) AS class, coalesce(a.address, url_host(u.target)) AS host
+               u.max_attempts, coalesce(u.class, 2::smallint) AS class,
+               CASE WHEN u.network <> 'local' THEN coalesce(a.address, url_host(u.target)) END AS host
         FROM unnest(p_kinds, p_networks, p_targets, p_due_ats, p_slacks, p_timeouts, p_max_attempts, p_classes)
              u(kind, network, target, due_at, slack, timeout, max_attempts, class)
         LEFT JOIN host_address a ON a.host = url_host(u.target)

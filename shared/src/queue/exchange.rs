@@ -14,6 +14,11 @@ use crate::db::{Claimed, DbError, Exchange, Exchanged, Wanted};
 
 /// Attempts acknowledged per call; what ends while one is under way goes with the next.
 const BATCH: usize = 500;
+/// Between the beginnings of two calls, unless everything that ran has ended or enough has: short jobs share a
+/// call, and a few milliseconds are nothing to a job of seconds.
+const PACE: Duration = Duration::from_millis(5);
+/// Attempts that are worth a call of their own: the next ones run meanwhile.
+const ENOUGH: usize = 32;
 /// Between tries while the database is away.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -28,6 +33,7 @@ pub(super) async fn run(
     let mut batch: Vec<Ended> = Vec::new();
     let mut peaks_ms = clock::monotonic_ms();
     loop {
+        let began = tokio::time::Instant::now();
         if stop.is_cancelled() {
             lanes.clear();
         }
@@ -61,6 +67,13 @@ pub(super) async fn run(
         };
         if !wait(&shared, &mut ended, &mut batch, pause, &stop).await {
             return;
+        }
+        while !batch.is_empty() && batch.len() < lanes.running().min(ENOUGH) {
+            let room = BATCH.saturating_sub(batch.len());
+            let more = tokio::time::timeout_at(began + PACE, ended.recv_many(&mut batch, room)).await;
+            if matches!(more, Err(_) | Ok(0)) {
+                break;
+            }
         }
     }
 }

@@ -127,6 +127,11 @@ impl Lanes {
         }
     }
 
+    /// Slots taken, all lanes together.
+    pub(super) fn running(&self) -> usize {
+        self.all.iter().map(|lane| lane.used.load(Ordering::Relaxed) as usize).sum()
+    }
+
     /// A place in the lane of `queue`, and the way to its worker.
     pub(super) fn take(&self, queue: &str) -> Option<(Slot, mpsc::Sender<Ticket>)> {
         let lane = self.all.iter().find(|lane| lane.queue == queue)?;
@@ -141,7 +146,7 @@ impl Lanes {
 
     /// Notes how many jobs run per network now.
     pub(super) fn note_peaks(&mut self) {
-        for (network, running) in self.running() {
+        for (network, running) in self.per_network() {
             let peak = self.peaks.entry(network).or_default();
             *peak = running.max(*peak);
         }
@@ -155,7 +160,7 @@ impl Lanes {
         peaks
     }
 
-    fn running(&self) -> BTreeMap<String, u32> {
+    fn per_network(&self) -> BTreeMap<String, u32> {
         let mut running = BTreeMap::new();
         for lane in &self.all {
             *running.entry(lane.network.clone()).or_default() += lane.used.load(Ordering::Relaxed);
