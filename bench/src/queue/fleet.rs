@@ -36,6 +36,13 @@ WHERE s.toplevel AND s.dbid = (SELECT d.oid FROM pg_database d WHERE d.datname =
   AND s.query !~* '^\\s*(BEGIN|COMMIT|ROLLBACK|START|SET|RESET)\\M'
   AND s.query NOT LIKE '%pg_stat_statements%'";
 
+/// The same statements one by one, the most frequent first: what to look at when there are too many.
+const FREQUENT: &str = "
+SELECT sum(s.calls)::bigint, left(regexp_replace(s.query, '\\s+', ' ', 'g'), 100) FROM pg_stat_statements s
+WHERE s.toplevel AND s.dbid = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+  AND s.query !~* '^\\s*(BEGIN|COMMIT|ROLLBACK|START|SET|RESET)\\M' AND s.query NOT LIKE '%pg_stat_statements%'
+GROUP BY 2 ORDER BY 1 DESC LIMIT 6";
+
 const AGAINST: &str = "apalis-postgres 1.0.0 as shipped, as many workers, the same interval of polls";
 
 /// Idle statements, then waking up by polls, then by notifications.
@@ -122,6 +129,10 @@ async fn statements_per_s(db: &TestDb, processes: &mut [Process], length: Durati
     let after: i64 = sqlx::query_scalar(STATEMENTS).fetch_one(&mut admin).await?;
     for process in processes {
         process.check()?;
+    }
+    let all = (SETTLE + length).as_secs();
+    for (calls, query) in sqlx::query_as::<_, (i64, String)>(FREQUENT).fetch_all(&mut admin).await? {
+        eprintln!("bench: idle: {calls} in {all} s: {query}");
     }
     Ok(f64::from(i32::try_from(after - before)?) / length.as_secs_f64())
 }

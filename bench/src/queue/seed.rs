@@ -84,7 +84,7 @@ pub(crate) async fn cool(db: &TestDb, amounts: Amounts) -> anyhow::Result<()> {
     let mut connection = db.connect(Role::Superuser).await;
     let jobs = "
         SELECT job_enqueue(
-            array_agg('monitor'), array_agg('clearnet'), array_agg('wss://cold.example/' || i),
+            array_agg('monitor'::text), array_agg('clearnet'::text), array_agg('wss://cold.example/' || i),
             array_agg(now() - interval '1 hour' + make_interval(secs => i / 1000.0)),
             array_agg(600), array_agg(600), array_agg(3), p_classes => array_agg(2::smallint))
         FROM generate_series($1::integer, $2) i";
