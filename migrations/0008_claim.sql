@@ -228,7 +228,9 @@ DECLARE
     v_vantage text;
     v_drains boolean;
     v_paused text[];
-    v_limit fleet_limit;
+    v_waiting boolean;
+    v_host_jobs integer;
+    v_spacing_ms integer;
     v_network text;
     v_left integer[];
     v_all integer;
@@ -251,15 +253,17 @@ DECLARE
     v_claimed integer := 0;
 BEGIN
     -- Only a worker whose lease stands may take work: one that slept through its lease renews first.
-    SELECT w.vantage, w.draining INTO v_vantage, v_drains FROM apalis.workers w WHERE w.id = p_worker AND w.lease_until > p_now FOR SHARE;
+    SELECT w.vantage, w.draining, l.host_jobs, l.host_spacing_ms, ARRAY(SELECT q.queue FROM queue_pause q WHERE q.mode = 'pause'),
+           EXISTS (SELECT FROM apalis.jobs j WHERE j.gate = 'later' AND j.run_at <= p_now) OR EXISTS (SELECT FROM apalis.jobs j WHERE j.gate = 'host')
+    INTO v_vantage, v_drains, v_host_jobs, v_spacing_ms, v_paused, v_waiting
+    FROM apalis.workers w CROSS JOIN fleet_limit l WHERE w.id = p_worker AND w.lease_until > p_now FOR SHARE OF w;
     IF NOT found OR v_drains THEN RETURN; END IF;
-    PERFORM job_admit(500, p_now);
-    v_paused := ARRAY(SELECT q.queue FROM queue_pause q WHERE q.mode = 'pause');
-    v_left := ARRAY(SELECT CASE WHEN f.queue = ANY (v_paused) THEN 0 ELSE greatest(f.n, 0) END
-                    FROM unnest(p_queues, p_free) WITH ORDINALITY f(queue, n, o) ORDER BY f.o);
-    SELECT * INTO v_limit FROM fleet_limit;
-    FOR v_network IN SELECT DISTINCT split_part(q.name, '.', 2) FROM unnest(p_queues, v_left) q(name, n) WHERE q.n > 0 LOOP
-        SELECT coalesce(sum(q.n), 0) INTO v_all FROM unnest(p_queues, v_left) q(name, n) WHERE split_part(q.name, '.', 2) = v_network;
+    IF v_waiting THEN PERFORM job_admit(500, p_now); END IF;
+    v_left := p_free;
+    FOR i IN 1 .. cardinality(v_left) LOOP
+        IF p_queues[i] = ANY (v_paused) THEN v_left[i] := 0; END IF;
+    END LOOP;
+    FOR v_network, v_all IN SELECT split_part(q.name, '.', 2), sum(q.n) FROM unnest(p_queues, v_left) q(name, n) WHERE q.n > 0 GROUP BY 1 LOOP
         v_classes := ARRAY(
             SELECT c FROM generate_series(0, 3) c
             WHERE EXISTS (
@@ -338,8 +342,8 @@ BEGIN
                         FROM (SELECT i.id, i.host, l.room, row_number() OVER (PARTITION BY i.host ORDER BY i.o) AS nth
                               FROM unnest(v_ids, v_hosts) WITH ORDINALITY i(id, host, o)
                               LEFT JOIN (SELECT u.host, CASE WHEN u.next_at > p_now THEN 0
-                                                             WHEN v_limit.host_spacing_ms > 0 THEN least(1, v_limit.host_jobs - r.n)
-                                                             ELSE v_limit.host_jobs - r.n END AS room
+                                                             WHEN v_spacing_ms > 0 THEN least(1, v_host_jobs - r.n)
+                                                             ELSE v_host_jobs - r.n END AS room
                                          FROM unnest(v_locked, v_nexts) u(host, next_at) CROSS JOIN LATERAL (
                                              SELECT count(*) AS n FROM apalis.jobs r
                                              WHERE r.status = 'Running' AND r.host IS NOT NULL
@@ -348,8 +352,8 @@ BEGIN
                         IF v_back IS NOT NULL THEN
                             UPDATE apalis.jobs j SET gate = 'host' WHERE j.id = ANY (v_back);
                         END IF;
-                        IF v_taken IS NOT NULL AND v_limit.host_spacing_ms > 0 THEN
-                            UPDATE host_state s SET next_at = p_now + make_interval(secs => v_limit.host_spacing_ms / 1000.0)
+                        IF v_taken IS NOT NULL AND v_spacing_ms > 0 THEN
+                            UPDATE host_state s SET next_at = p_now + make_interval(secs => v_spacing_ms / 1000.0)
                             WHERE s.host = ANY (ARRAY(SELECT i.host FROM unnest(v_ids, v_hosts) i(id, host) WHERE i.id = ANY (v_taken)));
                         END IF;
                     END IF;

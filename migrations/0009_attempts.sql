@@ -9,6 +9,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off
 AS $$
 DECLARE
+    v_done text[];
     v_ids text[];
     v_kinds text[];
     v_networks text[];
@@ -18,6 +19,21 @@ DECLARE
     v_attempts integer[];
     v_classes smallint[];
 BEGIN
+    -- Nearly always everything is done, and nothing was asked for meanwhile: then this is all.
+    IF 'complete' = ALL (p_verdicts) THEN
+        WITH ended AS (
+            DELETE FROM apalis.jobs j USING unnest(p_jobs, p_attempts, p_results) u(job, attempt, result)
+            WHERE j.id = u.job AND j.lock_by = p_worker AND j.attempts = u.attempt AND j.status = 'Running' AND j.again_class IS NULL
+            RETURNING j.id, j.kind, j.network, j.target, j.attempts, j.lock_by, j.due_at, j.enqueued_at, j.lock_at, u.result
+        ), history AS (
+            INSERT INTO job_history (job_id, kind, network, target, state, attempt, worker_id, due_at, enqueued_at, started_at, finished_at, result)
+            SELECT e.id, e.kind, e.network, e.target, 'complete', e.attempts, e.lock_by, e.due_at, e.enqueued_at, e.lock_at, p_now, e.result::jsonb
+            FROM ended e
+        )
+        SELECT array_agg(e.id) INTO v_done FROM ended e;
+        RETURN QUERY SELECT unnest(v_done);
+        IF cardinality(v_done) = cardinality(p_jobs) THEN RETURN; END IF;
+    END IF;
     WITH acked AS (
         SELECT j.id, j.max_attempts, u.verdict, u.delay_s, u.result
         FROM unnest(p_jobs, p_attempts, p_verdicts, p_delays_s, p_results) u(job, attempt, verdict, delay_s, result)
@@ -200,14 +216,14 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off
 AS $$
 BEGIN
     IF cardinality(p_jobs) > 0 THEN
-        what := 'finished';
-        FOR job_id IN SELECT f FROM job_finish(p_worker, p_jobs, p_attempts, p_verdicts, p_delays_s, p_results, p_now) f LOOP
-            RETURN NEXT;
-        END LOOP;
+        RETURN QUERY SELECT 'finished', f, 0, '', '', '', '', 0, 0, 0::smallint, p_now, false
+                     FROM job_finish(p_worker, p_jobs, p_attempts, p_verdicts, p_delays_s, p_results, p_now) f;
     END IF;
     -- Permits that were not needed for a while go back.
-    UPDATE network_lease l SET permits = u.peak FROM unnest(p_networks, p_peaks) u(network, peak)
-    WHERE l.worker_id = p_worker AND l.network = u.network AND l.permits > u.peak;
+    IF cardinality(p_networks) > 0 THEN
+        UPDATE network_lease l SET permits = u.peak FROM unnest(p_networks, p_peaks) u(network, peak)
+        WHERE l.worker_id = p_worker AND l.network = u.network AND l.permits > u.peak;
+    END IF;
     IF cardinality(p_queues) > 0 THEN
         RETURN QUERY SELECT 'claimed', c.job_id, c.attempt, c.queue, c.kind, c.network, c.target, c.max_attempts, c.timeout_s, c.class, c.deadline_at, c.probe
                      FROM job_claim(p_worker, p_queues, p_free, p_now, p_running, p_turn, p_floors) c;

@@ -277,10 +277,8 @@ impl Db {
         let rows = self
             .all(
                 sqlx::query(
-                    "SELECT what, job_id, coalesce(attempt, 0) AS attempt, coalesce(queue, '') AS queue, coalesce(kind, '') AS kind, \
-                     coalesce(network, '') AS network, coalesce(target, '') AS target, coalesce(max_attempts, 0) AS max_attempts, \
-                     coalesce(timeout_s, 0) AS timeout_s, coalesce(class, 0::smallint) AS class, \
-                     coalesce(extract(epoch FROM deadline_at), 0)::double precision AS deadline, coalesce(probe, false) AS probe \
+                    "SELECT what, job_id, attempt, queue, kind, network, target, max_attempts, timeout_s, class, \
+                     extract(epoch FROM deadline_at)::double precision AS deadline, probe \
                      FROM job_exchange($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
                      ARRAY(SELECT to_timestamp(f.at) FROM unnest($11::double precision[]) WITH ORDINALITY f(at, o) ORDER BY f.o), $12, $13)",
                 )
