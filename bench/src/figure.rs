@@ -110,9 +110,9 @@ impl Report {
     /// A figure was taken.
     pub(crate) fn add(&mut self, figure: &Figure) {
         if self.json {
-            println!("{}", figure.json())
+            println!("{}", figure.json());
         } else {
-            println!("{}", figure.line())
+            println!("{}", figure.line());
         }
         self.failed |= !figure.ok();
     }

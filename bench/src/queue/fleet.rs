@@ -58,7 +58,10 @@ pub(crate) async fn run(cluster: &Cluster, options: &Options, report: &mut Repor
         let ours = cluster.migrated().await?;
         let (mut own, mut other) = (Vec::new(), Vec::new());
         for _ in 0..options.n {
-            own.push(percentile(&waking(&ours, false, listen).await?, 95));
+            let times = waking(&ours, false, listen).await?;
+            let [p50, p95, max] = [50, 95, 100].map(|percent| percentile(&times, percent));
+            eprintln!("bench: {name}: p50 {p50:.1}, p95 {p95:.1}, longest {max:.1} ms");
+            own.push(p95);
             other.push(percentile(&waking(&theirs, true, listen).await?, 95));
         }
         report.add(&Figure {

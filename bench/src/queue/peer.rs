@@ -47,13 +47,13 @@ pub(crate) async fn work(arguments: &Arguments) -> anyhow::Result<()> {
     let pool = PgPool::connect(&arguments.url).await?;
     let name = format!("bench-{}-{}", std::process::id(), clock::random_hex(4));
     let slots = usize::try_from(arguments.slots)?;
-    let poll = Duration::from_millis(arguments.poll_ms);
+    let interval = Duration::from_millis(arguments.poll_ms);
     let worker = WorkerBuilder::new(name);
     if arguments.listen {
-        let backend = storage(&pool).with_pubsub().poll_with_interval(poll);
+        let backend = storage(&pool).with_pubsub().poll_with_interval(interval);
         worker.backend(backend).concurrency(slots).build(nothing).run().await?;
     } else {
-        let backend = storage(&pool).poll_with_interval(poll);
+        let backend = storage(&pool).poll_with_interval(interval);
         worker.backend(backend).concurrency(slots).build(nothing).run().await?;
     }
     Ok(())
