@@ -222,7 +222,7 @@ BEGIN
         SELECT h.next_at INTO v_next FROM host_state h WHERE h.host = p_address FOR UPDATE;
         SELECT count(*) INTO v_running FROM apalis.jobs r
         WHERE r.status = 'Running' AND r.host IS NOT NULL AND host_block(r.host) = v_block AND r.host = p_address AND r.id <> p_job;
-        wait_s := greatest(extract(epoch FROM v_next - p_now), 0);
+        wait_s := extract(epoch FROM greatest(v_next, p_now) - p_now);
         IF v_running >= v_limit.host_jobs THEN wait_s := greatest(wait_s, v_full); END IF;
         IF wait_s > v_short THEN RETURN NEXT; RETURN; END IF;
         UPDATE host_state h SET next_at = greatest(v_next, p_now) + make_interval(secs => v_limit.host_spacing_ms / 1000.0) WHERE h.host = p_address;
@@ -231,7 +231,7 @@ BEGIN
     SELECT h.next_at INTO v_next FROM host_state h WHERE h.host = 'net:' || v_block FOR UPDATE;
     SELECT count(*) INTO v_running FROM apalis.jobs r
     WHERE r.status = 'Running' AND r.host IS NOT NULL AND host_block(r.host) = v_block AND r.id <> p_job;
-    wait_s := greatest(wait_s, extract(epoch FROM v_next - p_now));
+    wait_s := greatest(wait_s, extract(epoch FROM greatest(v_next, p_now) - p_now));
     IF v_running >= v_limit.block_jobs THEN wait_s := greatest(wait_s, v_full); END IF;
     IF wait_s <= v_short THEN
         UPDATE host_state h SET next_at = greatest(v_next, p_now) + make_interval(secs => v_limit.block_spacing_ms / 1000.0)

@@ -118,6 +118,10 @@ impl Scheduler {
                 "the lead changed"
             );
         }
+        if tick.term.is_some() && !self.leads {
+            // Its configuration may differ from the last leader's.
+            self.slow_ms = None;
+        }
         self.leads = tick.term.is_some();
         self.metrics.leader.set(i64::from(self.leads));
         if !self.leads {
@@ -179,11 +183,16 @@ impl Scheduler {
         self.db
             .schedule_ensure(&[task(JobKind::Discover, "archive"), task(JobKind::Refresh, "views")])
             .await?;
+        let changed = self.db.fleet_limits_set(&self.options.limits).await?;
+        if changed > 0 {
+            tracing::info!(rows = changed, "published the limits of the fleet");
+        }
         let since = self.options.archive_days.map_or(0, |days| clock::unix_now() - i64::from(days) * 86_400);
         let made = self.db.partition_maintain(since).await?;
         let days =
             self.db.job_retire(self.options.history_days).await? + self.db.check_retire(CHECK_DAYS).await?;
         let workers = self.db.worker_retire(WORKER_MEMORY).await?;
+        self.db.host_retire().await?;
         let reconciled = self.db.schedule_reconcile().await?;
         self.db.statistics_maintain().await?;
         let documents = self.db.orphan_metadata_delete(ORPHANS).await?;

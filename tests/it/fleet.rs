@@ -37,6 +37,11 @@ fn environment(pooled: &str, direct: &str) -> BTreeMap<String, String> {
         ("BIGBROTR_ARCHIVE_DAYS", "7"),
         ("BIGBROTR_REFRESH_INTERVAL_S", "2"),
         ("BIGBROTR_DISCOVER_INTERVAL_S", "2"),
+        // All relays of a test are one machine.
+        ("BIGBROTR_FLEET_HOST_JOBS", "1000"),
+        ("BIGBROTR_FLEET_HOST_SPACING_MS", "0"),
+        ("BIGBROTR_FLEET_BLOCK_JOBS", "1000"),
+        ("BIGBROTR_FLEET_BLOCK_SPACING_MS", "0"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into()

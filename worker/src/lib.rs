@@ -10,7 +10,7 @@ use shared::config::Config;
 use shared::db::Db;
 use shared::jobs::{Ctx, Egress};
 use shared::net::Dialer;
-use shared::queue;
+use shared::queue::{self, QueueOptions};
 use shared::telemetry::{Health, Metrics};
 use tokio_util::sync::CancellationToken;
 
@@ -28,15 +28,21 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let worker = format!("worker-{}-{}", std::process::id(), clock::random_hex(4));
-    let options = config.queue_options(&worker);
     let queue_db = Db::lazy(config.database_url(), "bigbrotr worker queue", 3)?;
     let db = Db::lazy(config.database_url(), "bigbrotr worker", config.max_connections())?;
     let direct = Db::lazy(config.direct_url(), "bigbrotr worker refresh", 1)?.with_timeout(REFRESH_LIMIT);
     let jobs = config.jobs_config();
+    let dialer = Dialer::new(config.net_config()?)?;
+    let options = QueueOptions { traffic: dialer.traffic(), ..config.queue_options(&worker) };
+    for network in config.enabled_networks() {
+        if !dialer.serves(network) {
+            tracing::warn!(network = %network, "this worker has no proxy for a network that is enabled: it leaves its relays to others");
+        }
+    }
     let ctx = Ctx {
         db,
         direct,
-        dialer: Dialer::new(config.net_config()?)?,
+        dialer,
         policy: config.policy(),
         egress: Egress::new(jobs.canaries.clone()),
         config: Arc::new(jobs),

@@ -17,7 +17,7 @@ use std::str::FromStr;
 use crate::models::{Metadata, MetadataType, Outcome, Reason, RelayUrl, UnknownWord};
 use crate::net::DialFailure;
 
-pub use run::{MonitorReport, run_all};
+pub use run::{MonitorReport, run_all, run_on};
 
 /// A check the monitor makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

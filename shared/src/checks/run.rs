@@ -29,8 +29,19 @@ pub struct MonitorReport {
 /// When DNS, TCP, the proxy or TLS fails, the remaining checks end with the same reason unattempted;
 /// when only the upgrade fails, the document is still asked for.
 pub async fn run_all(dialer: &Dialer, url: &RelayUrl, enabled: &[CheckKind]) -> MonitorReport {
+    let resolved = dialer.resolve(url).await;
+    run_on(dialer, url, resolved, enabled).await
+}
+
+/// [`run_all`] on what a relay's name has already resolved to.
+pub async fn run_on(
+    dialer: &Dialer,
+    url: &RelayUrl,
+    resolved: Result<Target, DialFailure>,
+    enabled: &[CheckKind],
+) -> MonitorReport {
     let wanted = |kind: CheckKind| enabled.contains(&kind) && (kind.spec().applies)(url);
-    let target = match dialer.resolve(url).await {
+    let target = match resolved {
         Ok(target) => target,
         Err(failure) => {
             return unreached(&failure, CheckKind::ALL.iter().copied().filter(|&kind| wanted(kind)));

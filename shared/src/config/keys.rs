@@ -99,6 +99,19 @@ const fn canaries(path: &'static str) -> Key {
     )
 }
 
+const fn permits(path: &'static str, preset: i64) -> Key {
+    int(path, preset, 0, 100_000, "Jobs that run at once on this network, all workers together.")
+}
+
+const fn gb_per_day(path: &'static str) -> Key {
+    key(
+        path,
+        Kind::AmountOr { min: 0.001, max: 1_000_000.0, word: "unlimited" },
+        Preset::Unset,
+        "GB the fleet moves on this network in one UTC day, after which syncing rests, or \"unlimited\".",
+    )
+}
+
 /// Every key, in the order in which they are printed.
 pub(super) const KEYS: &[Key] = &[
     key(
@@ -120,8 +133,8 @@ pub(super) const KEYS: &[Key] = &[
         Preset::Text("default"),
         "Name of the place this worker observes from.",
     ),
-    int("worker.lease_s", 30, 1, 3_600, "Seconds a worker's claims stand without a heartbeat."),
-    int("worker.poll_ms", 500, 50, 60_000, "Milliseconds between two looks for work when idle."),
+    int("worker.lease_s", 20, 1, 3_600, "Seconds a worker's claims stand without a heartbeat."),
+    int("worker.poll_ms", 1_000, 50, 60_000, "Milliseconds between two looks for work when idle."),
     int("worker.grace_s", 20, 0, 600, "Seconds running jobs may finish after a stop."),
     key(
         "worker.kinds",
@@ -155,6 +168,10 @@ pub(super) const KEYS: &[Key] = &[
         Preset::Unset,
         "Address and port of /metrics, /healthz and /readyz; unset: none.",
     ),
+    int("fleet.host_jobs", 2, 1, 10_000, "Jobs that run at once on one machine, all workers together."),
+    int("fleet.host_spacing_ms", 1_000, 0, 3_600_000, "Milliseconds between two starts on one machine."),
+    int("fleet.block_jobs", 16, 1, 100_000, "Jobs that run at once in one address block (/24, /48)."),
+    int("fleet.block_spacing_ms", 50, 0, 3_600_000, "Milliseconds between two starts in one address block."),
     key(
         "network.allow",
         Kind::List(Item::Range),
@@ -183,21 +200,29 @@ pub(super) const KEYS: &[Key] = &[
     proxy("network.clearnet.proxy"),
     timeout("network.clearnet.timeout_s", 10),
     canaries("network.clearnet.canaries"),
+    permits("network.clearnet.permits", 256),
+    gb_per_day("network.clearnet.gb_per_day"),
     enabled("network.tor.enabled", false),
     proxy("network.tor.proxy"),
     isolate("network.tor.isolate"),
     timeout("network.tor.timeout_s", 30),
     canaries("network.tor.canaries"),
+    permits("network.tor.permits", 10),
+    gb_per_day("network.tor.gb_per_day"),
     enabled("network.i2p.enabled", false),
     proxy("network.i2p.proxy"),
     isolate("network.i2p.isolate"),
     timeout("network.i2p.timeout_s", 45),
     canaries("network.i2p.canaries"),
+    permits("network.i2p.permits", 5),
+    gb_per_day("network.i2p.gb_per_day"),
     enabled("network.loki.enabled", false),
     proxy("network.loki.proxy"),
     isolate("network.loki.isolate"),
     timeout("network.loki.timeout_s", 30),
     canaries("network.loki.canaries"),
+    permits("network.loki.permits", 5),
+    gb_per_day("network.loki.gb_per_day"),
     int("monitor.interval_s", 3_600, 1, MONTH_S, "Seconds between two checks of a stable relay."),
     int("sync.interval_s", 900, 1, MONTH_S, "Seconds between two passes over a relay that is up to date."),
     int("sync.page_limit", 500, 1, 5_000, "Events asked for per page."),

@@ -8,9 +8,10 @@ use tracing::Level;
 
 use super::value::{Value, name_server};
 use super::{Config, ConfigError};
+use crate::db::FleetLimits;
 use crate::jobs::JobsConfig;
 use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl};
-use crate::net::{NetConfig, NetworkConfig};
+use crate::net::{NetConfig, NetworkConfig, Traffic};
 use crate::queue::QueueOptions;
 use crate::telemetry::LogOptions;
 
@@ -30,6 +31,8 @@ pub struct SchedulerOptions {
     pub archive_days: Option<u32>,
     /// Days finished jobs are remembered.
     pub history_days: u16,
+    /// What the fleet is allowed; published while leading.
+    pub limits: FleetLimits,
 }
 
 /// The keys that say whether a network is dialled, and through what.
@@ -49,6 +52,16 @@ const fn network_details(network: Network) -> (&'static str, Option<&'static str
         Network::Tor => ("network.tor.timeout_s", Some("network.tor.isolate"), "network.tor.canaries"),
         Network::I2p => ("network.i2p.timeout_s", Some("network.i2p.isolate"), "network.i2p.canaries"),
         Network::Loki => ("network.loki.timeout_s", Some("network.loki.isolate"), "network.loki.canaries"),
+    }
+}
+
+/// The keys of what the fleet may do on a network at once and in a day.
+const fn budget_keys(network: Network) -> (&'static str, &'static str) {
+    match network {
+        Network::Clearnet => ("network.clearnet.permits", "network.clearnet.gb_per_day"),
+        Network::Tor => ("network.tor.permits", "network.tor.gb_per_day"),
+        Network::I2p => ("network.i2p.permits", "network.i2p.gb_per_day"),
+        Network::Loki => ("network.loki.permits", "network.loki.gb_per_day"),
     }
 }
 
@@ -156,21 +169,49 @@ impl Config {
     }
 
     /// Size of the database beyond which syncing stops, bytes.
+    pub fn archive_max_bytes(&self) -> Option<u64> {
+        self.gigabytes("archive.max_gb")
+    }
+
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "checked to be within 1e6 and 1e15"
     )]
-    pub fn archive_max_bytes(&self) -> Option<u64> {
-        match self.values.get("archive.max_gb") {
+    fn gigabytes(&self, path: &'static str) -> Option<u64> {
+        match self.values.get(path) {
             Value::Amount(gb) => Some((gb * GB) as u64),
             _ => None,
         }
     }
 
+    fn fleet_limits(&self) -> FleetLimits {
+        let networks = Network::ALL
+            .iter()
+            .map(|network| {
+                let (permits, gb) = budget_keys(*network);
+                (*network, self.number(permits), self.gigabytes(gb))
+            })
+            .collect();
+        FleetLimits {
+            networks,
+            host_jobs: self.number("fleet.host_jobs"),
+            host_spacing: self.millis("fleet.host_spacing_ms"),
+            block_jobs: self.number("fleet.block_jobs"),
+            block_spacing: self.millis("fleet.block_spacing_ms"),
+        }
+    }
+
+    /// Networks whose relays a worker configured so can dial: enabled, and overlays with their proxy.
+    pub fn served_networks(&self) -> Vec<Network> {
+        let mut networks = self.enabled_networks();
+        networks.retain(|network| !network.is_overlay() || self.text(network_keys(*network).1).is_some());
+        networks
+    }
+
     /// For the queue, as the worker `worker`: a queue per remote kind and enabled network, one per local kind.
     pub fn queue_options(&self, worker: &str) -> QueueOptions {
-        let networks = self.enabled_networks();
+        let networks = self.served_networks();
         let mut queues = Vec::new();
         for kind in &self.kinds {
             let slots = self.number(slots_key(*kind));
@@ -191,6 +232,7 @@ impl Config {
             poll: self.millis("worker.poll_ms"),
             grace: self.seconds("worker.grace_s"),
             listen_url: self.listen_url().map(str::to_owned),
+            traffic: Traffic::default(),
         }
     }
 
@@ -201,6 +243,7 @@ impl Config {
             lease: self.seconds("scheduler.lease_s"),
             networks: self.enabled_networks().iter().map(|network| network.as_str().to_owned()).collect(),
             archive_days: self.archive_days(),
+            limits: self.fleet_limits(),
             history_days: u16::try_from(self.int("scheduler.history_days")).unwrap_or(u16::MAX),
         }
     }

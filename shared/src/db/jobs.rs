@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use super::maintain::Rescued;
 use super::rows::{get, small_count, word};
 use super::{Db, DbError};
-use crate::models::{JobKind, Verdict};
+use crate::models::{JobKind, Network, Verdict};
 
 /// A job to enqueue at once, due now.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ pub struct Registration {
     /// Queues it claims from, and how many jobs of each it runs at once.
     pub queues: Vec<(String, u32)>,
     /// Bytes moved per network since the last heartbeat that arrived.
-    pub traffic: Vec<(&'static str, u64)>,
+    pub traffic: Vec<(Network, u64)>,
     /// Whether it hears of new jobs.
     pub listens: bool,
 }
@@ -246,7 +246,9 @@ impl Db {
                 .bind(worker.queues.iter().map(|(queue, _)| queue.clone()).collect::<Vec<_>>())
                 .bind(slots.iter().sum::<i32>())
                 .bind(slots)
-                .bind(worker.traffic.iter().map(|(network, _)| (*network).to_owned()).collect::<Vec<_>>())
+                .bind(
+                    worker.traffic.iter().map(|(network, _)| network.as_str().to_owned()).collect::<Vec<_>>(),
+                )
                 .bind(
                     worker
                         .traffic

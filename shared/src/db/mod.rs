@@ -7,6 +7,7 @@
 
 mod archive;
 mod error;
+mod fleet;
 mod inspect;
 mod jobs;
 mod listen;
@@ -27,6 +28,7 @@ use sqlx::{ConnectOptions, Connection, Postgres};
 
 pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored, UnminedEvent};
 pub use error::DbError;
+pub use fleet::{FleetLimits, HostPermit};
 pub use inspect::{LeaderLine, Unsettled};
 pub use jobs::{
     Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Tick, TickKind, Wanted,

@@ -29,6 +29,24 @@ struct Seen {
     canary: Option<(u64, bool)>,
 }
 
+impl Seen {
+    fn most_fail(&self) -> bool {
+        let failed = self.recent.iter().filter(|answered| !**answered).count();
+        self.recent.len() >= WINDOW_MIN && failed * 100 >= self.recent.len() * MOST_PERCENT
+    }
+}
+
+/// How our own way into a network stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// A canary, or any machine out there, has answered lately: a failure is the relay's.
+    Proved,
+    /// Nothing has answered yet, or not lately: a failure says nothing.
+    Unproved,
+    /// The canaries fail, or nearly all relays that were alive do, at once: it is us.
+    Sick,
+}
+
 /// Shared by all jobs of a process.
 #[derive(Debug, Clone)]
 pub struct Egress {
@@ -52,6 +70,10 @@ impl Egress {
         let mut seen = self.lock(network);
         if answered {
             seen.answered_ms = Some(clock::monotonic_ms());
+            if seen.most_fail() {
+                // It works again: what failed meanwhile says nothing about what comes.
+                seen.recent.clear();
+            }
         }
         if seen.recent.len() == WINDOW {
             seen.recent.pop_front();
@@ -59,18 +81,19 @@ impl Egress {
         seen.recent.push_back(answered);
     }
 
-    /// Whether our own way into this network is proved to work right now; may dial a canary.
-    pub async fn is_proved(&self, network: Network, dialer: &Dialer) -> bool {
+    /// How our own way into this network stands right now; may dial a canary.
+    pub async fn standing(&self, network: Network, dialer: &Dialer) -> Standing {
         let listed: Vec<RelayUrl> =
             self.canaries.iter().filter(|url| url.network() == network).cloned().collect();
         if listed.is_empty() {
-            return self.has_recent_answer(network);
+            return self.without_canary(network);
         }
+        let standing = |works| if works { Standing::Proved } else { Standing::Sick };
         let now = clock::monotonic_ms();
         if let Some((at, works)) = self.lock(network).canary
             && now.saturating_sub(at) < CANARY_MS
         {
-            return works;
+            return standing(works);
         }
         let mut works = false;
         for url in &listed {
@@ -82,15 +105,18 @@ impl Egress {
             }
         }
         self.lock(network).canary = Some((clock::monotonic_ms(), works));
-        works
+        standing(works)
     }
 
-    fn has_recent_answer(&self, network: Network) -> bool {
+    fn without_canary(&self, network: Network) -> Standing {
         let seen = self.lock(network);
-        let recent = seen.answered_ms.is_some_and(|at| clock::monotonic_ms().saturating_sub(at) < PROOF_MS);
-        let failed = seen.recent.iter().filter(|answered| !**answered).count();
-        let most_fail = seen.recent.len() >= WINDOW_MIN && failed * 100 >= seen.recent.len() * MOST_PERCENT;
-        recent && !most_fail
+        if seen.most_fail() {
+            return Standing::Sick;
+        }
+        match seen.answered_ms {
+            Some(at) if clock::monotonic_ms().saturating_sub(at) < PROOF_MS => Standing::Proved,
+            _ => Standing::Unproved,
+        }
     }
 
     fn lock(&self, network: Network) -> std::sync::MutexGuard<'_, Seen> {
@@ -125,13 +151,17 @@ mod tests {
     #[test]
     fn silence_proves_nothing_and_a_refusal_proves_the_way() {
         let egress = Egress::new(Vec::new());
-        assert!(!egress.has_recent_answer(Network::Clearnet));
+        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Unproved);
         egress.record(Network::Clearnet, Some(Reason::DnsNxdomain), true);
         egress.record(Network::Clearnet, Some(Reason::ConnectTimeout), true);
-        assert!(!egress.has_recent_answer(Network::Clearnet));
+        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Unproved);
         egress.record(Network::Clearnet, Some(Reason::ConnectRefused), true);
-        assert!(egress.has_recent_answer(Network::Clearnet));
-        assert!(!egress.has_recent_answer(Network::Tor), "one network says nothing about another");
+        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Proved);
+        assert_eq!(
+            egress.without_canary(Network::Tor),
+            Standing::Unproved,
+            "one network says nothing about another"
+        );
     }
 
     #[test]
@@ -141,7 +171,7 @@ mod tests {
         for _ in 0..1_000 {
             egress.record(Network::Clearnet, Some(Reason::ConnectTimeout), false);
         }
-        assert!(egress.has_recent_answer(Network::Clearnet));
+        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Proved);
     }
 
     #[test]
@@ -151,10 +181,8 @@ mod tests {
         for _ in 0..9 {
             egress.record(Network::Clearnet, Some(Reason::ConnectTimeout), true);
         }
-        assert!(!egress.has_recent_answer(Network::Clearnet));
-        for _ in 0..5 {
-            egress.record(Network::Clearnet, None, true);
-        }
-        assert!(egress.has_recent_answer(Network::Clearnet));
+        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Sick);
+        egress.record(Network::Clearnet, None, true);
+        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Proved, "the first answer ends it");
     }
 }

@@ -23,11 +23,11 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::db::{Db, DbError};
-use crate::models::{AddressPolicy, Fence, JobKind, RelayUrl, Verdict};
-use crate::net::Dialer;
+use crate::models::{AddressPolicy, Fence, JobKind, Network, RelayUrl, Verdict};
+use crate::net::{Dialer, Target};
 use crate::telemetry::Metrics;
 
-pub use egress::Egress;
+pub use egress::{Egress, Standing};
 
 /// What every kind of job has, apart from its code.
 #[derive(Debug, Clone, Copy)]
@@ -172,6 +172,14 @@ pub enum JobError {
         /// What we wait for.
         why: String,
     },
+    /// Our own way into a network does not work: the attempt is given back, and the network's breaker opens.
+    #[error("{why}")]
+    Sick {
+        /// Which network.
+        network: Network,
+        /// What was seen.
+        why: String,
+    },
     /// No longer wanted.
     #[error("{why}")]
     Cancel {
@@ -205,6 +213,9 @@ impl From<DbError> for JobError {
     }
 }
 
+/// How long a job waits for a network that does not work, when the breaker cannot be asked.
+const SICK: Duration = Duration::from_secs(15);
+
 /// How an attempt ended, for the queue.
 #[derive(Debug, Clone)]
 pub struct Ending {
@@ -214,29 +225,33 @@ pub struct Ending {
     pub delay: Option<Duration>,
     /// Report or error.
     pub result: Value,
+    /// A network into which our own way does not work: its breaker opens, and its word is the delay.
+    pub trip: Option<Network>,
 }
 
 impl Ending {
     /// Done.
     pub const fn complete(report: Report) -> Self {
-        Self { verdict: Verdict::Complete, delay: Some(Duration::ZERO), result: report }
+        Self { verdict: Verdict::Complete, delay: Some(Duration::ZERO), result: report, trip: None }
     }
 
     /// Our fault, with the usual back-off.
     pub fn retry(why: &str) -> Self {
-        Self { verdict: Verdict::Retry, delay: None, result: json!({ "error": why }) }
+        Self { verdict: Verdict::Retry, delay: None, result: json!({ "error": why }), trip: None }
     }
 }
 
 impl From<JobError> for Ending {
     fn from(error: JobError) -> Self {
+        let trip = if let JobError::Sick { network, .. } = &error { Some(*network) } else { None };
         let (verdict, delay, why) = match error {
+            JobError::Sick { why, .. } => (Verdict::Snooze, Some(SICK), why),
             JobError::Retry { why } => (Verdict::Retry, None, why),
             JobError::Snooze { delay, why } => (Verdict::Snooze, Some(delay), why),
             JobError::Cancel { why } => (Verdict::Cancel, Some(Duration::ZERO), why),
             JobError::Kill { why } => (Verdict::Kill, Some(Duration::ZERO), why),
         };
-        Self { verdict, delay, result: json!({ "error": why }) }
+        Self { verdict, delay, result: json!({ "error": why }), trip }
     }
 }
 
@@ -274,6 +289,28 @@ async fn target_url(ctx: &Ctx, attempt: &Attempt) -> Result<RelayUrl, JobError> 
                 .schedule_next(&attempt.fence, REFUSED_AGAIN, Duration::from_secs(3_600), "refused by policy")
                 .await?;
             Err(JobError::cancel(format!("this worker may not dial {}: {error}", attempt.target)))
+        }
+    }
+}
+
+impl Ctx {
+    /// Asks the fleet for a start on the machine behind a resolved name, and waits for it if that is short.
+    /// Overlays have no address: the claim has spaced them by name.
+    ///
+    /// # Errors
+    /// A snooze when the machine has no place soon; a cancellation when the lease was lost.
+    async fn permit(&self, attempt: &Attempt, target: &Target) -> Result<(), JobError> {
+        let Some(address) = target.address() else { return Ok(()) };
+        let permit = self.db.host_permit(&attempt.fence, target.url().host(), address).await?;
+        if !permit.held {
+            return Err(lost());
+        }
+        if permit.wait > Db::HOST_WAIT {
+            return Err(JobError::snooze(permit.wait, format!("{address} has no place for another job yet")));
+        }
+        tokio::select! {
+            () = attempt.stop.cancelled() => Err(JobError::snooze(Duration::ZERO, "stopped")),
+            () = tokio::time::sleep(permit.wait) => Ok(()),
         }
     }
 }

@@ -5,9 +5,9 @@ use std::str::FromStr;
 use serde_json::json;
 
 use super::liveness::{Liveness, State, judge};
-use super::validate::blame;
-use super::{Attempt, Ctx, JobError, Report, cadence, lost, target_url};
-use crate::checks::{CheckKind, MonitorReport, run_all};
+use super::validate::{blame, sick};
+use super::{Attempt, Ctx, JobError, Report, Standing, cadence, lost, target_url};
+use crate::checks::{CheckKind, MonitorReport, run_on};
 use crate::clock;
 use crate::db::{CheckRow, MonitorResult, RelayRow};
 use crate::models::{Outcome, RelayUrl};
@@ -18,7 +18,11 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let Some(relay) = ctx.db.relay_get(&url, &ctx.config.vantage).await? else {
         return Err(JobError::cancel("no such relay any more"));
     };
-    let report = run_all(&ctx.dialer, &url, CheckKind::ALL).await;
+    let resolved = ctx.dialer.resolve(&url).await;
+    if let Ok(target) = &resolved {
+        ctx.permit(attempt, target).await?;
+    }
+    let report = run_on(&ctx.dialer, &url, resolved, CheckKind::ALL).await;
     // A name server that answers proves nothing about the way to the relay.
     let reached = report
         .observations
@@ -26,7 +30,18 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         .any(|o| o.rtt_ms[0].is_some() || (o.kind != CheckKind::Dns && o.outcome == Outcome::Ok));
     let was_alive = relay.state.as_deref() == Some(State::Alive.as_str());
     ctx.egress.record(url.network(), (!reached).then_some(report.reason), was_alive);
-    let proved = report.up || reached || ctx.egress.is_proved(url.network(), &ctx.dialer).await;
+    let standing = if report.up || reached {
+        Standing::Proved
+    } else {
+        ctx.egress.standing(url.network(), &ctx.dialer).await
+    };
+    if standing == Standing::Sick {
+        return Err(sick(
+            url.network(),
+            format!("relays of {} that were alive fail all at once: {}", url.network(), report.reason),
+        ));
+    }
+    let proved = standing == Standing::Proved;
     if !report.up && report.ours {
         // A name server of the relay's own that fails looks like ours; if everything else works, it is theirs.
         blame(ctx, url.network(), report.reason, reached).await?;

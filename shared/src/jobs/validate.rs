@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Attempt, Ctx, JobError, Report, cadence, lost, target_url};
+use super::{Attempt, Ctx, JobError, Report, Standing, cadence, lost, target_url};
 use crate::db::ValidateResult;
 use crate::models::{Network, Reason, RelayUrl};
 use crate::relay::{ProbeVerdict, speaks_nostr};
 
-/// While our own network is in doubt.
-const OURS: Duration = Duration::from_secs(300);
+/// While nothing has told us yet whether our own network works.
+const UNPROVED: Duration = Duration::from_secs(60);
 /// A network that this worker cannot serve.
 const UNSERVED: Duration = Duration::from_secs(3_600);
 
@@ -22,6 +22,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let verdict = match ctx.dialer.resolve(&url).await {
         // A relay that takes the connection has as long again to speak.
         Ok(target) => {
+            ctx.permit(attempt, &target).await?;
             let limit_ms = ctx.dialer.config().network(url.network()).connect_timeout_ms;
             speaks_nostr(&ctx.dialer, &target, limit_ms).await
         }
@@ -80,13 +81,23 @@ pub(super) async fn blame(
         return Err(JobError::snooze(UNSERVED, format!("this worker does not serve {network}: {reason}")));
     }
     if matches!(reason, Reason::ProxyDead | Reason::NoRoute) {
-        return Err(JobError::snooze(OURS, format!("our own way into {network} does not work: {reason}")));
+        return Err(sick(network, format!("our own way into {network} does not work: {reason}")));
     }
-    if !reached && !ctx.egress.is_proved(network, &ctx.dialer).await {
-        return Err(JobError::snooze(
-            OURS,
+    if reached {
+        return Ok(());
+    }
+    match ctx.egress.standing(network, &ctx.dialer).await {
+        Standing::Proved => Ok(()),
+        Standing::Unproved => Err(JobError::snooze(
+            UNPROVED,
             format!("nothing on {network} has answered us lately, so {reason} says nothing about the relay"),
-        ));
+        )),
+        Standing::Sick => {
+            Err(sick(network, format!("relays of {network} that were alive fail all at once: {reason}")))
+        }
     }
-    Ok(())
+}
+
+pub(super) const fn sick(network: Network, why: String) -> JobError {
+    JobError::Sick { network, why }
 }

@@ -18,7 +18,7 @@ use super::config::{Caps, NetConfig, NetworkConfig};
 use super::failure::{DialFailure, NetError};
 use super::resolve::{DnsAnswer, Names};
 use super::stream::{Inner, Stream};
-use super::{socks, tls};
+use super::{Traffic, socks, tls};
 use crate::models::{Network, Reason, RelayUrl};
 
 /// Head start of one address over the next (RFC 8305 §8 recommends 250 ms).
@@ -34,6 +34,7 @@ struct Shared {
     config: NetConfig,
     names: Names,
     tls: TlsConnector,
+    traffic: Traffic,
 }
 
 /// A relay whose addresses have passed the guard; what every further connection uses.
@@ -55,6 +56,12 @@ impl Target {
         &self.addresses
     }
 
+    /// The one that stands for the machine in the fleet's limits: the same whatever order DNS gives; none for
+    /// overlays.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.addresses.iter().copied().min_by_key(|ip| (ip.is_ipv6(), *ip))
+    }
+
     /// What DNS said; none for overlays and literal addresses.
     pub const fn dns(&self) -> Option<&DnsAnswer> {
         self.dns.as_ref()
@@ -67,12 +74,17 @@ impl Dialer {
         config.check()?;
         let tls = tls::connector(&config.trust)?;
         let names = Names::new(&config.name_servers);
-        Ok(Self { shared: Arc::new(Shared { config, names, tls }) })
+        Ok(Self { shared: Arc::new(Shared { config, names, tls, traffic: Traffic::default() }) })
     }
 
     /// The configuration in force.
     pub fn config(&self) -> &NetConfig {
         &self.shared.config
+    }
+
+    /// The bytes its connections have moved.
+    pub fn traffic(&self) -> Traffic {
+        self.shared.traffic.clone()
     }
 
     /// Whether relays of `network` can be dialled as configured.
@@ -132,13 +144,17 @@ impl Dialer {
         // Without it every REQ waits for the acknowledgement of the frame before.
         tcp.set_nodelay(true).ok();
         if !url.is_tls() {
-            return Ok(Stream(Inner::Plain(tcp)));
+            return Ok(self.counted(Inner::Plain(tcp), url.network()));
         }
         let handshake = tls::handshake(&self.shared.tls, url.host(), url.ip(), tcp);
         match timeout_at(deadline, handshake).await {
-            Ok(stream) => Ok(Stream(Inner::Tls(Box::new(stream?)))),
+            Ok(stream) => Ok(self.counted(Inner::Tls(Box::new(stream?)), url.network())),
             Err(_) => Err(DialFailure::new(Reason::TotalTimeout, "the TLS handshake did not end in time")),
         }
+    }
+
+    fn counted(&self, inner: Inner, network: Network) -> Stream {
+        Stream::new(inner, network, self.shared.traffic.clone())
     }
 
     fn network(&self, url: &RelayUrl) -> Result<&NetworkConfig, DialFailure> {

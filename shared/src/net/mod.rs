@@ -18,6 +18,7 @@ mod server;
 mod socks;
 mod stream;
 mod tls;
+mod traffic;
 mod ws;
 
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use http::HttpReply;
 pub use resolve::DnsAnswer;
 pub use server::{HttpServer, Reply, serve};
 pub use stream::Stream;
+pub use traffic::Traffic;
 pub use ws::{WsRead, WsStream};
 
 /// How we present ourselves to every relay, with a place to complain.

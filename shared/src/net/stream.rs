@@ -8,9 +8,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::Traffic;
+use crate::models::Network;
+
 /// A dialled connection; only [`super::Dialer`] makes one.
 #[derive(Debug)]
-pub struct Stream(pub(super) Inner);
+pub struct Stream {
+    inner: Inner,
+    network: Network,
+    traffic: Traffic,
+}
 
 #[derive(Debug)]
 pub(super) enum Inner {
@@ -18,9 +25,20 @@ pub(super) enum Inner {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Stream {
+    pub(super) const fn new(inner: Inner, network: Network, traffic: Traffic) -> Self {
+        Self { inner, network, traffic }
+    }
+
+    /// Bytes of the layer above: what TLS adds is not counted.
+    fn count(&self, bytes: usize) {
+        self.traffic.add(self.network, bytes as u64);
+    }
+}
+
 macro_rules! forward {
-    ($self:ident, $stream:ident => $call:expr) => {
-        match &mut $self.get_mut().0 {
+    ($self:expr, $stream:ident => $call:expr) => {
+        match &mut $self.get_mut().inner {
             Inner::Plain(stream) => {
                 let $stream = Pin::new(stream);
                 $call
@@ -34,14 +52,25 @@ macro_rules! forward {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        forward!(self, stream => stream.poll_read(cx, buf))
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let poll = forward!(self.as_mut(), stream => stream.poll_read(cx, buf));
+        self.count(buf.filled().len().saturating_sub(before));
+        poll
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        forward!(self, stream => stream.poll_write(cx, buf))
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = forward!(self.as_mut(), stream => stream.poll_write(cx, buf));
+        if let Poll::Ready(Ok(written)) = &poll {
+            self.count(*written);
+        }
+        poll
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

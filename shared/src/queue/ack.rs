@@ -8,7 +8,7 @@ use super::backend::Ticket;
 use super::run::{Shared, network_label};
 use crate::db::{DbError, Finished};
 use crate::jobs::Ending;
-use crate::models::Verdict;
+use crate::models::{Network, Verdict};
 use crate::telemetry::Labels;
 
 /// An attempt that ended; holds its slot until the database knows.
@@ -61,6 +61,44 @@ pub(super) async fn bisect(shared: &Shared, batch: &[Ended]) -> Result<Vec<Strin
         }
     }
     Ok(held)
+}
+
+/// Opens the breakers of the networks a batch reports as out of our reach; how long they stay open is how long
+/// its jobs wait.
+pub(super) async fn trip(shared: &Shared, batch: &mut [Ended]) {
+    let mut asked: Vec<(Network, Duration)> = Vec::new();
+    for ended in batch {
+        let Some(network) = ended.ending.trip.take() else { continue };
+        if !asked.iter().any(|(known, _)| *known == network) {
+            let why = ended.ending.result["error"].as_str().unwrap_or_default().to_owned();
+            let options = &shared.options;
+            let open = match shared.db.breaker_trip(network, &options.vantage, &options.worker, &why).await {
+                Ok(open) => {
+                    tracing::warn!(network = %network, seconds = open.as_secs(), reason = why, "the breaker of a network opens");
+                    open
+                }
+                Err(error) => {
+                    tracing::warn!(error = %error, network = %network, "the breaker could not be opened");
+                    ended.delay
+                }
+            };
+            asked.push((network, open));
+        }
+        if let Some((_, open)) = asked.iter().find(|(known, _)| *known == network) {
+            ended.delay = *open;
+        }
+    }
+}
+
+/// Closes the breaker that a probing job of the batch has found to be needless.
+pub(super) async fn close(shared: &Shared, batch: &[Ended]) {
+    let probed = batch.iter().find(|e| e.ticket.claimed.probe && e.ending.verdict == Verdict::Complete);
+    let Some(Ok(network)) = probed.map(|e| e.ticket.claimed.network.parse::<Network>()) else { return };
+    match shared.db.breaker_close(network, &shared.options.vantage).await {
+        Ok(_) => tracing::info!(network = %network, "the breaker of a network closes"),
+        // The next probe closes it.
+        Err(error) => tracing::warn!(error = %error, network = %network, "the breaker could not be closed"),
+    }
 }
 
 /// jsonb has no NUL; a remote's words, quoted in a report, may.

@@ -43,10 +43,12 @@ pub(super) async fn run(
             exchange.peaks = lanes.take_peaks();
             peaks_ms = clock::monotonic_ms();
         }
+        ack::trip(&shared, &mut batch).await;
         let pause = match tell(&shared, &batch, exchange).await {
             Ok((exchange, exchanged)) => {
                 shared.beat(EXCHANGE);
                 ack::settle(&shared, &batch, &exchanged.finished);
+                ack::close(&shared, &batch).await;
                 batch.clear();
                 if !exchange.wanted.is_empty() {
                     shared.metrics.claim_size.observe(count(exchanged.claimed.len()));

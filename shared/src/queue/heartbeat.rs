@@ -62,7 +62,16 @@ pub(super) async fn beat(shared: &Shared, strays: &mut Pairs) -> Result<(), DbEr
     let before = shared.held();
     // The lease counts from before the question: the answer may have been long on its way.
     let asked_ms = clock::monotonic_ms();
-    let held: Pairs = shared.db.job_heartbeat(&shared.registration()).await?.into_iter().collect();
+    let registration = shared.registration(shared.options.traffic.take());
+    let held: Pairs = match shared.db.job_heartbeat(&registration).await {
+        Ok(held) => held.into_iter().collect(),
+        Err(error) => {
+            for (network, bytes) in registration.traffic {
+                shared.options.traffic.add(network, bytes);
+            }
+            return Err(error);
+        }
+    };
     shared.renewed(asked_ms);
     shared.beat(HEARTBEAT);
     for key in before {

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::db::{Db, Registration};
 use crate::jobs::{Attempt, Ending, Handler, JobError};
 use crate::models::{Fence, LOCAL, Network};
+use crate::net::Traffic;
 use crate::telemetry::{Health, Labels, Metrics};
 
 /// How a worker process takes part in the fleet.
@@ -36,6 +37,8 @@ pub struct QueueOptions {
     pub grace: Duration,
     /// Direct connection over which to hear of new jobs; without one, polling suffices.
     pub listen_url: Option<String>,
+    /// Bytes moved per network, reported with the heartbeats.
+    pub traffic: Traffic,
 }
 
 /// Why an attempt ends before its time.
@@ -98,13 +101,13 @@ impl Shared {
         }
     }
 
-    pub(super) fn registration(&self) -> Registration {
+    pub(super) fn registration(&self, traffic: Vec<(Network, u64)>) -> Registration {
         Registration {
             worker: self.options.worker.clone(),
             lease: self.options.lease,
             vantage: self.options.vantage.clone(),
             queues: self.options.queues.clone(),
-            traffic: Vec::new(),
+            traffic,
             listens: self.listens.load(Ordering::Relaxed),
         }
     }

@@ -66,7 +66,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         clock::monotonic_ms() + u64::try_from(ctx.config.sync_time_box.as_millis()).unwrap_or(u64::MAX);
     let mut pass =
         Pass { ctx, attempt, relay_id: relay.id, target: None, coverage, tally: Tally::default(), until_ms };
-    let end = match connect(ctx, &url, relay.state.as_deref() == Some("alive")).await? {
+    let end = match connect(ctx, attempt, &url, relay.state.as_deref() == Some("alive")).await? {
         Ok((mut socket, target)) => {
             pass.target = Some(target);
             let end = pass.walk_all(&mut socket, &windows).await;
@@ -89,11 +89,15 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
 /// Dials the relay; a failure that may be ours is an error, the relay's own is a result.
 async fn connect(
     ctx: &Ctx,
+    attempt: &Attempt,
     url: &RelayUrl,
     was_alive: bool,
 ) -> Result<Result<(RelaySocket, Target), DialFailure>, JobError> {
     let opened = match ctx.dialer.resolve(url).await {
-        Ok(target) => RelaySocket::open(&ctx.dialer, &target).await.map(|socket| (socket, target)),
+        Ok(target) => {
+            ctx.permit(attempt, &target).await?;
+            RelaySocket::open(&ctx.dialer, &target).await.map(|socket| (socket, target))
+        }
         Err(failure) => Err(failure),
     };
     ctx.egress.record(url.network(), opened.as_ref().err().map(|failure| failure.reason), was_alive);

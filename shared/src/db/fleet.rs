@@ -1,0 +1,128 @@
+//! What the fleet shares: limits, permits of hosts, breakers of networks.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::rows::{get, small_count};
+use super::{Db, DbError};
+use crate::models::{Fence, Network};
+
+/// How the whole fleet treats the networks and the machines on them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FleetLimits {
+    /// Per network: jobs at once, and bytes per UTC day beyond which syncing rests (`None`: no limit).
+    pub networks: Vec<(Network, u32, Option<u64>)>,
+    /// Jobs at once on one host.
+    pub host_jobs: u32,
+    /// Between two starts on one host.
+    pub host_spacing: Duration,
+    /// Jobs at once in one address block.
+    pub block_jobs: u32,
+    /// Between two starts in one address block.
+    pub block_spacing: Duration,
+}
+
+/// The answer to [`Db::host_permit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPermit {
+    /// Whether the job is still ours.
+    pub held: bool,
+    /// Up to [`Db::HOST_WAIT`]: a start is reserved then. Longer: the job should come back then.
+    pub wait: Duration,
+}
+
+fn millis(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+}
+
+fn waiting(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::ZERO)
+}
+
+impl Db {
+    /// Longest wait for a host that is worth a slot.
+    pub const HOST_WAIT: Duration = Duration::from_secs(2);
+
+    /// Asks for a start on the address a host name has turned out to have.
+    pub async fn host_permit(
+        &self,
+        fence: &Fence,
+        host: &str,
+        address: IpAddr,
+    ) -> Result<HostPermit, DbError> {
+        let row = self
+            .one(
+                sqlx::query("SELECT held, wait_s FROM host_permit($1, $2, $3, $4, $5)")
+                    .bind(fence.job())
+                    .bind(fence.worker())
+                    .bind(fence.attempt())
+                    .bind(host)
+                    .bind(address.to_string()),
+            )
+            .await?;
+        Ok(HostPermit { held: get(&row, "held")?, wait: waiting(get(&row, "wait_s")?) })
+    }
+
+    /// Opens a network's breaker for one vantage; returns for how long.
+    pub async fn breaker_trip(
+        &self,
+        network: Network,
+        vantage: &str,
+        worker: &str,
+        why: &str,
+    ) -> Result<Duration, DbError> {
+        let row = self
+            .one(
+                sqlx::query("SELECT breaker_trip($1, $2, $3, $4) AS s")
+                    .bind(network.as_str())
+                    .bind(vantage)
+                    .bind(worker)
+                    .bind(why),
+            )
+            .await?;
+        Ok(waiting(get(&row, "s")?))
+    }
+
+    /// Closes a breaker; false when it was closed.
+    pub async fn breaker_close(&self, network: Network, vantage: &str) -> Result<bool, DbError> {
+        let row = self
+            .one(sqlx::query("SELECT breaker_close($1, $2) AS open").bind(network.as_str()).bind(vantage))
+            .await?;
+        get(&row, "open")
+    }
+
+    /// Publishes the limits of the fleet; returns how many changed.
+    pub async fn fleet_limits_set(&self, limits: &FleetLimits) -> Result<u64, DbError> {
+        let networks = &limits.networks;
+        let row = self
+            .one(
+                sqlx::query("SELECT fleet_limits_set($1, $2, $3, $4, $5, $6, $7) AS n")
+                    .bind(
+                        networks.iter().map(|(network, ..)| network.as_str().to_owned()).collect::<Vec<_>>(),
+                    )
+                    .bind(
+                        networks
+                            .iter()
+                            .map(|(_, n, _)| i32::try_from(*n).unwrap_or(i32::MAX))
+                            .collect::<Vec<_>>(),
+                    )
+                    .bind(
+                        networks
+                            .iter()
+                            .map(|(.., bytes)| bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)))
+                            .collect::<Vec<_>>(),
+                    )
+                    .bind(i32::try_from(limits.host_jobs).unwrap_or(i32::MAX))
+                    .bind(millis(limits.host_spacing))
+                    .bind(i32::try_from(limits.block_jobs).unwrap_or(i32::MAX))
+                    .bind(millis(limits.block_spacing)),
+            )
+            .await?;
+        small_count(&row, "n")
+    }
+
+    /// Forgets hosts on which nothing started for a day, and what is older still; returns how many hosts.
+    pub async fn host_retire(&self) -> Result<u64, DbError> {
+        small_count(&self.one(sqlx::query("SELECT host_retire() AS n")).await?, "n")
+    }
+}
