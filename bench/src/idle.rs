@@ -4,14 +4,15 @@
 //! is a lower bound of the peer: seven of its processes with everything imported and nothing running.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use shared::db::MigrateOptions;
 use tests::pg::{Role, TestDb};
 
-use crate::figure::{Figure, Goal, median};
+use crate::figure::{Figure, Goal, Report, median};
+use crate::process::Process;
 
 /// Services of the original that run continuously.
 const PEER_SERVICES: usize = 7;
@@ -20,32 +21,8 @@ const SETTLE: Duration = Duration::from_secs(10);
 /// Budget, MiB.
 const GOAL_MIB: f64 = 60.0;
 
-/// Ended by pid when dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-impl Process {
-    fn start(command: &mut Command) -> anyhow::Result<Self> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        Ok(Self(child.with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?))
-    }
-
-    fn rss_mib(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("the process has ended")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("VmRSS has a value")?.parse()?;
-        Ok(kib / 1024.0)
-    }
-}
-
 /// Measures `n` times and takes medians.
-pub(crate) async fn run(n: u32) -> anyhow::Result<Vec<Figure>> {
+pub(crate) async fn run(n: u32, report: &mut Report) -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.to_path_buf();
     let binaries = std::env::current_exe()?.parent().context("a directory of binaries")?.to_path_buf();
     for name in ["scheduler", "worker"] {
@@ -64,21 +41,24 @@ pub(crate) async fn run(n: u32) -> anyhow::Result<Vec<Figure>> {
         ours.push(our_rss(&binaries, &db).await?);
         theirs.push(peer_rss(&peer).await?);
     }
-    Ok(vec![Figure {
+    report.add(&Figure {
         bench: "idle",
-        name: "rss_mib",
-        ours: median(ours),
-        reference: median(theirs),
+        name: "rss_mib".to_owned(),
+        ours: median(&ours),
+        reference: median(&theirs),
         against: "bigbrotr 6.6.9, seven processes, imported only",
         unit: "MiB",
         goal: Goal::AtMost(GOAL_MIB),
         n,
-    }])
+    });
+    Ok(())
 }
 
 async fn our_rss(binaries: &Path, db: &TestDb) -> anyhow::Result<f64> {
     let start = |name: &str| {
-        Process::start(Command::new(binaries.join(name)).arg("run").env("DATABASE_URL", db.url(Role::Writer)))
+        Process::start(
+            &*Command::new(binaries.join(name)).arg("run").env("DATABASE_URL", db.url(Role::Writer)),
+        )
     };
     let processes = [start("scheduler")?, start("worker")?];
     tokio::time::sleep(SETTLE).await;
@@ -95,7 +75,7 @@ async fn peer_rss(python: &Path) -> anyhow::Result<f64> {
     let mut processes = Vec::new();
     for _ in 0..PEER_SERVICES {
         processes.push(Process::start(
-            Command::new(python).args(["-c", "import bigbrotr.__main__, time; time.sleep(600)"]),
+            &*Command::new(python).args(["-c", "import bigbrotr.__main__, time; time.sleep(600)"]),
         )?);
     }
     tokio::time::sleep(SETTLE).await;

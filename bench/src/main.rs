@@ -6,55 +6,96 @@
 
 mod figure;
 mod idle;
+mod process;
+mod queue;
 
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
-use figure::Figure;
+use figure::Report;
 
 /// Measures this build against its peers and limits.
 #[derive(Parser)]
 #[command(
     about,
-    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nNeeds a PostgreSQL superuser URL in BIGBROTR_TEST_PG, or the tools of ./test to start one."
+    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue starts a durable server of its own with the tools of ./test."
 )]
 struct Arguments {
     /// Which benchmark.
+    #[command(subcommand)]
     bench: Bench,
+}
+
+#[derive(Args)]
+struct Printing {
     /// Prints JSON lines instead of a table.
     #[arg(long)]
     json: bool,
-    /// Repetitions; figures are medians.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
-    n: u32,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Subcommand)]
 enum Bench {
     /// Memory of an idle scheduler and worker.
-    Idle,
+    Idle {
+        #[command(flatten)]
+        printing: Printing,
+        /// Repetitions; figures are medians.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+        n: u32,
+    },
+    /// The queue: throughput, enqueueing, claims under load, views, idleness, wake-up.
+    Queue {
+        #[command(flatten)]
+        printing: Printing,
+        #[command(flatten)]
+        options: queue::Options,
+    },
+    /// A process of the queue's benchmark that works off jobs of nothing.
+    #[command(hide = true)]
+    QueueWorker(queue::WorkerArguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let measured = tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(async {
-            match arguments.bench {
-                Bench::Idle => idle::run(arguments.n).await,
+            // An interrupt drops what is under way, and with it every process that was started.
+            tokio::select! {
+                measured = Box::pin(measure(arguments.bench)) => measured,
+                interrupt = tokio::signal::ctrl_c() => Err(match interrupt {
+                    Ok(()) => anyhow::anyhow!("interrupted"),
+                    Err(error) => error.into(),
+                }),
             }
         })
     });
     match measured {
-        Ok(figures) => {
-            for figure in &figures {
-                if arguments.json { println!("{}", figure.json()) } else { println!("{}", figure.line()) }
-            }
-            if figures.iter().all(Figure::ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("bench: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether every figure was taken and met its goal.
+async fn measure(bench: Bench) -> anyhow::Result<bool> {
+    let mut report;
+    match bench {
+        Bench::Idle { printing, n } => {
+            report = Report::new(printing.json);
+            idle::run(n, &mut report).await?;
+        }
+        Bench::Queue { printing, options } => {
+            report = Report::new(printing.json);
+            queue::run(&options, &mut report).await?;
+        }
+        Bench::QueueWorker(arguments) => {
+            queue::work(arguments).await?;
+            return Ok(true);
+        }
+    }
+    Ok(report.ok())
 }

@@ -4,7 +4,8 @@
 #   pg.sh url     print the URL of the running one
 #   pg.sh stop    stop it and remove its directory
 # BIGBROTR_PG_STATE names the file that remembers which cluster is meant; PG_BIN the server programs;
-# PG_PASSWORD asks for SCRAM passwords over TCP instead of trust.
+# PG_PASSWORD asks for SCRAM passwords over TCP instead of trust. PG_DURABLE=1 starts a cluster that keeps what it
+# commits, as a server in service does, for the benchmarks; PG_OPTIONS adds options of the server.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
@@ -27,7 +28,11 @@ running() { [ -s "$state" ] && "$bin/pg_isready" -q -d "$(url)"; }
 
 start() {
     if running; then url; return; fi
-    local home port try auth=trust pw_args=() credentials=postgres
+    local home port try auth=trust pw_args=() credentials=postgres durability options
+    durability="-c fsync=off -c full_page_writes=off -c synchronous_commit=off -c wal_level=minimal -c max_wal_senders=0"
+    [ "${PG_DURABLE:-0}" != 1 ] || durability="-c shared_buffers=256MB -c max_wal_size=4GB"
+    # One line: pg_ctl hands the options to a shell, which would take a second line for another command.
+    options="-c listen_addresses=127.0.0.1 -c max_connections=200 -c timezone=UTC $durability ${PG_OPTIONS:-}"
     home=$(mktemp -d "${TMPDIR:-/tmp}/bigbrotr-pg.XXXXXX")
     if [ -n "${PG_PASSWORD:-}" ]; then
         auth=scram-sha-256
@@ -41,9 +46,8 @@ start() {
         --auth-host=$auth "${pw_args[@]}" >"$testbed/initdb.log" 2>&1 || { cat "$testbed/initdb.log" >&2; die "initdb failed"; }
     for try in 1 2 3 4 5; do
         port=$(free_port)
-        if as_owner "$bin/pg_ctl" start -s -w -t 30 -D "$home/data" -l "$home/log" -o "-p $port -k $home
-            -c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync=off -c full_page_writes=off
-            -c synchronous_commit=off -c wal_level=minimal -c max_wal_senders=0 -c timezone=UTC" </dev/null >/dev/null 2>&1
+        if as_owner "$bin/pg_ctl" start -s -w -t 30 -D "$home/data" -l "$home/log" \
+            -o "-p $port -k $home $options" </dev/null >/dev/null 2>&1
         then
             printf '%s\n' "$home" "postgres://$credentials@127.0.0.1:$port/postgres" >"$state"
             url

@@ -93,6 +93,14 @@ impl TestDb {
         Some(Self::create(cluster, "TEMPLATE template0").await)
     }
 
+    /// An empty database in the cluster behind this superuser's URL: for benchmarks, whose cluster is durable.
+    ///
+    /// # Panics
+    /// When the cluster does not do as told.
+    pub async fn empty_in(cluster: &str) -> Self {
+        Self::create(cluster.to_owned(), "TEMPLATE template0").await
+    }
+
     async fn create(cluster: String, source: &str) -> Self {
         let name = database_name();
         let mut admin = PgConnection::connect(&cluster).await.expect("the private cluster answers");
