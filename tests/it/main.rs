@@ -15,8 +15,12 @@ mod fleet;
 #[cfg(test)]
 mod jobs;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod operate;
+#[cfg(test)]
 mod politeness;
+#[cfg(test)]
 mod programs;
 #[cfg(test)]
 mod proxy;

@@ -77,6 +77,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         poll: Duration::from_millis(arguments.poll_ms),
         grace: Duration::from_secs(1),
         listen_url: arguments.listen.then(|| arguments.url.clone()),
+        traffic: shared::net::Traffic::default(),
     };
     let (metrics, health, stop) = (Metrics::new(), Health::default(), CancellationToken::new());
     shared::queue::run(db, options, Arc::new(Nothing), metrics, health, stop).await;
