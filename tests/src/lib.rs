@@ -7,6 +7,7 @@
 pub mod env;
 pub mod factory;
 pub mod hostile;
+pub mod journal;
 pub mod pg;
 pub mod programs;
 pub mod proxy;

@@ -12,6 +12,7 @@ use nostr_relay_builder::builder::{RateLimit, RelayBuilder};
 use nostr_relay_builder::prelude::{MemoryDatabase, MemoryDatabaseOptions};
 use serde_json::{Value, json};
 use tests::factory::Factory;
+use tests::journal::{self, Watched};
 use tests::scripted::{Script, ScriptedRelay};
 
 /// Local relays, and events published to any.
@@ -63,6 +64,27 @@ enum Command {
         #[arg(required = true)]
         urls: Vec<String>,
     },
+    /// Run a worker of `refresh.local` that journals when each attempt began and ended
+    Worker {
+        /// Database
+        #[arg(long)]
+        url: String,
+        /// Jobs at once
+        #[arg(long, default_value_t = 4)]
+        slots: u32,
+        /// Seconds its claims stand
+        #[arg(long, default_value_t = 2)]
+        lease_s: u64,
+        /// Milliseconds a job takes
+        #[arg(long, default_value_t = 50)]
+        work_ms: u64,
+        /// Seconds running jobs may finish after SIGTERM
+        #[arg(long, default_value_t = 5)]
+        grace_s: u64,
+        /// File to append to
+        #[arg(long)]
+        journal: std::path::PathBuf,
+    },
     /// Count the events a relay serves
     Read {
         /// ws://127.0.0.1:port
@@ -97,6 +119,22 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Publish { count, seed, span_days, copies, urls } => {
             let span_s = i64::from(span_days) * 86_400;
             publish(&Factory::new(seed).over(span_s), count, &copies, &urls).await
+        }
+        Command::Worker { url, slots, lease_s, work_ms, grace_s, journal } => {
+            let seconds = std::time::Duration::from_secs;
+            let work = std::time::Duration::from_millis(work_ms);
+            let watched = Watched { url, slots, lease: seconds(lease_s), work, grace: seconds(grace_s) };
+            let stop = tokio_util::sync::CancellationToken::new();
+            let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+            let working = journal::work(watched, &journal, stop.clone());
+            tokio::pin!(working);
+            tokio::select! {
+                done = &mut working => done,
+                _ = term.recv() => {
+                    stop.cancel();
+                    working.await
+                }
+            }
         }
         Command::Read { url } => {
             let ids = tests::publish::read_ids(&url).await?;

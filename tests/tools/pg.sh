@@ -2,6 +2,7 @@
 # A private PostgreSQL cluster for tests: temporary directory, Unix socket, free loopback port, no durability.
 #   pg.sh start   start it (or find it running) and print its admin URL
 #   pg.sh url     print the URL of the running one
+#   pg.sh restart  end it at once and start it again
 #   pg.sh stop    stop it and remove its directory
 # BIGBROTR_PG_STATE names the file that remembers which cluster is meant; PG_BIN the server programs;
 # PG_PASSWORD asks for SCRAM passwords over TCP instead of trust. PG_DURABLE=1 starts a cluster that keeps what it
@@ -68,10 +69,16 @@ stop() {
     rm -rf "$home" "$state"
 }
 
+# As after a power cut: no orderly end, the same port, the same data.
+restart() {
+    as_owner "$bin/pg_ctl" restart -s -w -t 30 -m immediate -D "$(dir)/data" -l "$(dir)/log" </dev/null >/dev/null 2>&1 || die "the cluster did not come back"
+}
+
 mkdir -p "$(dirname "$state")"
 case ${1:-} in
 start) start ;;
 stop) stop ;;
+restart) restart ;;
 url) running || die "no private cluster is running: pg.sh start"; url ;;
-*) die "usage: pg.sh start|stop|url" ;;
+*) die "usage: pg.sh start|stop|restart|url" ;;
 esac
