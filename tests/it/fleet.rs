@@ -18,7 +18,7 @@ use tests::scripted::{Answer, Script, ScriptedRelay};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::support::{handle, migrated, value};
+use super::support::{handle, migrated, polite, value};
 
 /// Longest a fleet may take until its work is done.
 const DONE: Duration = Duration::from_secs(90);
@@ -242,4 +242,50 @@ async fn a_stopped_worker_gives_back_what_it_holds_and_the_next_goes_on_there() 
     fleet.stop().await;
     let all = relay.counts().reqs;
     assert!(all < 2_000 / 50 + 25, "{asked} requests before the stop, {all} in all: pages were read again");
+}
+
+/// As the relay saw it: when its WebSockets opened, and the most that were open at once.
+fn audit(relay: &ScriptedRelay) -> (Vec<std::time::Instant>, i64) {
+    let sockets = relay.sockets();
+    let mut open = 0;
+    let most = sockets
+        .iter()
+        .map(|(_, change)| {
+            open += change;
+            open
+        })
+        .max();
+    (sockets.iter().filter(|(_, change)| *change > 0).map(|(at, _)| *at).collect(), most.unwrap_or(0))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_machine_sees_the_same_pace_whether_one_worker_serves_it_or_five() {
+    const PATHS: usize = 8;
+    let spacing = Duration::from_millis(250);
+    // Between the database's word and the relay's accept lies a scheduler of a busy machine.
+    let jitter = Duration::from_millis(150);
+    for workers in [1, 5] {
+        let Some(test) = polite().await else { return };
+        let events = Factory::new(31).events(20);
+        let relay = ScriptedRelay::start(Script::honest(&events, 500)).await;
+        let urls: Vec<String> = (0..PATHS).map(|path| format!("{}/p{path}", relay.url())).collect();
+        seed_relays(&test, &urls).await;
+        let mut environment = environment(&test.url(Role::Writer), &test.url(Role::Refresher));
+        environment.insert("BIGBROTR_FLEET_HOST_JOBS".to_owned(), "2".to_owned());
+        environment.insert("BIGBROTR_FLEET_HOST_SPACING_MS".to_owned(), spacing.as_millis().to_string());
+        let fleet = Fleet::start(&environment, 2, workers);
+        until(&test, ALIVE, "8").await;
+        until(&test, PROVED, "8").await;
+        fleet.stop().await;
+        let (opened, most) = audit(&relay);
+        assert!(opened.len() >= 3 * PATHS, "each is validated, monitored and read: {}", opened.len());
+        assert!(most <= 2, "{workers} workers had {most} sockets open at once");
+        for (i, first) in opened.iter().enumerate() {
+            for (n, later) in opened[i..].iter().enumerate().skip(1) {
+                let least = spacing * u32::try_from(n).unwrap();
+                let took = later.duration_since(*first);
+                assert!(took + jitter >= least, "{workers} workers: {n} starts in {took:?}");
+            }
+        }
+    }
 }

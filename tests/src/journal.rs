@@ -102,6 +102,7 @@ impl Handler for Journal {
             if target.starts_with("hang-") {
                 std::future::pending::<()>().await;
             }
+            // bound: the length of a job
             tokio::time::sleep(writer.work).await;
             writer.note("ended", &attempt);
             if target.starts_with("fail-") {

@@ -10,6 +10,7 @@ mod session;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -55,7 +56,26 @@ pub struct Counts {
 struct Shared {
     script: Mutex<Arc<Script>>,
     requests: Mutex<Vec<Value>>,
+    sockets: Mutex<Vec<(Instant, i64)>>,
     counters: Counters,
+}
+
+/// A WebSocket of the relay for as long as it is open.
+struct Socket<'a>(&'a Shared);
+
+impl<'a> Socket<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let mut sockets = shared.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.push((Instant::now(), 1));
+        drop(sockets);
+        Self(shared)
+    }
+}
+
+impl Drop for Socket<'_> {
+    fn drop(&mut self) {
+        self.0.sockets.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), -1));
+    }
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +109,7 @@ impl ScriptedRelay {
         let shared = Arc::new(Shared {
             script: Mutex::new(Arc::new(script)),
             requests: Mutex::default(),
+            sockets: Mutex::default(),
             counters: Counters::default(),
         });
         let mut acceptor = JoinSet::new();
@@ -110,6 +131,11 @@ impl ScriptedRelay {
     pub fn set(&self, mut script: Script) {
         newest_first(&mut script.events);
         *lock(&self.shared.script) = Arc::new(script);
+    }
+
+    /// When WebSockets were opened (1) and closed (-1), in order.
+    pub fn sockets(&self) -> Vec<(Instant, i64)> {
+        self.shared.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What it has seen so far.

@@ -15,8 +15,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::Shared;
 use super::script::{Answer, HttpBody, Script, Stored, Writes};
+use super::{Shared, Socket};
 
 /// A request head longer than this is no client of ours.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -50,6 +50,7 @@ pub(super) async fn serve(mut stream: TcpStream, shared: &Arc<Shared>) -> anyhow
     );
     stream.write_all(switching.as_bytes()).await?;
     shared.counters.upgrades.fetch_add(1, Ordering::SeqCst);
+    let _open = Socket::new(shared);
     let socket = WebSocketStream::from_partially_read(stream, rest, Role::Server, None).await;
     Session { socket, shared, authenticated: false }.run(&script).await
 }
