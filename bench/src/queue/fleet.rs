@@ -10,7 +10,7 @@ use tests::pg::{Role, TestDb};
 
 use super::cluster::{Cluster, writer};
 use super::jobs::{TASKS, task};
-use super::worker::{Arguments, POLL_MS};
+use super::worker::{Arguments, poll_ms};
 use super::{Options, peer};
 use crate::figure::{Figure, Goal, Report, median, percentile};
 use crate::process::Process;
@@ -145,7 +145,7 @@ fn start(db: &TestDb, peer: bool, listen: bool) -> anyhow::Result<Process> {
         url: db.url(if peer { Role::Superuser } else { Role::Writer }),
         queue: TASKS.to_owned(),
         slots: SLOTS,
-        poll_ms: POLL_MS,
+        poll_ms: poll_ms()?,
         peer,
         listen,
     }

@@ -13,7 +13,7 @@ use super::Options;
 use super::cluster::{Cluster, writer};
 use super::jobs::{TASKS, enqueue, task};
 use super::loaded::{claims, worker};
-use super::worker::{Arguments, POLL_MS};
+use super::worker::{Arguments, poll_ms};
 use crate::figure::{Figure, Goal, Report, percentile};
 
 /// Offered per tick, ten ticks a second: 500 jobs/s.
@@ -73,7 +73,7 @@ async fn offered(cluster: &Cluster, length: Duration, hold: bool) -> anyhow::Res
         url: test.url(Role::Writer),
         queue: TASKS.to_owned(),
         slots: SLOTS,
-        poll_ms: POLL_MS,
+        poll_ms: poll_ms()?,
         peer: false,
         listen: false,
     };

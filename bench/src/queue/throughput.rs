@@ -17,7 +17,7 @@ use tests::pg::{Role, TestDb};
 
 use super::cluster::{Cluster, settle, writer};
 use super::jobs::{RELAYS, TASKS, enqueue, relay, task};
-use super::worker::{Arguments, POLL_MS};
+use super::worker::{Arguments, poll_ms};
 use super::{Options, peer};
 use crate::figure::{Figure, Goal, Report, median};
 use crate::process::{Process, cpu_s, family_cpu_s};
@@ -131,7 +131,7 @@ impl Bench<'_> {
             url: db.url(if side == Side::Peer { Role::Superuser } else { Role::Writer }),
             queue: if side == Side::OursHosts { RELAYS } else { TASKS }.to_owned(),
             slots: SLOTS / split,
-            poll_ms: if side == Side::Peer { PEER_POLL_MS } else { POLL_MS },
+            poll_ms: if side == Side::Peer { PEER_POLL_MS } else { poll_ms()? },
             peer: side == Side::Peer,
             listen: false,
         };

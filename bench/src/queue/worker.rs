@@ -1,5 +1,6 @@
 //! The worker process of the benchmark: our queue, or the peer's, with jobs that take a millisecond.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::json;
 use shared::clock;
+use shared::config::Config;
 use shared::db::Db;
 use shared::jobs::{Attempt, Handler, JobError, Report};
 use shared::queue::QueueOptions;
@@ -21,10 +23,6 @@ use crate::process::Process;
 
 /// What a job does.
 pub(crate) const JOB: Duration = Duration::from_millis(1);
-/// The default of `worker.poll_ms`.
-pub(crate) const POLL_MS: u64 = 500;
-/// The default of `worker.lease_s`.
-const LEASE: Duration = Duration::from_secs(20);
 /// Connections of the real worker's queue pool.
 const CONNECTIONS: u32 = 3;
 
@@ -63,21 +61,29 @@ impl Arguments {
     }
 }
 
+/// What a worker does that nobody configured.
+fn defaults() -> anyhow::Result<QueueOptions> {
+    Ok(Config::load(None, &BTreeMap::new())?.queue_options(""))
+}
+
+/// The default of `worker.poll_ms`.
+pub(crate) fn poll_ms() -> anyhow::Result<u64> {
+    Ok(u64::try_from(defaults()?.poll.as_millis())?)
+}
+
 /// Works until it is killed.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.peer {
         return peer::work(&arguments).await;
     }
     let db = Db::lazy(&arguments.url, "bigbrotr bench queue", CONNECTIONS)?;
+    let worker = format!("bench-{}-{}", std::process::id(), clock::random_hex(4));
     let options = QueueOptions {
-        worker: format!("bench-{}-{}", std::process::id(), clock::random_hex(4)),
-        vantage: "bench".to_owned(),
+        worker,
         queues: vec![(arguments.queue.clone(), arguments.slots)],
-        lease: LEASE,
         poll: Duration::from_millis(arguments.poll_ms),
-        grace: Duration::from_secs(1),
         listen_url: arguments.listen.then(|| arguments.url.clone()),
-        traffic: shared::net::Traffic::default(),
+        ..defaults()?
     };
     let (metrics, health, stop) = (Metrics::new(), Health::default(), CancellationToken::new());
     shared::queue::run(db, options, Arc::new(Nothing), metrics, health, stop).await;
