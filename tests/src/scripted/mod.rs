@@ -10,7 +10,6 @@ mod session;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -56,7 +55,7 @@ pub struct Counts {
 struct Shared {
     script: Mutex<Arc<Script>>,
     requests: Mutex<Vec<Value>>,
-    sockets: Mutex<Vec<(Instant, i64)>>,
+    sockets: Mutex<Vec<(u64, i64)>>,
     counters: Counters,
 }
 
@@ -66,7 +65,7 @@ struct Socket<'a>(&'a Shared);
 impl<'a> Socket<'a> {
     fn new(shared: &'a Shared) -> Self {
         let mut sockets = shared.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        sockets.push((Instant::now(), 1));
+        sockets.push((shared::clock::monotonic_ms(), 1));
         drop(sockets);
         Self(shared)
     }
@@ -74,7 +73,11 @@ impl<'a> Socket<'a> {
 
 impl Drop for Socket<'_> {
     fn drop(&mut self) {
-        self.0.sockets.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), -1));
+        self.0
+            .sockets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((shared::clock::monotonic_ms(), -1));
     }
 }
 
@@ -133,8 +136,8 @@ impl ScriptedRelay {
         *lock(&self.shared.script) = Arc::new(script);
     }
 
-    /// When WebSockets were opened (1) and closed (-1), in order.
-    pub fn sockets(&self) -> Vec<(Instant, i64)> {
+    /// When WebSockets were opened (1) and closed (-1), monotonic milliseconds, in order.
+    pub fn sockets(&self) -> Vec<(u64, i64)> {
         self.shared.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
