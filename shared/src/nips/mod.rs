@@ -5,6 +5,7 @@
 
 pub mod filter;
 pub mod frame;
+pub mod keys;
 pub mod nip11;
 pub mod page;
 pub mod refusal;
@@ -13,6 +14,7 @@ pub mod walk;
 
 pub use filter::Filter;
 pub use frame::{EoseHint, FrameError, RelayFrame};
+pub use keys::{KeyError, Keys};
 pub use nip11::{InfoView, Limitation};
 pub use page::{PageEnd, PageFacts};
 pub use refusal::{CloseClass, classify};

@@ -196,6 +196,28 @@ impl Event {
         Ok(event)
     }
 
+    /// Makes a new event; `sign` gives the BIP-340 signature over the id it is shown.
+    ///
+    /// # Errors
+    /// `Range` for a negative time.
+    pub fn signed(
+        pubkey: [u8; 32],
+        created_at: i64,
+        kind: u16,
+        tags: Vec<Vec<String>>,
+        content: String,
+        sign: impl FnOnce(&EventId) -> [u8; 64],
+    ) -> Result<Self, EventError> {
+        if created_at < 0 {
+            return Err(EventError::Range("created_at"));
+        }
+        let mut event =
+            Self { id: EventId([0; 32]), pubkey, created_at, kind, tags, content, sig: [0; 64] };
+        event.id = event.computed_id();
+        event.sig = sign(&event.id);
+        Ok(event)
+    }
+
     /// Reads what [`Event::tags_json`] wrote.
     pub fn parse_tags(json: &str) -> Result<Vec<Vec<String>>, EventError> {
         serde_json::from_str(json)
