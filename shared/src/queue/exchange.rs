@@ -16,7 +16,7 @@ use crate::db::{Claimed, DbError, Exchange, Exchanged, Wanted};
 const BATCH: usize = 500;
 /// Between the beginnings of two calls, unless everything that ran has ended or enough has: short jobs share a
 /// call, and a few milliseconds are nothing to a job of seconds.
-const PACE: Duration = Duration::from_millis(5);
+const PACE: Duration = Duration::from_millis(8);
 /// Attempts that are worth a call of their own: the next ones run meanwhile.
 const ENOUGH: usize = 32;
 /// Between tries while the database is away.
@@ -135,7 +135,7 @@ async fn hand_out(shared: &Shared, lanes: &Lanes, claimed: Vec<Claimed>) {
         let end = shared.remember(&claimed.job, claimed.attempt);
         let queue = claimed.queue.clone();
         let ticket = Ticket { claimed, slot: slot.into(), end };
-        // The channel holds as many tickets as there are slots, so this does not wait.
+        // The channel holds as many tickets as are ever claimed, so this does not wait.
         if tickets.send(ticket).await.is_err() {
             tracing::error!(queue, "a queue's worker is gone; rescue will find its jobs");
         }

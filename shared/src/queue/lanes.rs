@@ -1,38 +1,97 @@
 //! The queues of a process as its loop sees them: slots, and where in the order of deadlines work begins.
+//!
+//! A slot is claimed for when it is free. Tasks of no host that take a few milliseconds are the exception: some
+//! more of them are held ready, or each would pay for a call of its own ([`LaneState::ahead`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::ack::Ended;
 use super::backend::Ticket;
 use crate::clock;
 use crate::db::{Claimed, Wanted};
+use crate::models::LOCAL;
 
 /// How long a floor is believed: what comes in below it, a retry or a rescue, waits at most this long.
 const FLOOR_MS: u64 = 2_000;
+
+/// Tasks that take longer are never held ready, microseconds: they would wait where another worker is free.
+const SHORT_US: u32 = 5_000;
+/// Most tasks held ready per lane, and per slot of it.
+const AHEAD_MAX: u32 = 48;
+const AHEAD_PER_SLOT: u32 = 6;
 
 /// One queue: `kind.network` and its slots.
 pub(super) struct Lane {
     queue: String,
     network: String,
-    slots: u32,
-    used: Arc<AtomicU32>,
+    state: Arc<LaneState>,
     tickets: mpsc::Sender<Ticket>,
     floors: [Option<f64>; 4],
+}
+
+/// What the loop and the attempts of a lane share.
+#[derive(Debug)]
+pub(super) struct LaneState {
+    slots: u32,
+    /// Only tasks of no host may be held ready: a start on somebody's machine is reserved for now.
+    hostless: bool,
+    /// Claimed and not yet acknowledged.
+    used: AtomicU32,
+    /// One permit per slot: what was claimed ahead waits here.
+    gate: Semaphore,
+    /// How long attempts run of late, microseconds; 0: not known.
+    run_us: AtomicU32,
+}
+
+impl LaneState {
+    fn new(network: &str, slots: u32) -> Self {
+        let (used, gate) = (AtomicU32::new(0), Semaphore::new(slots as usize));
+        Self { slots, hostless: network == LOCAL, used, gate, run_us: AtomicU32::new(0) }
+    }
+
+    /// The permits of its slots.
+    pub(super) const fn gate(&self) -> &Semaphore {
+        &self.gate
+    }
+
+    /// Takes note of how long an attempt ran: one of eight counts an eighth.
+    pub(super) fn ran(&self, us: u64) {
+        let us = u32::try_from(us).unwrap_or(u32::MAX).max(1);
+        let before = self.run_us.load(Ordering::Relaxed);
+        let mean = if before == 0 { us } else { before / 8 * 7 + us / 8 };
+        self.run_us.store(mean.max(1), Ordering::Relaxed);
+    }
+
+    /// How many tasks more than slots are worth having.
+    fn ahead(&self) -> u32 {
+        let short = (1..=SHORT_US).contains(&self.run_us.load(Ordering::Relaxed));
+        if self.hostless && short { most_ahead(self.slots) } else { 0 }
+    }
+}
+
+/// The most tasks a lane of so many slots holds ready.
+pub(super) fn most_ahead(slots: u32) -> u32 {
+    slots.saturating_mul(AHEAD_PER_SLOT).min(AHEAD_MAX)
 }
 
 /// A place taken in a lane; free when the last clone of its ticket is gone.
 #[derive(Debug)]
 pub(super) struct Slot {
-    used: Arc<AtomicU32>,
+    lane: Arc<LaneState>,
     freed: Arc<Notify>,
     settled: AtomicBool,
 }
 
 impl Slot {
+    /// The lane it is a place of.
+    pub(super) fn lane(&self) -> &LaneState {
+        &self.lane
+    }
+
     /// The loop itself frees it: no need to wake it for that.
     pub(super) fn settle(&self) {
         self.settled.store(true, Ordering::Relaxed);
@@ -41,7 +100,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.used.fetch_sub(1, Ordering::Relaxed);
+        self.lane.used.fetch_sub(1, Ordering::Relaxed);
         if !self.settled.load(Ordering::Relaxed) {
             self.freed.notify_one();
         }
@@ -66,8 +125,8 @@ impl Lanes {
 
     pub(super) fn push(&mut self, queue: &str, slots: u32, tickets: mpsc::Sender<Ticket>) {
         let network = queue.split_once('.').map_or("", |(_, network)| network).to_owned();
-        let queue = queue.to_owned();
-        self.all.push(Lane { queue, network, slots, used: Arc::default(), tickets, floors: [None; 4] });
+        let state = Arc::new(LaneState::new(&network, slots));
+        self.all.push(Lane { queue: queue.to_owned(), network, state, tickets, floors: [None; 4] });
     }
 
     /// Gives up the channels, so that the workers come to an end.
@@ -89,11 +148,11 @@ impl Lanes {
             .iter()
             .map(|lane| {
                 let gone = ended.iter().filter(|ended| ended.ticket.claimed.queue == lane.queue).count();
-                let running =
-                    lane.used.load(Ordering::Relaxed).saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX));
+                let used = lane.state.used.load(Ordering::Relaxed);
+                let running = used.saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX));
                 Wanted {
                     queue: lane.queue.clone(),
-                    free: lane.slots.saturating_sub(running),
+                    free: (lane.state.slots + lane.state.ahead()).saturating_sub(running),
                     running,
                     floors: lane.floors,
                 }
@@ -129,15 +188,15 @@ impl Lanes {
 
     /// Slots taken, all lanes together.
     pub(super) fn running(&self) -> usize {
-        self.all.iter().map(|lane| lane.used.load(Ordering::Relaxed) as usize).sum()
+        self.all.iter().map(|lane| lane.state.used.load(Ordering::Relaxed) as usize).sum()
     }
 
     /// A place in the lane of `queue`, and the way to its worker.
     pub(super) fn take(&self, queue: &str) -> Option<(Slot, mpsc::Sender<Ticket>)> {
         let lane = self.all.iter().find(|lane| lane.queue == queue)?;
-        lane.used.fetch_add(1, Ordering::Relaxed);
+        lane.state.used.fetch_add(1, Ordering::Relaxed);
         let slot = Slot {
-            used: Arc::clone(&lane.used),
+            lane: Arc::clone(&lane.state),
             freed: Arc::clone(&self.freed),
             settled: AtomicBool::new(false),
         };
@@ -163,8 +222,41 @@ impl Lanes {
     fn per_network(&self) -> BTreeMap<String, u32> {
         let mut running = BTreeMap::new();
         for lane in &self.all {
-            *running.entry(lane.network.clone()).or_default() += lane.used.load(Ordering::Relaxed);
+            *running.entry(lane.network.clone()).or_default() += lane.state.used.load(Ordering::Relaxed);
         }
         running
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ahead(network: &str, slots: u32, runs_us: &[u64]) -> u32 {
+        let lane = LaneState::new(network, slots);
+        runs_us.iter().for_each(|us| lane.ran(*us));
+        lane.ahead()
+    }
+
+    #[test]
+    fn only_short_tasks_of_no_host_are_held_ready() {
+        assert_eq!(ahead(LOCAL, 8, &[]), 0, "nothing is known yet");
+        assert_eq!(ahead(LOCAL, 8, &[1_000; 3]), 48);
+        assert_eq!(ahead(LOCAL, 1, &[1_000; 3]), 6);
+        assert_eq!(ahead(LOCAL, 8, &[30_000; 3]), 0);
+        assert_eq!(ahead("clearnet", 8, &[1_000; 3]), 0);
+    }
+
+    #[test]
+    fn one_long_wait_ends_the_claiming_ahead_for_a_while() {
+        let lane = LaneState::new(LOCAL, 8);
+        (0..100).for_each(|_| lane.ran(1_000));
+        lane.ran(u64::from(u32::MAX));
+        assert_eq!(lane.ahead(), 0);
+        let runs = (1..1_000).find(|_| {
+            lane.ran(1_000);
+            lane.ahead() > 0
+        });
+        assert!(runs.is_some_and(|runs| (20..200).contains(&runs)), "{runs:?}");
     }
 }

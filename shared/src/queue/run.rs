@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use apalis::prelude::*;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, SemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::backend::{QueueBackend, Ticket, Tickets};
-use super::lanes::Lanes;
+use super::lanes::{LaneState, Lanes, most_ahead};
 use super::{exchange, heartbeat, listen};
 use crate::clock;
 use crate::db::{Db, Registration};
@@ -217,8 +217,8 @@ pub async fn run(
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }
-    let slots: u32 = options.queues.iter().map(|(_, n)| *n).sum();
-    let (ended_tx, ended_rx) = mpsc::channel(slots.max(1) as usize);
+    let most: u32 = options.queues.iter().map(|(_, n)| *n + most_ahead(*n)).sum();
+    let (ended_tx, ended_rx) = mpsc::channel(most.max(1) as usize);
     let runner = Runner { shared: shared.clone(), handler, tracker: TaskTracker::new(), stop: stop.clone() };
     let mut monitor = Monitor::new().should_restart(|_, error| {
         tracing::error!(error = %error, "a queue's worker failed; restarting it");
@@ -226,7 +226,7 @@ pub async fn run(
     });
     let mut lanes = Lanes::new(Arc::clone(&shared.wake));
     for (queue, slots) in &options.queues {
-        let (tickets_tx, tickets_rx) = mpsc::channel(*slots as usize);
+        let (tickets_tx, tickets_rx) = mpsc::channel((*slots + most_ahead(*slots)).max(1) as usize);
         lanes.push(queue, *slots, tickets_tx);
         let tickets: Tickets = Arc::new(Mutex::new(tickets_rx));
         let (ended, runner, name) = (ended_tx.clone(), runner.clone(), format!("{queue}@{}", options.worker));
@@ -281,6 +281,9 @@ pub async fn run(
     }
 }
 
+/// Longest wait of a task that was claimed ahead of a slot.
+const AHEAD_WAIT: Duration = Duration::from_millis(50);
+
 /// What every attempt needs, as apalis data.
 #[derive(Clone)]
 struct Runner {
@@ -302,6 +305,11 @@ impl Drop for AbortOnDrop {
 /// One attempt: on a task of its own (apalis polls all handlers of a queue on one), within its time limit.
 async fn handle(ticket: Ticket, runner: Data<Runner>) -> Result<Ending, std::convert::Infallible> {
     let claimed = &ticket.claimed;
+    let lane = ticket.slot.lane();
+    let _permit = match admit(&ticket, lane, &runner.stop).await {
+        Ok(permit) => permit,
+        Err(ending) => return Ok(ending),
+    };
     let attempt = Attempt {
         kind: claimed.kind,
         network: claimed.network.clone(),
@@ -325,12 +333,42 @@ async fn handle(ticket: Ticket, runner: Data<Runner>) -> Result<Ending, std::con
             Err(_) => Ending::from(JobError::snooze(Duration::ZERO, "stopped")),
         },
         () = tokio::time::sleep(limit) => Ending::retry("the attempt ran into its time limit"),
-        why = ticket.end.told() => match why {
-            Why::Lost => Ending::retry("the lease was lost"),
-            Why::Cancelled => Ending::from(JobError::cancel("cancelled by an operator")),
-        },
+        why = ticket.end.told() => told(why),
     };
-    let seconds = Duration::from_millis(clock::monotonic_ms().saturating_sub(began)).as_secs_f64();
+    let ran_ms = clock::monotonic_ms().saturating_sub(began);
+    lane.ran(ran_ms.saturating_mul(1_000));
+    let seconds = Duration::from_millis(ran_ms).as_secs_f64();
     runner.shared.metrics.job_run_seconds.get_or_create(&labels).observe(seconds);
     Ok(ending)
+}
+
+/// A permit of the lane to run; what was claimed ahead of a slot waits for one, but not for long.
+async fn admit<'a>(
+    ticket: &Ticket,
+    lane: &'a LaneState,
+    stop: &CancellationToken,
+) -> Result<SemaphorePermit<'a>, Ending> {
+    if let Ok(permit) = lane.gate().try_acquire() {
+        return Ok(permit);
+    }
+    let back = |why| Ending::from(JobError::snooze(Duration::ZERO, why));
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(back("stopped")),
+        why = ticket.end.told() => Err(told(why)),
+        permit = lane.gate().acquire() => permit.map_err(|_| back("stopped")),
+        () = tokio::time::sleep(AHEAD_WAIT) => {
+            // What runs takes longer than what ran: others may be free.
+            lane.ran(u64::from(u32::MAX));
+            Err(back("no slot became free"))
+        }
+    }
+}
+
+/// How an attempt ends that was told to.
+fn told(why: Why) -> Ending {
+    match why {
+        Why::Lost => Ending::retry("the lease was lost"),
+        Why::Cancelled => Ending::from(JobError::cancel("cancelled by an operator")),
+    }
 }

@@ -211,8 +211,7 @@ impl Event {
         if created_at < 0 {
             return Err(EventError::Range("created_at"));
         }
-        let mut event =
-            Self { id: EventId([0; 32]), pubkey, created_at, kind, tags, content, sig: [0; 64] };
+        let mut event = Self { id: EventId([0; 32]), pubkey, created_at, kind, tags, content, sig: [0; 64] };
         event.id = event.computed_id();
         event.sig = sign(&event.id);
         Ok(event)
