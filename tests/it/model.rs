@@ -58,6 +58,9 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Attempts of a job that was asked for while another ran.
+const ATTEMPTS_ANEW: i32 = 3;
+
 const VERDICTS: [&str; 5] = ["complete", "retry", "snooze", "cancel", "kill"];
 
 /// A job as the model knows it.
@@ -95,9 +98,10 @@ impl Model {
         let job = self.jobs.remove(&target).unwrap_or_default();
         self.ids.remove(&target);
         *self.ended.entry(state).or_default() += 1;
-        if let (Some(class), false) = (job.again, job.cancelled) {
-            let allowed = (job.allowed - job.attempt + 1).max(1);
-            self.jobs.insert(target, Job { class, run_at: self.now, allowed, ..Job::default() });
+        // A wish outlives the attempt it came during, however that ends: cancelling takes back earlier ones only.
+        if let Some(class) = job.again {
+            self.jobs
+                .insert(target, Job { class, run_at: self.now, allowed: ATTEMPTS_ANEW, ..Job::default() });
         }
     }
 
@@ -116,10 +120,6 @@ impl Model {
         let job = &self.jobs[&target];
         if job.cancelled || job.attempt >= job.allowed {
             let state = if job.cancelled { "cancelled" } else { "dead" };
-            // What was asked for meanwhile goes with a job that dies of its worker: the schedule asks again.
-            if let Some(job) = self.jobs.get_mut(&target) {
-                job.again = None;
-            }
             self.end(target, state);
         } else {
             self.back(target, self.now, 0);
@@ -166,6 +166,8 @@ async fn step(db: &mut PgConnection, model: &mut Model, op: &Op) {
                 job.again = Some(job.again.map_or(*class, |again| again.min(*class)));
             } else if known && *class < job.class {
                 job.class = *class;
+                job.run_at = job.run_at.min(model.now + ahead);
+            } else if known && *class == 0 && job.class == 0 {
                 job.run_at = job.run_at.min(model.now + ahead);
             }
         }

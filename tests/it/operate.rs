@@ -219,7 +219,7 @@ async fn the_number_of_workers_wanted_follows_the_work_that_workers_can_do() {
     .await;
     assert_eq!(
         (wanted().await.desired, wanted().await.binding.as_str()),
-        (0, "queues are paused or out of reach")
+        (0, "queues are paused, out of reach or out of traffic")
     );
 }
 

@@ -278,7 +278,7 @@ impl Db {
             .all(sqlx::query(
                 "SELECT 'index ' || i.name || ' of apalis.jobs is missing' AS drift FROM unnest(ARRAY['bigbrotr_ready', \
                  'bigbrotr_ready_host', 'bigbrotr_later', 'bigbrotr_host', 'bigbrotr_host_now', 'bigbrotr_running', \
-                 'bigbrotr_running_host', 'bigbrotr_cancel']) i(name) WHERE to_regclass('apalis.' || i.name) IS NULL \
+                 'bigbrotr_running_block', 'bigbrotr_cancel']) i(name) WHERE to_regclass('apalis.' || i.name) IS NULL \
                  UNION ALL SELECT 'index ' || c.relname || ' is invalid' FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid \
                  WHERE x.indrelid = 'apalis.jobs'::regclass AND NOT x.indisvalid \
                  UNION ALL SELECT 'trigger ' || t.tgname || ' notifies for every row' FROM pg_trigger t \

@@ -15,7 +15,8 @@ ALTER TABLE apalis.jobs
     ADD COLUMN IF NOT EXISTS gate text,
     ADD COLUMN IF NOT EXISTS host text,
     ADD COLUMN IF NOT EXISTS cancel_why text,
-    ADD COLUMN IF NOT EXISTS again_class smallint;
+    ADD COLUMN IF NOT EXISTS again_class smallint,
+    ADD COLUMN IF NOT EXISTS permitted_at timestamptz;
 COMMENT ON COLUMN apalis.jobs.kind IS 'Job kind: discover, validate, monitor, sync or refresh.';
 COMMENT ON COLUMN apalis.jobs.network IS 'Network, or local.';
 COMMENT ON COLUMN apalis.jobs.target IS 'Relay URL or task name; also the idempotency_key: one outstanding job per kind and target.';
@@ -30,9 +31,11 @@ COMMENT ON COLUMN apalis.jobs.gate IS 'Where a pending job stands: ready to be c
 COMMENT ON COLUMN apalis.jobs.host IS 'host_state.host: what its host''s limits are counted by; null for local tasks.';
 COMMENT ON COLUMN apalis.jobs.cancel_why IS 'Why an operator wants the running attempt stopped.';
 COMMENT ON COLUMN apalis.jobs.again_class IS 'Class of what was asked for again while it ran.';
+COMMENT ON COLUMN apalis.jobs.permitted_at IS 'When host_permit let the running attempt dial.';
 -- Jobs of a version before had no gate: they are looked at as if their time had just come.
 UPDATE apalis.jobs SET gate = 'later', class = public.job_class(kind, ''), host = public.url_host(target)
 WHERE kind IS NOT NULL AND status = 'Pending' AND gate IS NULL;
+UPDATE apalis.jobs SET host = public.url_host(target) WHERE kind IS NOT NULL AND network <> 'local' AND host IS NULL;
 
 ALTER TABLE apalis.workers
     ADD COLUMN IF NOT EXISTS lease_until timestamptz,
@@ -62,7 +65,8 @@ CREATE INDEX IF NOT EXISTS bigbrotr_later ON apalis.jobs (run_at) WHERE gate = '
 CREATE INDEX IF NOT EXISTS bigbrotr_host ON apalis.jobs (host, job_type, class, deadline_at) WHERE gate = 'host';
 CREATE INDEX IF NOT EXISTS bigbrotr_host_now ON apalis.jobs (host) WHERE gate = 'host' AND class = 0;
 CREATE INDEX IF NOT EXISTS bigbrotr_running ON apalis.jobs (lock_by) WHERE status = 'Running';
-CREATE INDEX IF NOT EXISTS bigbrotr_running_host ON apalis.jobs ((public.host_block(host)), host) WHERE status = 'Running' AND host IS NOT NULL;
+DROP INDEX IF EXISTS apalis.bigbrotr_running_host;
+CREATE INDEX IF NOT EXISTS bigbrotr_running_block ON apalis.jobs ((public.host_block(host)), host) WHERE status = 'Running' AND host IS NOT NULL;
 CREATE INDEX IF NOT EXISTS bigbrotr_cancel ON apalis.jobs (lock_by) WHERE cancel_why IS NOT NULL;
 ALTER TABLE apalis.jobs SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500,
                              autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 1000, fillfactor = 70);

@@ -21,12 +21,11 @@ WITH live AS (
 )
 SELECT q.kind, q.network, coalesce(c.due, 0) AS due, coalesce(a.scheduled, 0) AS waiting, coalesce(c.running, 0) AS running, c.oldest_due_at,
        p.mode AS held
-FROM (SELECT k AS kind, n AS network FROM unnest(ARRAY['validate', 'monitor', 'sync']) k, unnest(ARRAY['clearnet', 'tor', 'i2p', 'loki']) n
-      UNION ALL VALUES ('discover', 'local'), ('refresh', 'local')) q
+FROM public.queue_list() q
 LEFT JOIN counted c ON c.kind = q.kind AND c.network = q.network
 LEFT JOIN ahead a ON a.kind = q.kind AND a.network = q.network
 LEFT JOIN public.queue_pause p ON p.queue = q.kind || '.' || q.network;
-COMMENT ON VIEW public.queue_depth IS 'Live jobs per queue: due and running exactly, waiting (scheduled ahead) as counted within the last minute by the leading scheduler; held: pause or drain.';
+COMMENT ON VIEW public.queue_depth IS 'Live jobs per queue: due and running exactly, waiting (scheduled ahead) as counted within the last minute by the leading scheduler; held: pause, drain or both.';
 
 CREATE VIEW public.jobs_running AS
 SELECT j.id AS job_id, j.kind, j.network, j.target, j.attempts AS attempt, j.lock_by AS worker_id, j.lock_at AS started_at,
@@ -51,29 +50,41 @@ COMMENT ON VIEW public.relay_due IS 'When each relay and candidate is next due f
 
 CREATE VIEW public.autoscale_desired AS
 WITH queue AS (
-    SELECT q.kind, q.network, q.due, q.running, q.held,
+    -- Of a crowd on one machine only as many count as may run there at once.
+    SELECT q.kind, q.network, q.due - coalesce(c.jobs - least(c.jobs, c.hosts * f.host_jobs), 0) AS due, q.running,
            coalesce(s.avg_s, CASE q.kind WHEN 'discover' THEN 1 WHEN 'validate' THEN 10 WHEN 'monitor' THEN 10 WHEN 'sync' THEN 60 ELSE 30 END) AS avg_s,
            coalesce(w.slots, CASE q.kind WHEN 'validate' THEN 64 WHEN 'monitor' THEN 64 WHEN 'sync' THEN 16 ELSE 1 END) AS slots,
            l.permits,
-           EXISTS (SELECT FROM public.breaker b WHERE b.network = q.network AND b.until_at > now()) AS broken
+           -- Nothing that more workers could help: held, out of reach from everywhere, or its traffic used up.
+           coalesce(q.held IN ('pause', 'both'), false)
+           OR (EXISTS (SELECT FROM public.breaker b WHERE b.network = q.network AND b.until_at > now())
+               AND NOT EXISTS (SELECT FROM apalis.workers v WHERE v.lease_until > now() AND q.kind || '.' || q.network = ANY (v.queues)
+                               AND NOT EXISTS (SELECT FROM public.breaker b WHERE b.network = q.network AND b.vantage = v.vantage AND b.until_at > now())))
+           OR (q.kind = 'sync' AND coalesce(u.bytes >= l.bytes_per_day, false)) AS stuck
     FROM public.queue_depth q
     LEFT JOIN (SELECT x.kind, x.network, sum(x.run_s) / nullif(sum(x.complete + x.dead), 0) AS avg_s FROM public.queue_sample x
                WHERE x.sampled_at > now() - interval '10 minutes' GROUP BY 1, 2) s ON s.kind = q.kind AND s.network = q.network
     LEFT JOIN (SELECT u.queue, avg(u.slots) AS slots FROM apalis.workers w CROSS JOIN LATERAL unnest(w.queues, w.slots_of) u(queue, slots)
                WHERE w.lease_until > now() AND u.slots > 0 GROUP BY 1) w ON w.queue = q.kind || '.' || q.network
+    CROSS JOIN public.fleet_limit f
+    LEFT JOIN (SELECT j.job_type, count(*) AS jobs, count(DISTINCT j.host) AS hosts FROM apalis.jobs j WHERE j.gate = 'host' GROUP BY 1) c
+      ON c.job_type = q.kind || '.' || q.network
     LEFT JOIN public.network_limit l ON l.network = q.network
+    LEFT JOIN public.network_usage u ON u.network = q.network AND u.day = (now() AT TIME ZONE 'UTC')::date
 ), need AS (
-    SELECT n.*, CASE WHEN n.held = 'pause' OR n.broken THEN 0 ELSE (n.due + n.running) * n.avg_s END AS backlog_s,
-           -- Workers that would drain it within five minutes; more than the network's permits can use is no help.
-           CASE WHEN n.held = 'pause' OR n.broken THEN 0
-                ELSE least((n.due + n.running) * n.avg_s / n.slots / 300, coalesce(n.permits, 1000000) / n.slots::numeric) END AS share
-    FROM queue n
+    SELECT n.network, sum(n.due + n.running) AS live, sum(n.running) AS running, bool_and(n.stuck) FILTER (WHERE n.due + n.running > 0) AS stuck,
+           sum(CASE WHEN n.stuck THEN 0 ELSE (n.due + n.running) * n.avg_s END) AS backlog_s,
+           -- Workers that would drain it within five minutes.
+           sum(CASE WHEN n.stuck THEN 0 ELSE (n.due + n.running) * n.avg_s / n.slots / 300 END) AS share,
+           -- More than the network's permits can use is no help, whichever kinds use them.
+           max(n.permits) / nullif(sum(CASE WHEN n.stuck OR n.due + n.running = 0 THEN 0 ELSE n.slots END), 0)::numeric AS most
+    FROM queue n GROUP BY n.network
 )
-SELECT CASE WHEN sum(n.due + n.running) = 0 THEN 0 ELSE ceil(sum(n.share)) END AS desired,
+SELECT CASE WHEN sum(n.live) = 0 THEN 0 ELSE greatest(ceil(sum(least(n.share, coalesce(n.most, n.share)))), CASE WHEN sum(n.running) > 0 THEN 1 ELSE 0 END) END AS desired,
        sum(n.backlog_s)::double precision AS backlog_s,
-       CASE WHEN sum(n.due + n.running) = 0 THEN 'nothing to do'
-            WHEN bool_and(coalesce(n.held = 'pause', false) OR n.broken) FILTER (WHERE n.due + n.running > 0) THEN 'queues are paused or out of reach'
-            WHEN bool_or(n.permits IS NOT NULL AND n.share >= n.permits / n.slots::numeric) FILTER (WHERE n.backlog_s > 0) THEN 'the permits of a network'
+       CASE WHEN sum(n.live) = 0 THEN 'nothing to do'
+            WHEN bool_and(n.stuck) FILTER (WHERE n.live > 0) THEN 'queues are paused, out of reach or out of traffic'
+            WHEN bool_or(n.share >= n.most) FILTER (WHERE n.backlog_s > 0) THEN 'the permits of a network'
             ELSE 'workers' END AS binding
 FROM need n;
-COMMENT ON VIEW public.autoscale_desired IS 'How many workers would drain what is due within five minutes: sum over the queues of (due + running) x average seconds / slots per worker / 300 s, up to what the networks'' permits can use; paused queues and open breakers count nothing. binding: what limits.';
+COMMENT ON VIEW public.autoscale_desired IS 'How many workers would drain what is due within five minutes: sum over the queues of (due + running) x average seconds / slots per worker / 300 s, up to what each network''s permits can use; queues that are paused, behind open breakers of every vantage, or out of the day''s traffic count nothing, and of a crowd on one machine only what may run there; at least 1 while anything runs. binding: what limits.';
