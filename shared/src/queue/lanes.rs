@@ -234,7 +234,9 @@ mod tests {
 
     fn ahead(network: &str, slots: u32, runs_us: &[u64]) -> u32 {
         let lane = LaneState::new(network, slots);
-        runs_us.iter().for_each(|us| lane.ran(*us));
+        for us in runs_us {
+            lane.ran(*us);
+        }
         lane.ahead()
     }
 
@@ -250,7 +252,9 @@ mod tests {
     #[test]
     fn one_long_wait_ends_the_claiming_ahead_for_a_while() {
         let lane = LaneState::new(LOCAL, 8);
-        (0..100).for_each(|_| lane.ran(1_000));
+        for _ in 0..100 {
+            lane.ran(1_000);
+        }
         lane.ran(u64::from(u32::MAX));
         assert_eq!(lane.ahead(), 0);
         let runs = (1..1_000).find(|_| {
