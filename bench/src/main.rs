@@ -4,6 +4,7 @@
 //! `cargo run --release -p bench -- idle --json`
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing figures is what this program does")]
 
+mod census;
 mod figure;
 mod idle;
 mod process;
@@ -19,7 +20,7 @@ use figure::Report;
 #[derive(Parser)]
 #[command(
     about,
-    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue starts a durable server of its own with the tools of ./test."
+    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate and monitor start a durable server of their own with the tools of ./test; the peer of the last two needs root (a hosts file of its own)."
 )]
 struct Arguments {
     /// Which benchmark.
@@ -51,6 +52,23 @@ enum Bench {
         #[command(flatten)]
         options: queue::Options,
     },
+    /// Candidates asked by one worker: 2,000 mock relays, some of which refuse, hang, or are no relays.
+    Validate {
+        #[command(flatten)]
+        printing: Printing,
+        #[command(flatten)]
+        options: census::Options,
+    },
+    /// Relays checked by one worker: the same fleet, every check, real TLS.
+    Monitor {
+        #[command(flatten)]
+        printing: Printing,
+        #[command(flatten)]
+        options: census::Options,
+    },
+    /// The mock fleet of `validate` and `monitor`.
+    #[command(hide = true)]
+    MockFleet(census::MockArguments),
     /// A process of the queue's benchmark that works off jobs of nothing.
     #[command(hide = true)]
     QueueWorker(queue::WorkerArguments),
@@ -91,6 +109,18 @@ async fn measure(bench: Bench) -> anyhow::Result<bool> {
         Bench::Queue { printing, options } => {
             report = Report::new(printing.json);
             queue::run(&options, &mut report).await?;
+        }
+        Bench::Validate { printing, options } => {
+            report = Report::new(printing.json);
+            census::validate(&options, &mut report).await?;
+        }
+        Bench::Monitor { printing, options } => {
+            report = Report::new(printing.json);
+            census::monitor(&options, &mut report).await?;
+        }
+        Bench::MockFleet(arguments) => {
+            census::mock(arguments).await?;
+            return Ok(true);
         }
         Bench::QueueWorker(arguments) => {
             queue::work(arguments).await?;

@@ -43,9 +43,18 @@ impl Process {
 
     /// Resident memory.
     pub(crate) fn rss_mib(&self) -> anyhow::Result<f64> {
+        self.memory_mib("VmRSS:")
+    }
+
+    /// The most resident memory it has had.
+    pub(crate) fn peak_mib(&self) -> anyhow::Result<f64> {
+        self.memory_mib("VmHWM:")
+    }
+
+    fn memory_mib(&self, field: &str) -> anyhow::Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("the process has ended")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("VmRSS has a value")?.parse()?;
+        let line = status.lines().find(|line| line.starts_with(field)).context("the process has ended")?;
+        let kib: f64 = line.split_whitespace().nth(1).context("memory has a value")?.parse()?;
         Ok(kib / 1024.0)
     }
 }

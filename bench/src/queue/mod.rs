@@ -17,8 +17,7 @@ mod worker;
 use clap::{Args, ValueEnum};
 
 use crate::figure::Report;
-use cluster::Cluster;
-
+pub(crate) use cluster::{Cluster, writer};
 pub(crate) use worker::{Arguments as WorkerArguments, run as work};
 
 /// How to measure.
