@@ -29,6 +29,8 @@ mod proxy;
 #[cfg(test)]
 mod queue;
 #[cfg(test)]
+mod scene;
+#[cfg(test)]
 mod schema;
 #[cfg(test)]
 mod scripted;
