@@ -23,6 +23,8 @@ mod operate;
 #[cfg(test)]
 mod politeness;
 #[cfg(test)]
+mod pooler;
+#[cfg(test)]
 mod programs;
 #[cfg(test)]
 mod proxy;
