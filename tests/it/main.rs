@@ -37,6 +37,8 @@ mod schema;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod skew;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tidy;
