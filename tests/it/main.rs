@@ -42,3 +42,5 @@ mod skew;
 mod support;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod upgrade;
