@@ -1,126 +1,16 @@
 //! Real worker and scheduler processes, killed, frozen and cut off: leases of two seconds, nothing lost or doubled.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use shared::db::{Actor, NewJob, Selection, TickKind};
+use shared::db::{Actor, Selection, TickKind};
 use shared::models::JobKind;
-use tests::journal::{Entry, read};
+use tests::journal::read;
 use tests::pg::{Role, TestDb};
 use tests::programs::Process;
 
-use super::support::{handle, job, migrated, value};
-
-/// Everything of one scenario that must go away with it.
-struct Scene {
-    test: TestDb,
-    dir: PathBuf,
-    started: usize,
-}
-
-fn signal(process: &Process, name: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &process.pid().to_string()]).status();
-    assert!(sent.is_ok_and(|status| status.success()), "{name}");
-}
-
-impl Scene {
-    async fn new() -> Option<Self> {
-        let test = migrated().await?;
-        Some(Self::on(test))
-    }
-
-    fn on(test: TestDb) -> Self {
-        let dir = std::env::temp_dir().join(format!(
-            "bigbrotr-chaos-{}-{}",
-            std::process::id(),
-            shared::clock::random_hex(4)
-        ));
-        std::fs::create_dir_all(&dir).unwrap();
-        Self { test, dir, started: 0 }
-    }
-
-    fn journal(&self) -> PathBuf {
-        self.dir.join("journal")
-    }
-
-    fn log(&mut self) -> PathBuf {
-        self.started += 1;
-        self.dir.join(format!("log{}", self.started))
-    }
-
-    fn worker(&mut self, work_ms: u32, grace_s: u32) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_testrelay"));
-        command.args(["worker", "--url", &self.test.url(Role::Writer)]);
-        command.args(["--work-ms", &work_ms.to_string(), "--grace-s", &grace_s.to_string()]);
-        command.arg("--journal").arg(self.journal());
-        let log = self.log();
-        Process::spawn(&command, &log)
-    }
-
-    fn scheduler(&mut self) -> Process {
-        let binary = Path::new(env!("CARGO_BIN_EXE_testrelay")).with_file_name("scheduler");
-        let mut command = Command::new(binary);
-        command.arg("run").env("DATABASE_URL", self.test.url(Role::Writer));
-        command.env("BIGBROTR_SCHEDULER_TICK_MS", "100").env("BIGBROTR_SCHEDULER_LEASE_S", "2");
-        let log = self.log();
-        Process::spawn(&command, &log)
-    }
-
-    async fn enqueue(&self, targets: impl Iterator<Item = String>, timeout_s: u64, attempts: u16) {
-        let jobs: Vec<NewJob> = targets
-            .map(|target| NewJob {
-                timeout: Duration::from_secs(timeout_s),
-                max_attempts: attempts,
-                ..job(JobKind::Refresh, &target)
-            })
-            .collect();
-        assert_eq!(handle(&self.test, Role::Writer).job_enqueue(&jobs).await.unwrap(), jobs.len() as u64);
-    }
-
-    /// Waits until `sql` says `wanted`.
-    async fn until(&self, sql: &'static str, wanted: &str, seconds: u32) {
-        let mut seen = String::new();
-        for _ in 0..seconds * 10 {
-            seen = value(&self.test, sql).await;
-            if seen == wanted {
-                return;
-            }
-            // bound: the seconds given
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("{sql}: {seen}, not {wanted}");
-    }
-
-    /// Attempts of one job never overlap: each began after the one before it had ended, where that lived to say so.
-    fn attempts_are_apart(&self) {
-        let mut jobs: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
-        for entry in read(&self.journal()) {
-            jobs.entry(entry.job.clone()).or_default().push(entry);
-        }
-        for (job, entries) in jobs {
-            for ended in entries.iter().filter(|entry| !entry.began) {
-                let later = entries.iter().filter(|entry| entry.began && entry.attempt > ended.attempt);
-                assert!(later.clone().all(|began| began.at >= ended.at), "{job}: {entries:?}");
-            }
-            for attempt in entries.iter().filter(|entry| entry.began).map(|entry| entry.attempt) {
-                let times = entries.iter().filter(|entry| entry.began && entry.attempt == attempt).count();
-                assert_eq!(times, 1, "{job}: attempt {attempt} began {times} times");
-            }
-        }
-    }
-}
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            std::fs::remove_dir_all(&self.dir).ok();
-        }
-    }
-}
-
-const COMPLETE: &str = "SELECT count(DISTINCT target) || ' ' || count(*) FROM job_history WHERE state = 'complete' AND target LIKE 't%'";
+use super::scene::{COMPLETE, Scene, signal};
+use super::support::{handle, job, value};
 
 #[tokio::test]
 async fn a_storm_of_kills_under_a_held_snapshot_loses_and_doubles_nothing() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::Connection as _;
 use sqlx::PgConnection;
-use tests::pg::{Bouncer, Role, TestDb};
+use tests::pg::{Bouncer, Generation, Role, TestDb};
 use tests::proxy::ChaosProxy;
 
 /// A schema just large enough to tell a clone from an empty database; it counts how often it is made.
@@ -72,30 +72,67 @@ async fn failed_test_keeps_its_database() {
 
 #[tokio::test]
 async fn bouncer_pools_transactions() {
-    let Some(db) = clone_of_template().await else { return };
-    let Some(bouncer) = Bouncer::start(&db).await else { return };
-    let made = "SELECT count(*)::text FROM made";
-    assert_eq!(value(&bouncer.url(Role::Superuser), made).await, "1");
+    for generation in Generation::ALL {
+        let Some(db) = clone_of_template().await else { return };
+        let Some(bouncer) = Bouncer::start(&db, generation).await else { continue };
+        let made = "SELECT count(*)::text FROM made";
+        assert_eq!(value(&bouncer.url(Role::Superuser), made).await, "1");
 
-    // Two clients, one after the other, get the same server connection: the pool is PgBouncer's, not ours.
-    let backend = "SELECT pg_backend_pid()::text";
-    let first = value(&bouncer.url(Role::Superuser), backend).await;
-    assert_eq!(first, value(&bouncer.url(Role::Superuser), backend).await);
-    let direct = value(&db.url(Role::Superuser), backend).await;
-    assert_ne!(first, direct);
+        // Two clients, one after the other, get the same server connection: the pool is PgBouncer's, not ours.
+        let backend = "SELECT pg_backend_pid()::text";
+        let first = value(&bouncer.url(Role::Superuser), backend).await;
+        assert_eq!(first, value(&bouncer.url(Role::Superuser), backend).await);
+        let direct = value(&db.url(Role::Superuser), backend).await;
+        assert_ne!(first, direct);
+    }
+}
+
+#[tokio::test]
+async fn the_newer_bouncer_keeps_named_statements_on_whatever_connection_they_meet() {
+    let Some(db) = clone_of_template().await else { return };
+    let Some(bouncer) = Bouncer::start(&db, Generation::Newer).await else { return };
+    let mut named = PgConnection::connect(&bouncer.url(Role::Superuser)).await.unwrap();
+    let mut other = PgConnection::connect(&bouncer.url(Role::Superuser)).await.unwrap();
+    let backend = sqlx::query_scalar::<_, i32>("SELECT pg_backend_pid() + $1").persistent(true);
+    let first = backend.bind(0).fetch_one(&mut named).await.unwrap();
+    // Holds the only server connection so far, so that the statement meets one that never heard of it.
+    sqlx::query("BEGIN").persistent(false).execute(&mut other).await.unwrap();
+    let backend = sqlx::query_scalar::<_, i32>("SELECT pg_backend_pid() + $1").persistent(true);
+    assert_ne!(backend.bind(0).fetch_one(&mut named).await.unwrap(), first);
 }
 
 #[tokio::test]
 async fn bouncer_survives_an_outage_of_the_server() {
-    let Some(db) = clone_of_template().await else { return };
-    let proxy = ChaosProxy::start(db.address()).await;
-    let Some(bouncer) = Bouncer::start_before(&db, proxy.address()).await else { return };
-    let mut client = PgConnection::connect(&bouncer.url(Role::Superuser)).await.unwrap();
-    proxy.cut();
-    let asked = sqlx::query("SELECT 1").persistent(false).execute(&mut client);
-    // Cut before or behind PgBouncer's own check: an error at once, or none until the server is back.
-    drop(tokio::time::timeout(Duration::from_millis(300), asked).await);
-    proxy.restore();
+    for generation in Generation::ALL {
+        let Some(db) = clone_of_template().await else { return };
+        let proxy = ChaosProxy::start(db.address()).await;
+        let Some(bouncer) = Bouncer::start_before(&db, proxy.address(), generation).await else { continue };
+        let mut client = PgConnection::connect(&bouncer.url(Role::Superuser)).await.unwrap();
+        proxy.cut();
+        let asked = sqlx::query("SELECT 1").persistent(false).execute(&mut client);
+        // Cut before or behind PgBouncer's own check: an error at once, or none until the server is back.
+        drop(tokio::time::timeout(Duration::from_millis(300), asked).await);
+        proxy.restore();
+        recovers(&bouncer).await;
+    }
+}
+
+#[tokio::test]
+async fn bouncer_listens_where_it_did_after_it_was_killed() {
+    for generation in Generation::ALL {
+        let Some(db) = clone_of_template().await else { return };
+        let Some(mut bouncer) = Bouncer::start(&db, generation).await else { continue };
+        let url = bouncer.url(Role::Superuser);
+        let mut client = PgConnection::connect(&url).await.unwrap();
+        bouncer.kill();
+        client.ping().await.unwrap_err();
+        assert!(!answers(&url).await, "nobody listens");
+        bouncer.start_again().await;
+        recovers(&bouncer).await;
+    }
+}
+
+async fn recovers(bouncer: &Bouncer) {
     let url = bouncer.url(Role::Superuser);
     let recovers = async {
         // PgBouncer answers with the last failure, at login or at the first query, until it logs in again.
@@ -121,8 +158,10 @@ async fn made_roles_are_known_to_the_bouncer_and_the_server() {
          THEN ALTER ROLE bigbrotr_reader LOGIN; END $$",
     )
     .await;
-    let Some(bouncer) = Bouncer::start(&db).await else { return };
-    for url in [db.url(Role::Reader), bouncer.url(Role::Reader)] {
-        assert_eq!(value(&url, "SELECT current_user::text").await, "bigbrotr_reader");
+    let whoami = "SELECT current_user::text";
+    assert_eq!(value(&db.url(Role::Reader), whoami).await, "bigbrotr_reader");
+    for generation in Generation::ALL {
+        let Some(bouncer) = Bouncer::start(&db, generation).await else { continue };
+        assert_eq!(value(&bouncer.url(Role::Reader), whoami).await, "bigbrotr_reader");
     }
 }

@@ -10,7 +10,7 @@ use shared::jobs::seed;
 use shared::models::{AddressPolicy, RelayUrl};
 use shared::telemetry::{Health, Metrics};
 use tests::factory::Factory;
-use tests::pg::{Bouncer, Role, TestDb};
+use tests::pg::{Bouncer, Generation, Role, TestDb};
 use tests::programs::{Kind, Process, Program};
 use tests::proxy::ChaosProxy;
 use tests::publish::publish;
@@ -169,8 +169,14 @@ fn unhurried(events: &[nostr::event::Event], cap: usize) -> Script {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn through_pgbouncer_with_two_of_each_a_worker_killed_in_the_middle_loses_and_doubles_nothing() {
+    for generation in Generation::ALL {
+        a_worker_is_killed_behind(generation).await;
+    }
+}
+
+async fn a_worker_is_killed_behind(generation: Generation) {
     let Some(test) = migrated().await else { return };
-    let Some(bouncer) = Bouncer::start(&test).await else { return };
+    let Some(bouncer) = Bouncer::start(&test, generation).await else { return };
     let events = Factory::new(23).events(3_000);
     let relays = [
         ScriptedRelay::start(unhurried(&events[..2_000], 100)).await,

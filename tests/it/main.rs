@@ -23,16 +23,24 @@ mod operate;
 #[cfg(test)]
 mod politeness;
 #[cfg(test)]
+mod pooler;
+#[cfg(test)]
 mod programs;
 #[cfg(test)]
 mod proxy;
 #[cfg(test)]
 mod queue;
 #[cfg(test)]
+mod scene;
+#[cfg(test)]
 mod schema;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod skew;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod upgrade;

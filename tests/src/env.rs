@@ -65,3 +65,13 @@ pub fn testrelay() -> Option<PathBuf> {
     let exe = std::env::current_exe().ok()?;
     exe.ancestors().skip(1).take(2).map(|dir| dir.join("testrelay")).find(|path| path.is_file())
 }
+
+/// The library that shows a process another wall clock (`libfaketime`, the one for programs with threads), or a
+/// visible skip.
+pub fn faketime() -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let library = folders
+        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"))
+        .find(|library| library.exists());
+    require(library, "libfaketime (tests/tools/setup.sh)")
+}

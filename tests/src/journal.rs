@@ -45,6 +45,8 @@ pub struct Entry {
     pub target: String,
     /// When, centiseconds since the machine started.
     pub at: u64,
+    /// When by the worker's own clock, Unix seconds.
+    pub clock: i64,
 }
 
 /// The whole lines of a journal.
@@ -53,7 +55,7 @@ pub fn read(path: &Path) -> Vec<Entry> {
     text.lines()
         .filter_map(|line| {
             let words: Vec<&str> = line.split(' ').collect();
-            let [word, job, attempt, pid, target, at] = words[..] else { return None };
+            let [word, job, attempt, pid, target, at, clock] = words[..] else { return None };
             Some(Entry {
                 began: word == "began",
                 job: job.to_owned(),
@@ -61,9 +63,17 @@ pub fn read(path: &Path) -> Vec<Entry> {
                 pid: pid.parse().ok()?,
                 target: target.to_owned(),
                 at: at.parse().ok()?,
+                clock: clock.parse().ok()?,
             })
         })
         .collect()
+}
+
+/// Centiseconds since the machine started: the same for every process, whatever its own clock says.
+pub fn uptime() -> u64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let digits: String = text.split(' ').next().unwrap_or("0").chars().filter(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or(0)
 }
 
 struct Writer {
@@ -74,12 +84,10 @@ struct Writer {
 impl Writer {
     /// One write per line, appended: what several processes write does not mix.
     fn note(&self, word: &str, attempt: &Attempt) {
-        let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
-        let at: String =
-            uptime.split(' ').next().unwrap_or("0").chars().filter(char::is_ascii_digit).collect();
+        let (at, clock) = (uptime(), shared::clock::unix_now());
         let fence = &attempt.fence;
         let line = format!(
-            "{word} {} {} {} {} {at}\n",
+            "{word} {} {} {} {} {at} {clock}\n",
             fence.job(),
             fence.attempt(),
             std::process::id(),

@@ -42,3 +42,8 @@ pg_bin() {
     done
     if have initdb && have postgres; then dirname "$(command -v initdb)"; fi
 }
+
+# The library that shows a process another wall clock, or nothing. MT: the one for programs with threads.
+faketime_lib() {
+    printf '%s\n' /usr/lib/*/faketime/libfaketimeMT.so.1 | while read -r lib; do [ ! -e "$lib" ] || echo "$lib"; done | head -1
+}

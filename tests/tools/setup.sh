@@ -7,6 +7,10 @@ set -euo pipefail
 relay_py_version=1.14
 npm_packages=(@nostr-relay/core@0.0.40 @nostr-relay/validator@0.0.40 @nostr-relay/event-repository-sqlite@0.0.40 ws@8.23.0)
 rust_minor_min=94
+# A PgBouncer of the generation that keeps prepared statements in transaction mode (1.21 and newer), with the C
+# library and everything else it was linked with there.
+pooler_suite=trixie
+pooler_packages=(pgbouncer libc6 zlib1g libcares2 libevent-2.1-7t64 libssl3t64 libpam0g libsystemd0 libaudit1 libcap-ng0 libcap2 libzstd1)
 
 check_rust() {
     have rustc || die "rustc is missing: install Rust 1.$rust_minor_min or newer (see rustup.rs)"
@@ -45,12 +49,39 @@ system_packages() {
     local missing=()
     [ -n "$(pg_bin)" ] || missing+=(postgresql postgresql-contrib)
     have pgbouncer || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
+    [ -n "$(faketime_lib)" ] || missing+=(libfaketime)
     have python3 || missing+=(python3)
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv python3-pip)
     have node || missing+=(nodejs)
     have npm || missing+=(npm)
     { have make && have c++; } || missing+=(build-essential)
     [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
+}
+
+# Unpacked, never installed; apt's own configuration and state are not touched.
+newer_pooler() {
+    local home=$testbed/pgbouncer wanted="$pooler_suite ${pooler_packages[*]}" mirror
+    [ "$(cat "$home/installed" 2>/dev/null)" = "$wanted" ] && return
+    { have apt-get && have dpkg-deb; } || { lack "no apt-get to fetch the newer PgBouncer with"; return 0; }
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Label: Debian' 2>/dev/null | head -1)
+    [ -n "$mirror" ] || { lack "no Debian mirror to fetch the newer PgBouncer from"; return 0; }
+    say "unpacking the PgBouncer of $pooler_suite into $home"
+    rm -rf "$home" && mkdir -p "$home"/{apt/lists/partial,apt/cache/archives/partial,debs,root}
+    : >"$home/apt/status"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $pooler_suite main" >"$home/apt/sources.list"
+    # Names beside these lists, such as those of app stores, are of no use here: Packages alone is fetched.
+    local apt=(apt-get -qq -o Dir::Etc::sourcelist="$home/apt/sources.list" -o Dir::Etc::sourceparts=-
+        -o Dir::State="$home/apt" -o Dir::State::status="$home/apt/status" -o Dir::Cache="$home/apt/cache"
+        -o APT::Sandbox::User="$(id -un)" -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false)
+    (
+        cd "$home/debs"
+        "${apt[@]}" update
+        "${apt[@]}" download "${pooler_packages[@]}"
+        for package in *.deb; do dpkg-deb -x "$package" "$home/root"; done
+        "$tools_dir/newer-pgbouncer.sh" --version
+    ) >"$testbed/pooler.log" 2>&1 || { tail -5 "$testbed/pooler.log" >&2; lack "could not fetch the PgBouncer of $pooler_suite"; return 0; }
+    rm -rf "$home/apt" "$home/debs"
+    echo "$wanted" >"$home/installed"
 }
 
 python_relay() {
@@ -88,5 +119,6 @@ exec 9>"$testbed/setup.lock"
 flock 9
 check_rust
 system_packages
+newer_pooler
 python_relay
 npm_relay

@@ -20,17 +20,22 @@ type Pairs = HashSet<(String, i32)>;
 /// here is stopped then, for another worker may have it.
 pub(super) async fn run(shared: Shared, stop: CancellationToken) {
     let mut strays = Pairs::new();
+    let mut late = false;
     loop {
         let beating = beat(&shared, &mut strays);
         tokio::pin!(beating);
         let result = tokio::select! {
             result = &mut beating => result,
-            () = lease_end(&shared) => {
+            () = lease_end(&shared, late) => {
                 shared.end_all(Why::Lost);
                 beating.await
             }
         };
+        // An answer that was longer on its way than the lease: since when that stands nobody here knows, so it is
+        // renewed once more at once. Stopping what was claimed under it would spend attempts after every outage.
+        late = result.is_ok() && shared.lease_left().is_zero();
         let pause = match result {
+            Ok(()) if late => Duration::ZERO,
             Ok(()) => shared.options.lease / 3,
             Err(error) => {
                 tracing::warn!(error = %error, "heartbeat again when the database answers");
@@ -45,8 +50,11 @@ pub(super) async fn run(shared: Shared, stop: CancellationToken) {
     }
 }
 
-/// Waits for the end of the lease.
-async fn lease_end(shared: &Shared) {
+/// Waits for the end of the lease; of one that is known late, for the time an answer may take.
+async fn lease_end(shared: &Shared, late: bool) {
+    if late {
+        tokio::time::sleep(shared.options.lease / 3).await;
+    }
     loop {
         let left = shared.lease_left();
         if left.is_zero() {

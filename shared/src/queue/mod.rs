@@ -15,4 +15,4 @@ mod run;
 mod setup;
 
 pub use run::{QueueOptions, run};
-pub use setup::migrate;
+pub use setup::{migrate, set_up_apalis};

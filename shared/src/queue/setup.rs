@@ -1,7 +1,7 @@
 //! Bringing a database to the schema of this program: roles, our tables, apalis's tables, grants.
 
 use apalis_postgres::PostgresStorage;
-use sqlx::Connection;
+use sqlx::{Connection, PgConnection};
 
 use crate::db::{self, DbError, MigrateOptions};
 
@@ -20,13 +20,21 @@ pub async fn migrate(url: &str, options: &MigrateOptions) -> Result<(), DbError>
     let mut connection = db::connect_direct(url).await?;
     db::prepare_roles(&mut connection, options).await?;
     db::run_migrations(&mut connection).await?;
-    PostgresStorage::<()>::migrations()
-        .run(&mut connection)
-        .await
-        .map_err(|error| DbError::Migrate(format!("apalis: {error}")))?;
+    set_up_apalis(&mut connection).await?;
     sqlx::raw_sql(TABLES).execute(&mut connection).await?;
     sqlx::raw_sql(VIEWS).execute(&mut connection).await?;
     db::apply_grants(&mut connection, options).await?;
     connection.close().await?;
     Ok(())
+}
+
+/// apalis's own tables alone, as every version of ours finds them.
+///
+/// # Errors
+/// [`DbError::Migrate`] with apalis's words.
+pub async fn set_up_apalis(connection: &mut PgConnection) -> Result<(), DbError> {
+    PostgresStorage::<()>::migrations()
+        .run(connection)
+        .await
+        .map_err(|error| DbError::Migrate(format!("apalis: {error}")))
 }

@@ -32,9 +32,12 @@ COMMENT ON COLUMN apalis.jobs.host IS 'host_state.host: what its host''s limits 
 COMMENT ON COLUMN apalis.jobs.cancel_why IS 'Why an operator wants the running attempt stopped.';
 COMMENT ON COLUMN apalis.jobs.again_class IS 'Class of what was asked for again while it ran.';
 COMMENT ON COLUMN apalis.jobs.permitted_at IS 'When host_permit let the running attempt dial.';
--- Jobs of a version before had no gate: they are looked at as if their time had just come.
-UPDATE apalis.jobs SET gate = 'later', class = public.job_class(kind, ''), host = public.url_host(target)
-WHERE kind IS NOT NULL AND status = 'Pending' AND gate IS NULL;
+-- Jobs of a version before had neither gate nor class: they are looked at as if their time had just come, and what set
+-- the time of their target says how urgent they are.
+UPDATE apalis.jobs j SET gate = CASE j.status WHEN 'Pending' THEN 'later' END, host = public.url_host(j.target),
+    class = public.job_class(j.kind, coalesce((SELECT s.why FROM public.schedule s WHERE s.kind = j.kind AND s.target = j.target), ''))
+WHERE j.kind IS NOT NULL
+  AND ((j.status = 'Pending' AND j.gate IS NULL) OR (j.status = 'Running' AND j.network <> 'local' AND j.host IS NULL));
 UPDATE apalis.jobs SET host = public.url_host(target) WHERE kind IS NOT NULL AND network <> 'local' AND host IS NULL;
 
 ALTER TABLE apalis.workers

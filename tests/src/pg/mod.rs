@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use crate::tcp::authority;
 
-pub use bouncer::Bouncer;
+pub use bouncer::{Bouncer, Generation};
 
 /// Prefix of the roles that `migrate` makes when none is configured.
 pub const ROLE_PREFIX: &str = "bigbrotr_";
