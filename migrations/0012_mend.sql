@@ -653,6 +653,8 @@ AS $$
 DECLARE
     v_until timestamptz;
     v_now timestamptz;
+    -- Who names one number for all its queues may have all of them in any.
+    v_slots_of integer[] := coalesce(p_slots_of, array_fill(p_slots, ARRAY[cardinality(p_queues)]));
 BEGIN
     SELECT w.lease_until INTO v_until FROM apalis.workers w WHERE w.id = p_worker FOR NO KEY UPDATE;
     -- A claim under way holds the row by its key: renewing does not wait for it.
@@ -666,8 +668,9 @@ BEGIN
         DELETE FROM network_lease l WHERE l.worker_id = p_worker;
     END IF;
     INSERT INTO apalis.workers AS w (id, worker_type, storage_name, layers, last_seen, started_at, lease_until, vantage, version, queues, slots, slots_of, listens)
-    VALUES (p_worker, 'bigbrotr', 'bigbrotr', '', p_now, p_now, v_now + make_interval(secs => p_lease_s), p_vantage, p_version, p_queues, p_slots, p_slots_of, p_listens)
-    ON CONFLICT (id) DO UPDATE SET last_seen = p_now, lease_until = v_now + make_interval(secs => p_lease_s), listens = p_listens;
+    VALUES (p_worker, 'bigbrotr', 'bigbrotr', '', p_now, p_now, v_now + make_interval(secs => p_lease_s), p_vantage, p_version, p_queues, p_slots, v_slots_of, p_listens)
+    ON CONFLICT (id) DO UPDATE SET last_seen = p_now, lease_until = v_now + make_interval(secs => p_lease_s), listens = p_listens,
+        slots_of = coalesce(w.slots_of, v_slots_of);
     INSERT INTO network_usage AS x (network, day, bytes)
     SELECT u.network, (p_now AT TIME ZONE 'UTC')::date, u.bytes FROM unnest(p_networks, p_bytes) u(network, bytes) WHERE u.bytes > 0 ORDER BY 1
     ON CONFLICT (network, day) DO UPDATE SET bytes = x.bytes + excluded.bytes;

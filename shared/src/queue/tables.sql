@@ -38,7 +38,6 @@ UPDATE apalis.jobs j SET gate = CASE j.status WHEN 'Pending' THEN 'later' END, h
     class = public.job_class(j.kind, coalesce((SELECT s.why FROM public.schedule s WHERE s.kind = j.kind AND s.target = j.target), ''))
 WHERE j.kind IS NOT NULL
   AND ((j.status = 'Pending' AND j.gate IS NULL) OR (j.status = 'Running' AND j.network <> 'local' AND j.host IS NULL));
-UPDATE apalis.jobs SET host = public.url_host(target) WHERE kind IS NOT NULL AND network <> 'local' AND host IS NULL;
 
 ALTER TABLE apalis.workers
     ADD COLUMN IF NOT EXISTS lease_until timestamptz,
