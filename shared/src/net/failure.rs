@@ -70,10 +70,16 @@ pub const fn outcome_of(reason: Reason) -> Outcome {
         | Reason::ClosedError
         | Reason::Notice => Outcome::Refused,
         Reason::AddressRefused
+        | Reason::TlsExpired
+        | Reason::TlsNotYetValid
+        | Reason::TlsSelfSigned
+        | Reason::TlsUnknownIssuer
+        | Reason::TlsWrongHost
         | Reason::TlsInvalid
         | Reason::TlsFailed
         | Reason::HttpBodyTooLarge
         | Reason::HttpContentType
+        | Reason::HttpEncoding
         | Reason::HttpInvalid
         | Reason::WsProtocol
         | Reason::Disconnected

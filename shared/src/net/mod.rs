@@ -14,6 +14,7 @@ mod dial;
 mod failure;
 mod http;
 mod resolve;
+mod seen;
 mod server;
 mod socks;
 mod stream;
@@ -31,8 +32,10 @@ pub use dial::{Dialer, Target};
 pub use failure::{DialFailure, NetError, outcome_of};
 pub use http::HttpReply;
 pub use resolve::DnsAnswer;
+pub use seen::{HttpHead, Seen};
 pub use server::{HttpServer, Reply, serve};
 pub use stream::Stream;
+pub use tls::TlsFacts;
 pub use traffic::Traffic;
 pub use ws::{WsRead, WsStream};
 
