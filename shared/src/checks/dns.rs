@@ -6,8 +6,8 @@
 use serde_json::json;
 
 use super::{CheckKind, CheckSpec, Observation};
-use crate::models::{Metadata, MetadataType, Reason};
-use crate::net::{DialFailure, DnsAnswer};
+use crate::models::MetadataType;
+use crate::net::DnsAnswer;
 
 pub(super) const SPEC: CheckSpec = CheckSpec {
     name: "dns",
@@ -28,11 +28,5 @@ pub(super) fn judge(answer: &DnsAnswer) -> Observation {
         "dns_ips_v6": answer.v6(),
         "dns_cname": answer.cname().first(),
     });
-    let document = json!({"data": data, "logs": {"success": true}});
-    match Metadata::from_value(MetadataType::Nip66Dns, &document) {
-        Ok(document) => Observation::ok(CheckKind::Dns, Some(document)),
-        Err(error) => {
-            Observation::failed(CheckKind::Dns, DialFailure::new(Reason::DnsFailure, error.to_string()))
-        }
-    }
+    Observation::documented(CheckKind::Dns, &data)
 }

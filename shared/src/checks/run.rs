@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::{CheckKind, Observation, dns, nip11, rtt};
-use crate::models::{Reason, RelayUrl};
-use crate::net::{DialFailure, Dialer, Target};
+use super::{CheckKind, Looks, Observation, dns, http, nip11, rtt, ssl};
+use crate::models::{Outcome, Reason, RelayUrl};
+use crate::net::{DialFailure, Dialer, Seen, Target, TlsFacts};
+use crate::nips::InfoView;
 use crate::relay::{ProbeVerdict, RelaySocket};
 
 /// What the monitor learnt of one relay.
@@ -22,15 +23,33 @@ pub struct MonitorReport {
     pub ours: bool,
     /// The addresses dialled; empty for overlays.
     pub addresses: Vec<IpAddr>,
+    /// What the relay says of itself, as we read it; none when it gave no document.
+    pub info: Option<InfoView>,
+    /// What the handshake of the WebSocket showed; none without TLS, or when there was no handshake.
+    pub tls: Option<TlsFacts>,
+    /// Smallest time to live of the address records, seconds: volatile, hence in no document.
+    pub dns_ttl_s: Option<u32>,
 }
 
-/// Runs the `enabled` checks. The WebSocket is opened whatever is enabled: `up` needs it.
+impl MonitorReport {
+    /// Whether anything of the relay's machine answered us; a name server that does proves nothing.
+    pub fn reached(&self) -> bool {
+        let from_there = |kind| matches!(kind, CheckKind::Nip11 | CheckKind::Ssl | CheckKind::Http);
+        self.tls.is_some()
+            || self
+                .observations
+                .iter()
+                .any(|o| o.rtt_ms[0].is_some() || (o.outcome == Outcome::Ok && from_there(o.kind)))
+    }
+}
+
+/// Resolves and looks. The WebSocket is opened whatever is enabled: `up` needs it.
 ///
 /// When DNS, TCP, the proxy or TLS fails, the remaining checks end with the same reason unattempted;
 /// when only the upgrade fails, the document is still asked for.
-pub async fn run_all(dialer: &Dialer, url: &RelayUrl, enabled: &[CheckKind]) -> MonitorReport {
+pub async fn run_all(dialer: &Dialer, url: &RelayUrl, looks: &Looks) -> MonitorReport {
     let resolved = dialer.resolve(url).await;
-    run_on(dialer, url, resolved, enabled).await
+    run_on(dialer, url, resolved, looks).await
 }
 
 /// [`run_all`] on what a relay's name has already resolved to.
@@ -38,24 +57,30 @@ pub async fn run_on(
     dialer: &Dialer,
     url: &RelayUrl,
     resolved: Result<Target, DialFailure>,
-    enabled: &[CheckKind],
+    looks: &Looks,
 ) -> MonitorReport {
-    let wanted = |kind: CheckKind| enabled.contains(&kind) && (kind.spec().applies)(url);
+    let wanted = |kind: CheckKind| looks.wants(kind) && (kind.spec().applies)(url);
     let target = match resolved {
+        Ok(target) if looks.insecure_tls => target.with_any_certificate(),
         Ok(target) => target,
         Err(failure) => {
             return unreached(&failure, CheckKind::ALL.iter().copied().filter(|&kind| wanted(kind)));
         }
     };
-    let mut observations = Vec::with_capacity(CheckKind::ALL.len());
-    if let Some(answer) = target.dns().filter(|_| wanted(CheckKind::Dns)) {
-        observations.push(dns::judge(answer));
-    }
-    let opened = rtt::open(dialer, &target).await;
-    let (verdict, document) = Box::pin(read(dialer, &target, opened, wanted(CheckKind::Nip11))).await;
-    if wanted(CheckKind::Rtt) {
-        observations.push(rtt::judge(&verdict));
-    }
+    let mut seen = Seen::default();
+    let read = Box::pin(read(dialer, &target, &mut seen, wanted(CheckKind::Nip11))).await;
+    let Read { verdict, failure, document, info } = read;
+    let mut observations: Vec<Observation> = CheckKind::ALL
+        .iter()
+        .filter(|&&kind| wanted(kind))
+        .filter_map(|&kind| match kind {
+            CheckKind::Dns => target.dns().map(dns::judge),
+            CheckKind::Rtt => Some(rtt::judge(&verdict)),
+            CheckKind::Ssl => Some(ssl::judge(seen.tls.as_ref(), failure.as_ref())),
+            CheckKind::Http => Some(http::judge(seen.head.as_ref(), failure.as_ref())),
+            CheckKind::Nip11 => None,
+        })
+        .collect();
     observations.extend(document);
     MonitorReport {
         observations,
@@ -64,33 +89,43 @@ pub async fn run_on(
         reason: verdict.reason,
         ours: !verdict.alive && verdict.is_ours(),
         addresses: target.addresses().to_vec(),
+        info,
+        tls: seen.tls,
+        dns_ttl_s: target.dns().and_then(crate::net::DnsAnswer::ttl_s),
     }
 }
 
-/// The read probe and the document, side by side on their two connections.
-async fn read(
-    dialer: &Dialer,
-    target: &Target,
-    opened: Result<RelaySocket, DialFailure>,
-    document: bool,
-) -> (ProbeVerdict, Option<Observation>) {
+/// What came over the two connections.
+struct Read {
+    verdict: ProbeVerdict,
+    /// Why the WebSocket did not open.
+    failure: Option<DialFailure>,
+    document: Option<Observation>,
+    info: Option<InfoView>,
+}
+
+/// Opens; then the read probe and the document, side by side on their two connections.
+async fn read(dialer: &Dialer, target: &Target, seen: &mut Seen, document: bool) -> Read {
     let get = async || {
         if !document {
-            return None;
+            return (None, None);
         }
-        Some(nip11::judge(nip11::observe(dialer, target).await))
+        let (observation, info) = nip11::judge(nip11::observe(dialer, target).await);
+        (Some(observation), info)
     };
-    match opened {
+    match RelaySocket::open_seen(dialer, target, seen).await {
         Ok(socket) => {
             let timeout_ms = dialer.config().network(target.url().network()).connect_timeout_ms;
-            tokio::join!(rtt::observe(socket, timeout_ms), get())
-        }
-        Err(failure) if only_the_upgrade_failed(failure.reason) => {
-            (ProbeVerdict::unreached(&failure), get().await)
+            let (verdict, (document, info)) = tokio::join!(rtt::observe(socket, timeout_ms), get());
+            Read { verdict, failure: None, document, info }
         }
         Err(failure) => {
-            let verdict = ProbeVerdict::unreached(&failure);
-            (verdict, document.then(|| Observation::failed(CheckKind::Nip11, failure)))
+            let (document, info) = if only_the_upgrade_failed(failure.reason) {
+                get().await
+            } else {
+                (document.then(|| Observation::failed(CheckKind::Nip11, failure.clone())), None)
+            };
+            Read { verdict: ProbeVerdict::unreached(&failure), failure: Some(failure), document, info }
         }
     }
 }
@@ -103,6 +138,9 @@ fn unreached(failure: &DialFailure, kinds: impl Iterator<Item = CheckKind>) -> M
         reason: failure.reason,
         ours: failure.is_ours(),
         addresses: Vec::new(),
+        info: None,
+        tls: None,
+        dns_ttl_s: None,
     }
 }
 

@@ -4,7 +4,7 @@ use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::rdata::A;
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 
-use super::{CheckKind, MonitorReport, Observation, run_all};
+use super::{CheckKind, Looks, MonitorReport, Observation, run_all};
 use crate::models::{Outcome, Reason};
 use crate::net::Dialer;
 use crate::net::testing::{DnsServer, TestServer, answering, free_addr, local_dialer, url};
@@ -45,9 +45,9 @@ async fn a_good_relay_is_up_with_documents_and_times() {
     .await;
     let dialer = Dialer::new(dns.config()).unwrap();
     let relay = url(&format!("ws://relay.example.com:{}", server.addr.port()));
-    let report = run_all(&dialer, &relay, CheckKind::ALL).await;
+    let report = run_all(&dialer, &relay, &Looks::default()).await;
     assert!(report.up && !report.ours, "{report:?}");
-    assert_eq!((report.evidence, report.reason, report.observations.len()), ("eose", Reason::None, 3));
+    assert_eq!((report.evidence, report.reason, report.observations.len()), ("eose", Reason::None, 4));
     assert_eq!(report.addresses[0].to_string(), "127.0.0.1");
     let rtt = of(&report, CheckKind::Rtt);
     assert!(matches!(rtt.rtt_ms, [Some(_), Some(_), None]), "{rtt:?}");
@@ -61,7 +61,7 @@ async fn a_good_relay_is_up_with_documents_and_times() {
 #[tokio::test]
 async fn what_is_switched_off_or_does_not_apply_is_not_reported() {
     let server = relay(DOCUMENT).await;
-    let report = run_all(&local_dialer(), &server.url(), &[CheckKind::Dns]).await;
+    let report = run_all(&local_dialer(), &server.url(), &Looks::only(&[CheckKind::Dns])).await;
     assert!(report.up, "up is known whatever is enabled");
     assert!(report.observations.is_empty(), "a literal address has no DNS: {report:?}");
 }
@@ -69,10 +69,10 @@ async fn what_is_switched_off_or_does_not_apply_is_not_reported() {
 #[tokio::test]
 async fn a_refused_connection_gives_every_check_the_same_reason() {
     let relay = url(&format!("ws://{}", free_addr().await));
-    let report = run_all(&local_dialer(), &relay, CheckKind::ALL).await;
+    let report = run_all(&local_dialer(), &relay, &Looks::default()).await;
     assert!(!report.up && !report.ours);
     assert_eq!(report.reason, Reason::ConnectRefused);
-    assert_eq!(report.observations.len(), 2);
+    assert_eq!(report.observations.len(), 3, "{report:?}");
     for seen in &report.observations {
         assert_eq!((seen.outcome, seen.reason), (Outcome::Refused, Reason::ConnectRefused), "{seen:?}");
     }
@@ -81,7 +81,7 @@ async fn a_refused_connection_gives_every_check_the_same_reason() {
 #[tokio::test]
 async fn a_refused_upgrade_still_shows_the_document_and_is_not_up() {
     let server = TestServer::http(DOCUMENT).await;
-    let report = run_all(&local_dialer(), &server.url(), CheckKind::ALL).await;
+    let report = run_all(&local_dialer(), &server.url(), &Looks::default()).await;
     assert_eq!((report.up, report.reason), (false, Reason::WsUpgradeRefused));
     assert_eq!(of(&report, CheckKind::Rtt).reason, Reason::WsUpgradeRefused);
     assert_eq!(of(&report, CheckKind::Nip11).outcome, Outcome::Ok);
@@ -101,7 +101,7 @@ async fn a_bad_document_is_its_own_reason_and_the_relay_stays_up() {
         (&huge, Reason::HttpBodyTooLarge),
     ] {
         let server = relay(http).await;
-        let report = run_all(&local_dialer(), &server.url(), CheckKind::ALL).await;
+        let report = run_all(&local_dialer(), &server.url(), &Looks::default()).await;
         assert!(report.up);
         assert_eq!(of(&report, CheckKind::Nip11).reason, reason);
     }
@@ -111,8 +111,8 @@ async fn a_bad_document_is_its_own_reason_and_the_relay_stays_up() {
 async fn our_own_failures_call_nobody_down() {
     let dns = DnsServer::start(|_, _| Some((ResponseCode::ServFail, Vec::new()))).await;
     let dialer = Dialer::new(dns.config()).unwrap();
-    let report = run_all(&dialer, &url("wss://relay.example.com"), CheckKind::ALL).await;
+    let report = run_all(&dialer, &url("wss://relay.example.com"), &Looks::default()).await;
     assert!(report.ours && !report.up);
-    assert_eq!(report.observations.len(), 3);
+    assert_eq!(report.observations.len(), CheckKind::ALL.len());
     assert!(report.observations.iter().all(|seen| seen.outcome == Outcome::Skipped));
 }

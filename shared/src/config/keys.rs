@@ -224,6 +224,12 @@ pub(super) const KEYS: &[Key] = &[
     permits("network.loki.permits", 5),
     gb_per_day("network.loki.gb_per_day"),
     int("monitor.interval_s", 3_600, 1, MONTH_S, "Seconds between two checks of a stable relay."),
+    key(
+        "monitor.insecure_tls",
+        Kind::Bool,
+        Preset::Bool(false),
+        "Look at relays also when their certificate does not verify; the ssl check still says so.",
+    ),
     int("sync.interval_s", 900, 1, MONTH_S, "Seconds between two passes over a relay that is up to date."),
     int("sync.page_limit", 500, 1, 5_000, "Events asked for per page."),
     int("sync.page_idle_s", 20, 1, 120, "Longest pause between two new events of a page, seconds."),

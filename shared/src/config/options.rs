@@ -8,6 +8,7 @@ use tracing::Level;
 
 use super::value::{Value, name_server};
 use super::{Config, ConfigError};
+use crate::checks::Looks;
 use crate::db::FleetLimits;
 use crate::jobs::JobsConfig;
 use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl};
@@ -157,7 +158,13 @@ impl Config {
             sync_time_box: self.seconds("sync.time_box_s"),
             rescan: self.seconds("sync.rescan_s"),
             canaries: self.canaries.clone(),
+            looks: self.looks(),
         }
+    }
+
+    /// For [`crate::checks`].
+    pub fn looks(&self) -> Looks {
+        Looks { insecure_tls: self.bool("monitor.insecure_tls"), ..Looks::default() }
     }
 
     /// How far back the archive goes; `None` = to the beginning.
