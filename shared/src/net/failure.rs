@@ -50,7 +50,10 @@ pub const fn outcome_of(reason: Reason) -> Outcome {
         | Reason::NoRoute
         | Reason::ProxyDead
         | Reason::ProxyMissing
-        | Reason::NetworkDisabled => Outcome::Skipped,
+        | Reason::NetworkDisabled
+        | Reason::DataMissing
+        | Reason::DataCorrupt
+        | Reason::DataNoRecord => Outcome::Skipped,
         Reason::ConnectTimeout | Reason::Silent | Reason::IdleTimeout | Reason::TotalTimeout => {
             Outcome::Timeout
         }

@@ -21,6 +21,7 @@ mod stream;
 mod tls;
 mod traffic;
 mod ws;
+mod zone;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -38,6 +39,7 @@ pub use stream::Stream;
 pub use tls::TlsFacts;
 pub use traffic::Traffic;
 pub use ws::{WsRead, WsStream};
+pub use zone::ZoneFacts;
 
 /// How we present ourselves to every relay, with a place to complain.
 pub const USER_AGENT: &str =
