@@ -8,6 +8,7 @@ pub mod env;
 pub mod factory;
 pub mod hostile;
 pub mod journal;
+pub mod mmdb;
 pub mod pg;
 pub mod programs;
 pub mod proxy;

@@ -1,7 +1,7 @@
 //! `check`: what the monitor would see of one relay, now and without a database.
 
 use serde_json::json;
-use shared::checks::{MonitorReport, run_all};
+use shared::checks::{CheckKind, MonitorReport, run_all};
 use shared::config::Config;
 use shared::models::{Outcome, RelayUrl};
 use shared::net::Dialer;
@@ -22,7 +22,7 @@ pub(crate) async fn check(session: &Session, config: &Config, args: &Check) -> R
             if network.is_overlay() { format!(" and network.{network}.proxy") } else { String::new() }
         )));
     }
-    let report = Box::pin(run_all(&dialer, &url, &config.looks())).await;
+    let report = Box::pin(run_all(&dialer, &url, &config.looks().only(CheckKind::ALL))).await;
     if session.global.json {
         print_json(&url, &report);
     } else {

@@ -4,13 +4,20 @@
 //! know jobs or the database. Invariant: every [`CheckKind`] has a row in the table ([`CheckKind::spec`]).
 
 mod dns;
+mod files;
+mod geo;
 mod http;
 mod looks;
+mod net;
 mod nip11;
 mod rtt;
 mod run;
 mod ssl;
 
+#[cfg(test)]
+#[expect(unreachable_pub, reason = "the file is the test kit's, where it is public")]
+#[path = "../../../tests/src/mmdb.rs"]
+mod mmdb;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +27,8 @@ use std::str::FromStr;
 use crate::models::{Metadata, MetadataType, Outcome, Reason, RelayUrl, UnknownWord};
 use crate::net::DialFailure;
 
+pub use files::DataFiles;
+pub use geo::geohash;
 pub use looks::Looks;
 pub use run::{MonitorReport, run_all, run_on};
 
@@ -32,6 +41,10 @@ pub enum CheckKind {
     Rtt,
     /// What DNS says of its name.
     Dns,
+    /// Where its address is.
+    Geo,
+    /// Whose network its addresses are in.
+    Net,
     /// The certificate, and whether it verifies.
     Ssl,
     /// What its web server says of itself.
@@ -51,7 +64,8 @@ pub struct CheckSpec {
 
 impl CheckKind {
     /// Every check, in the order they run.
-    pub const ALL: &'static [Self] = &[Self::Dns, Self::Rtt, Self::Ssl, Self::Http, Self::Nip11];
+    pub const ALL: &'static [Self] =
+        &[Self::Dns, Self::Geo, Self::Net, Self::Rtt, Self::Ssl, Self::Http, Self::Nip11];
 
     /// The check's row.
     pub const fn spec(self) -> CheckSpec {
@@ -59,6 +73,8 @@ impl CheckKind {
             Self::Nip11 => nip11::SPEC,
             Self::Rtt => rtt::SPEC,
             Self::Dns => dns::SPEC,
+            Self::Geo => geo::SPEC,
+            Self::Net => net::SPEC,
             Self::Ssl => ssl::SPEC,
             Self::Http => http::SPEC,
         }

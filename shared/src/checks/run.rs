@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{CheckKind, Looks, Observation, dns, http, nip11, rtt, ssl};
+use super::{CheckKind, Looks, Observation, dns, geo, http, net, nip11, rtt, ssl};
 use crate::models::{Outcome, Reason, RelayUrl};
 use crate::net::{DialFailure, Dialer, Seen, Target, TlsFacts};
 use crate::nips::InfoView;
@@ -68,13 +68,18 @@ pub async fn run_on(
         }
     };
     let mut seen = Seen::default();
-    let read = Box::pin(read(dialer, &target, &mut seen, wanted(CheckKind::Nip11))).await;
+    let placed = placed(looks, target.addresses(), wanted(CheckKind::Geo), wanted(CheckKind::Net));
+    let zone = async { if wanted(CheckKind::Dns) { dialer.zone(&target).await } else { None } };
+    let read = Box::pin(read(dialer, &target, &mut seen, wanted(CheckKind::Nip11)));
+    let (zone, (mut geo, mut net), read) = tokio::join!(Box::pin(zone), placed, read);
     let Read { verdict, failure, document, info } = read;
     let mut observations: Vec<Observation> = CheckKind::ALL
         .iter()
         .filter(|&&kind| wanted(kind))
         .filter_map(|&kind| match kind {
-            CheckKind::Dns => target.dns().map(dns::judge),
+            CheckKind::Dns => target.dns().map(|answer| dns::judge(answer, zone.as_ref())),
+            CheckKind::Geo => geo.take(),
+            CheckKind::Net => net.take(),
             CheckKind::Rtt => Some(rtt::judge(&verdict)),
             CheckKind::Ssl => Some(ssl::judge(seen.tls.as_ref(), failure.as_ref())),
             CheckKind::Http => Some(http::judge(seen.head.as_ref(), failure.as_ref())),
@@ -93,6 +98,27 @@ pub async fn run_on(
         tls: seen.tls,
         dns_ttl_s: target.dns().and_then(crate::net::DnsAnswer::ttl_s),
     }
+}
+
+/// The geo and net checks, which need nothing but the addresses; their files may be slow.
+async fn placed(
+    looks: &Looks,
+    addresses: &[IpAddr],
+    geo: bool,
+    net: bool,
+) -> (Option<Observation>, Option<Observation>) {
+    if !geo && !net {
+        return (None, None);
+    }
+    let (places, networks, addresses) = (looks.places.clone(), looks.networks.clone(), addresses.to_vec());
+    let looked = tokio::task::spawn_blocking(move || {
+        (geo.then(|| geo::judge(&places, &addresses)), net.then(|| net::judge(&networks, &addresses)))
+    });
+    looked.await.unwrap_or_else(|error| {
+        let failed =
+            |kind| Observation::failed(kind, DialFailure::new(Reason::DataCorrupt, error.to_string()));
+        (geo.then(|| failed(CheckKind::Geo)), net.then(|| failed(CheckKind::Net)))
+    })
 }
 
 /// What came over the two connections.

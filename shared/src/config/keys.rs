@@ -230,6 +230,18 @@ pub(super) const KEYS: &[Key] = &[
         Preset::Bool(false),
         "Look at relays also when their certificate does not verify; the ssl check still says so.",
     ),
+    key(
+        "geo.places",
+        Kind::List(Item::Text),
+        Preset::Empty,
+        "Files (.mmdb) that know where addresses are, the first that knows believed; empty: no geo check.",
+    ),
+    key(
+        "geo.networks",
+        Kind::List(Item::Text),
+        Preset::Empty,
+        "Files (.mmdb) that know whose network addresses are in; empty: no net check.",
+    ),
     int("sync.interval_s", 900, 1, MONTH_S, "Seconds between two passes over a relay that is up to date."),
     int("sync.page_limit", 500, 1, 5_000, "Events asked for per page."),
     int("sync.page_idle_s", 20, 1, 120, "Longest pause between two new events of a page, seconds."),

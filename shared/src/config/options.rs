@@ -1,5 +1,6 @@
 //! The configuration as each room wants it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
@@ -164,7 +165,11 @@ impl Config {
 
     /// For [`crate::checks`].
     pub fn looks(&self) -> Looks {
-        Looks { insecure_tls: self.bool("monitor.insecure_tls"), ..Looks::default() }
+        let paths = |key| self.list(key).iter().map(PathBuf::from).collect();
+        Looks {
+            insecure_tls: self.bool("monitor.insecure_tls"),
+            ..Looks::with_files(paths("geo.places"), paths("geo.networks"))
+        }
     }
 
     /// How far back the archive goes; `None` = to the beginning.

@@ -110,6 +110,12 @@ closed_set! {
         NotJson = "not_json",
         /// The document is JSON and not an object.
         NotObject = "not_object",
+        /// No file of ours that could tell is there. Ours.
+        DataMissing = "data_missing",
+        /// A file of ours that could tell cannot be read. Ours.
+        DataCorrupt = "data_corrupt",
+        /// Our files do not know the address. Ours.
+        DataNoRecord = "data_no_record",
         /// More frames than we take for one request.
         TooManyFrames = "too_many_frames",
     }
@@ -121,7 +127,14 @@ impl Reason {
     pub const fn is_ours(self) -> bool {
         matches!(
             self,
-            Self::DnsFailure | Self::NoRoute | Self::ProxyDead | Self::ProxyMissing | Self::NetworkDisabled
+            Self::DnsFailure
+                | Self::NoRoute
+                | Self::ProxyDead
+                | Self::ProxyMissing
+                | Self::NetworkDisabled
+                | Self::DataMissing
+                | Self::DataCorrupt
+                | Self::DataNoRecord
         )
     }
 }
