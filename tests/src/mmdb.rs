@@ -109,7 +109,9 @@ fn put(out: &mut Vec<u8>, value: &Value) {
         }
         Value::List(items) => {
             head(out, 11, items.len());
-            items.iter().for_each(|item| put(out, item));
+            for item in items {
+                put(out, item);
+            }
         }
     }
 }

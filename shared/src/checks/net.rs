@@ -23,7 +23,7 @@ const OWNER: Places<'_> =
 struct Network {
     number: Option<u32>,
     owner: Option<String>,
-    network: Option<String>,
+    range: Option<String>,
 }
 
 /// Looks up the first address of each family; the number is that of v4 where both have one. May wait for a disk.
@@ -44,8 +44,8 @@ pub(super) fn judge(files: &DataFiles, addresses: &[IpAddr]) -> Observation {
         "net_ipv6": v6,
         "net_asn": owner.and_then(|network| network.number),
         "net_asn_org": owner.and_then(|network| network.owner.as_deref()),
-        "net_network": of_v4.as_ref().and_then(|network| network.network.as_deref()),
-        "net_network_v6": of_v6.as_ref().and_then(|network| network.network.as_deref()),
+        "net_network": of_v4.as_ref().and_then(|network| network.range.as_deref()),
+        "net_network_v6": of_v6.as_ref().and_then(|network| network.range.as_deref()),
     });
     Observation::documented(CheckKind::Net, &data)
 }
@@ -58,6 +58,6 @@ fn describe(records: &Records<'_>) -> Network {
     Network {
         number: records.value::<u32>(NUMBER).or_else(written),
         owner: records.text(OWNER),
-        network: records.network(),
+        range: records.network(),
     }
 }

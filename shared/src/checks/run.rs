@@ -1,12 +1,20 @@
 //! One relay, all checks: one resolution, then the WebSocket, then the document beside the read.
 
 use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use tokio::time::timeout;
 
 use super::{CheckKind, Looks, Observation, dns, geo, http, net, nip11, rtt, ssl};
 use crate::models::{Outcome, Reason, RelayUrl};
 use crate::net::{DialFailure, Dialer, Seen, Target, TlsFacts};
 use crate::nips::InfoView;
 use crate::relay::{ProbeVerdict, RelaySocket};
+
+/// How long name servers may still take when everything else is known: those that swallow questions are
+/// many, and a slot of the fleet is worth more than the name of an address.
+const ZONE_GRACE: Duration = Duration::from_secs(1);
 
 /// What the monitor learnt of one relay.
 #[derive(Debug, Clone)]
@@ -71,7 +79,7 @@ pub async fn run_on(
     let placed = placed(looks, target.addresses(), wanted(CheckKind::Geo), wanted(CheckKind::Net));
     let zone = async { if wanted(CheckKind::Dns) { dialer.zone(&target).await } else { None } };
     let read = Box::pin(read(dialer, &target, &mut seen, wanted(CheckKind::Nip11)));
-    let (zone, (mut geo, mut net), read) = tokio::join!(Box::pin(zone), placed, read);
+    let ((read, zone), (mut geo, mut net)) = tokio::join!(beside(read, Box::pin(zone)), placed);
     let Read { verdict, failure, document, info } = read;
     let mut observations: Vec<Observation> = CheckKind::ALL
         .iter()
@@ -97,6 +105,17 @@ pub async fn run_on(
         info,
         tls: seen.tls,
         dns_ttl_s: target.dns().and_then(crate::net::DnsAnswer::ttl_s),
+    }
+}
+
+/// What is asked beside the read has ended with it, or soon after.
+async fn beside<T, Z>(
+    read: impl Future<Output = T> + Unpin,
+    zone: impl Future<Output = Option<Z>> + Unpin,
+) -> (T, Option<Z>) {
+    match select(read, zone).await {
+        Either::Left((read, zone)) => (read, timeout(ZONE_GRACE, zone).await.ok().flatten()),
+        Either::Right((zone, read)) => (read.await, zone),
     }
 }
 

@@ -108,7 +108,7 @@ impl Tls {
                 self.authorities.verify_server_cert(leaf, others, name, &[], now()).map(drop)
             }
         };
-        let leaf = chain.first().map(|leaf| leaf.as_ref()).filter(|leaf| leaf.len() <= LEAF_BYTES_MAX);
+        let leaf = chain.first().map(AsRef::as_ref).filter(|leaf| leaf.len() <= LEAF_BYTES_MAX);
         let leaf = leaf.unwrap_or_default();
         let (cipher, cipher_bits) = session.negotiated_cipher_suite().map(cipher).unwrap_or_default();
         TlsFacts {

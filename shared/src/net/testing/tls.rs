@@ -1,12 +1,7 @@
-//! Certificates good and bad from an authority of our own, and a relay behind TLS that shows them.
+//! A relay behind TLS, with certificates good and bad.
 
 use std::sync::{Arc, Mutex};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::WebSocketStream;
@@ -16,107 +11,15 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use super::{TestServer, answering, raw_head};
 use crate::net::NetConfig;
 
-/// A certificate authority.
-pub(crate) struct Authority {
-    pub(crate) root: Vec<u8>,
-    issuer: Issuer<'static, KeyPair>,
-}
+#[expect(unreachable_pub, reason = "the file is the test kit's, where it is public")]
+#[path = "../../../../tests/src/certs.rs"]
+mod certs;
 
-/// A certificate and its key, or a key that is not its own.
-pub(crate) struct Identity {
-    pub(crate) leaf: CertificateDer<'static>,
-    key: PrivateKeyDer<'static>,
-}
+pub(crate) use certs::{Authority, Identity};
 
-fn params(host: &str) -> CertificateParams {
-    let mut params = CertificateParams::new([host.to_owned()]).unwrap();
-    params.distinguished_name.push(DnType::CommonName, host);
-    params
-}
-
-fn key_of(key: &KeyPair) -> PrivateKeyDer<'static> {
-    PrivateKeyDer::try_from(key.serialize_der()).unwrap()
-}
-
-impl Authority {
-    pub(crate) fn new() -> Self {
-        Self::named("Test Root")
-    }
-
-    pub(crate) fn named(name: &str) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new([]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.distinguished_name.push(DnType::OrganizationName, "Test Authority");
-        let root = params.self_signed(&key).unwrap().der().to_vec();
-        Self { root, issuer: Issuer::new(params, key) }
-    }
-
-    /// A certificate for `host`, after `change`.
-    pub(crate) fn issue(&self, host: &str, change: impl FnOnce(&mut CertificateParams)) -> Identity {
-        let key = KeyPair::generate().unwrap();
-        let mut params = params(host);
-        change(&mut params);
-        let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
-        Identity { leaf, key: key_of(&key) }
-    }
-
-    pub(crate) fn good(&self, host: &str) -> Identity {
-        self.issue(host, |_| {})
-    }
-
-    pub(crate) fn expired(&self, host: &str) -> Identity {
-        self.issue(host, |params| params.not_after = date_time_ymd(2001, 1, 1))
-    }
-
-    pub(crate) fn not_yet_valid(&self, host: &str) -> Identity {
-        self.issue(host, |params| params.not_before = date_time_ymd(2999, 1, 1))
-    }
-
-    /// Trusts this authority besides the public ones.
-    pub(crate) fn trusted(&self, config: NetConfig) -> NetConfig {
-        NetConfig { trust: vec![self.root.clone()], ..config }
-    }
-}
-
-impl Identity {
-    pub(crate) fn self_signed(host: &str, claims_authority: bool) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = params(host);
-        if claims_authority {
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        }
-        Self { leaf: params.self_signed(&key).unwrap().der().clone(), key: key_of(&key) }
-    }
-
-    /// The same certificate in the hands of somebody who does not hold its key.
-    pub(crate) fn stolen(self) -> Self {
-        Self { key: key_of(&KeyPair::generate().unwrap()), ..self }
-    }
-
-    /// A server set-up that shows it, of TLS 1.2 only when `old`.
-    pub(crate) fn acceptor(self, old: bool) -> TlsAcceptor {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let signing = provider.key_provider.load_private_key(self.key).unwrap();
-        let versions = if old { [&rustls::version::TLS12] } else { [&rustls::version::TLS13] };
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&versions)
-            .unwrap()
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(Always(Arc::new(CertifiedKey::new(vec![self.leaf], signing)))));
-        TlsAcceptor::from(Arc::new(config))
-    }
-}
-
-/// Shows one certificate, whether or not the key is its own.
-#[derive(Debug)]
-struct Always(Arc<CertifiedKey>);
-
-impl ResolvesServerCert for Always {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0))
-    }
+/// Trusts an authority besides the public ones.
+pub(crate) fn trusting(authority: &Authority, config: NetConfig) -> NetConfig {
+    NetConfig { trust: vec![authority.root.clone()], ..config }
 }
 
 /// What a [`tls_relay`] has met: a line per connection, and one per request that came through it.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::super::testing::tls::{Authority, Identity, tls_relay};
+use super::super::testing::tls::{Authority, Identity, tls_relay, trusting};
 use super::super::testing::{TestServer, local_config, local_dialer, silence, url};
 use super::super::*;
 use super::fail;
@@ -24,8 +24,8 @@ async fn look(config: NetConfig, server: &TestServer) -> (Result<(), DialFailure
 
 #[tokio::test]
 async fn a_certificate_that_does_not_verify_says_why_and_is_seen_all_the_same() {
-    let authority = Authority::new();
-    let stranger = Authority::named("Stranger");
+    let authority = Authority::new("Test Root");
+    let stranger = Authority::new("Stranger");
     for (identity, reason) in [
         (authority.expired(HOST), Reason::TlsExpired),
         (authority.not_yet_valid(HOST), Reason::TlsNotYetValid),
@@ -36,7 +36,7 @@ async fn a_certificate_that_does_not_verify_says_why_and_is_seen_all_the_same() 
     ] {
         let leaf = identity.leaf.to_vec();
         let (server, log) = tls_relay(identity.acceptor(false), "", NOTHING).await;
-        let (ended, seen) = look(authority.trusted(local_config()), &server).await;
+        let (ended, seen) = look(trusting(&authority, local_config()), &server).await;
         let failure = ended.expect_err(reason.as_str());
         assert_eq!((failure.outcome, failure.reason), (Outcome::Invalid, reason), "{failure}");
         let facts = seen.tls.expect("the handshake was seen");
@@ -50,11 +50,11 @@ async fn a_certificate_that_does_not_verify_says_why_and_is_seen_all_the_same() 
 
 #[tokio::test]
 async fn a_certificate_that_verifies_is_seen_with_the_headers() {
-    let authority = Authority::new();
+    let authority = Authority::new("Test Root");
     for old in [false, true] {
         let headers = "Server: strfry\r\nX-Powered-By: caf\u{e9}\r\n";
         let (server, _) = tls_relay(authority.good(HOST).acceptor(old), headers, NOTHING).await;
-        let (ended, seen) = look(authority.trusted(local_config()), &server).await;
+        let (ended, seen) = look(trusting(&authority, local_config()), &server).await;
         ended.unwrap();
         let facts = seen.tls.unwrap();
         assert_eq!(facts.distrust, None);
@@ -67,7 +67,7 @@ async fn a_certificate_that_verifies_is_seen_with_the_headers() {
 
 #[tokio::test]
 async fn any_certificate_is_accepted_only_where_that_was_asked_for() {
-    let (server, _) = tls_relay(Authority::new().expired(HOST).acceptor(false), "", NOTHING).await;
+    let (server, _) = tls_relay(Authority::new("Test Root").expired(HOST).acceptor(false), "", NOTHING).await;
     let dialer = local_dialer();
     let target = dialer.resolve(&url(&format!("wss://{}", server.addr))).await.unwrap();
     assert!(dialer.websocket(&target).await.is_err());
@@ -80,11 +80,11 @@ async fn any_certificate_is_accepted_only_where_that_was_asked_for() {
 
 #[tokio::test]
 async fn whoever_does_not_hold_the_key_is_nobody_however_good_the_certificate() {
-    let authority = Authority::new();
+    let authority = Authority::new("Test Root");
     for old in [false, true] {
         let (server, log) = tls_relay(authority.good(HOST).stolen().acceptor(old), "", NOTHING).await;
         for insecure in [false, true] {
-            let dialer = Dialer::new(authority.trusted(local_config())).unwrap();
+            let dialer = Dialer::new(trusting(&authority, local_config())).unwrap();
             let target = dialer.resolve(&url(&format!("wss://{}", server.addr))).await.unwrap();
             let target = if insecure { target.with_any_certificate() } else { target };
             let mut seen = Seen::default();

@@ -136,8 +136,8 @@ async fn redirects_are_answers_and_garbage_is_invalid() {
 
 #[tokio::test]
 async fn a_compressed_body_is_refused_unread_since_identity_was_asked_for() {
-    let heard = Arc::new(Mutex::new(String::new()));
-    let log = Arc::clone(&heard);
+    let requests = Arc::new(Mutex::new(String::new()));
+    let log = Arc::clone(&requests);
     let server = TestServer::tcp(move |mut stream: TcpStream| {
         let log = Arc::clone(&log);
         async move {
@@ -154,7 +154,7 @@ async fn a_compressed_body_is_refused_unread_since_identity_was_asked_for() {
     let target = dialer.resolve(&server.url()).await.unwrap();
     let failure = dialer.http_get(&target, "*/*", 1024).await.unwrap_err();
     assert_eq!((failure.outcome, failure.reason), (Outcome::Invalid, Reason::HttpEncoding), "{failure}");
-    assert!(heard.lock().unwrap().contains("accept-encoding: identity\r\n"));
+    assert!(requests.lock().unwrap().contains("accept-encoding: identity\r\n"));
 }
 
 #[tokio::test]
