@@ -17,6 +17,8 @@ mod fleet;
 #[cfg(test)]
 mod jobs;
 #[cfg(test)]
+mod looks;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod operate;

@@ -298,6 +298,9 @@ fn answer_name(question: &[u8]) -> Option<Vec<u8>> {
     let kind = u16::from_be_bytes([*question.get(at)?, *question.get(at + 1)?]);
     let end = at + 4;
     let name = labels.join(".");
+    if name == ZONE {
+        return Some(answer_zone(question, kind, end));
+    }
     let host = name.strip_suffix(ZONE)?.strip_suffix('.')?;
     let conduct = Conduct::ALL.into_iter().find(|conduct| host.starts_with(conduct.letter()));
     let address = conduct.and_then(|conduct| Some(conduct.address(host.get(1..)?.parse().ok()?)));
@@ -316,6 +319,22 @@ fn answer_name(question: &[u8]) -> Option<Vec<u8>> {
         answer.extend(address.octets());
     }
     Some(answer)
+}
+
+/// The zone itself has a name server and nothing else.
+fn answer_zone(question: &[u8], kind: u16, end: usize) -> Vec<u8> {
+    const NS: u16 = 2;
+    let mut answer = [&question[..2], &[0x85, 0x80]].concat();
+    for count in [1, u16::from(kind == NS), 0, 0] {
+        answer.extend(u16::to_be_bytes(count));
+    }
+    answer.extend(&question[12..end]);
+    if kind == NS {
+        answer.extend([0xc0, 12, 0, 2, 0, 1]);
+        answer.extend(300_u32.to_be_bytes());
+        answer.extend([0, 5, 2, b'n', b's', 0xc0, 12]);
+    }
+    answer
 }
 
 /// Waits until the fleet has said where it is.

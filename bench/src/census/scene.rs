@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use shared::clock;
 use sqlx::PgConnection;
+use tests::mmdb::{self, Value};
 use tests::pg::{Role, TestDb};
 
 use super::mock::{self, Conduct, Fleet};
@@ -17,6 +18,31 @@ use crate::queue::Cluster;
 const LIMIT: Duration = Duration::from_secs(300);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// What the geo and net checks look into, beside the fleet's authority.
+const PLACES: &str = "places.mmdb";
+const NETWORKS: &str = "networks.mmdb";
+
+/// Where every relay of the fleet is, as the free files write it.
+fn place() -> Value {
+    Value::Map(vec![
+        ("city", Value::Text("Berlin")),
+        ("country_code", Value::Text("DE")),
+        ("latitude", Value::Float(52.52)),
+        ("longitude", Value::Float(13.405)),
+        ("postcode", Value::Text("10115")),
+        ("state1", Value::Text("Land Berlin")),
+        ("timezone", Value::Text("Europe/Berlin")),
+    ])
+}
+
+/// And in whose network.
+fn network() -> Value {
+    Value::Map(vec![
+        ("autonomous_system_number", Value::Number(64_500)),
+        ("autonomous_system_organization", Value::Text("Mock Networks")),
+    ])
+}
 
 /// The mock fleet: its relays by conduct, in an order in which each conduct is spread evenly.
 pub(super) struct Stage {
@@ -33,6 +59,9 @@ impl Stage {
         command.arg("mock-fleet").arg("--dir").arg(&dir);
         let process = Process::start(&command)?;
         let fleet = mock::ready(&dir).await?;
+        let entry = |record| mmdb::write(4, &[("127.0.0.0", 8, record)]);
+        std::fs::write(dir.join(PLACES), entry(place()))?;
+        std::fs::write(dir.join(NETWORKS), entry(network()))?;
         Ok(Self { fleet, dir, _process: process })
     }
 
@@ -144,6 +173,7 @@ pub(super) async fn now(admin: &mut PgConnection) -> anyhow::Result<f64> {
 fn service(binaries: &Path, name: &str, db: &TestDb, fleet: &Fleet, kind: &str) -> anyhow::Result<Process> {
     let program = binaries.join(name);
     ensure!(program.exists(), "{name} is not built beside this program: cargo build --release --workspace");
+    let beside = |name| fleet.authority.with_file_name(name);
     Process::start(
         &*Command::new(program)
             .arg("run")
@@ -152,6 +182,8 @@ fn service(binaries: &Path, name: &str, db: &TestDb, fleet: &Fleet, kind: &str) 
             .env("BIGBROTR_WORKER_KINDS", kind)
             .env("BIGBROTR_NETWORK_ALLOW_LOCAL", "true")
             .env("BIGBROTR_NETWORK_NAME_SERVERS", fleet.dns.to_string())
-            .env("BIGBROTR_NETWORK_TRUST", &fleet.authority),
+            .env("BIGBROTR_NETWORK_TRUST", &fleet.authority)
+            .env("BIGBROTR_GEO_PLACES", beside(PLACES))
+            .env("BIGBROTR_GEO_NETWORKS", beside(NETWORKS)),
     )
 }

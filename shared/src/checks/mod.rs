@@ -4,10 +4,20 @@
 //! know jobs or the database. Invariant: every [`CheckKind`] has a row in the table ([`CheckKind::spec`]).
 
 mod dns;
+mod files;
+mod geo;
+mod http;
+mod looks;
+mod net;
 mod nip11;
 mod rtt;
 mod run;
+mod ssl;
 
+#[cfg(test)]
+#[expect(unreachable_pub, reason = "the file is the test kit's, where it is public")]
+#[path = "../../../tests/src/mmdb.rs"]
+mod mmdb;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +27,9 @@ use std::str::FromStr;
 use crate::models::{Metadata, MetadataType, Outcome, Reason, RelayUrl, UnknownWord};
 use crate::net::DialFailure;
 
+pub use files::DataFiles;
+pub use geo::geohash;
+pub use looks::Looks;
 pub use run::{MonitorReport, run_all, run_on};
 
 /// A check the monitor makes.
@@ -28,6 +41,14 @@ pub enum CheckKind {
     Rtt,
     /// What DNS says of its name.
     Dns,
+    /// Where its address is.
+    Geo,
+    /// Whose network its addresses are in.
+    Net,
+    /// The certificate, and whether it verifies.
+    Ssl,
+    /// What its web server says of itself.
+    Http,
 }
 
 /// One row of the table of checks.
@@ -43,7 +64,8 @@ pub struct CheckSpec {
 
 impl CheckKind {
     /// Every check, in the order they run.
-    pub const ALL: &'static [Self] = &[Self::Dns, Self::Rtt, Self::Nip11];
+    pub const ALL: &'static [Self] =
+        &[Self::Dns, Self::Geo, Self::Net, Self::Rtt, Self::Ssl, Self::Http, Self::Nip11];
 
     /// The check's row.
     pub const fn spec(self) -> CheckSpec {
@@ -51,6 +73,10 @@ impl CheckKind {
             Self::Nip11 => nip11::SPEC,
             Self::Rtt => rtt::SPEC,
             Self::Dns => dns::SPEC,
+            Self::Geo => geo::SPEC,
+            Self::Net => net::SPEC,
+            Self::Ssl => ssl::SPEC,
+            Self::Http => http::SPEC,
         }
     }
 
@@ -93,6 +119,16 @@ pub struct Observation {
 }
 
 impl Observation {
+    /// A check that succeeded, with `data` as its document.
+    fn documented(kind: CheckKind, data: &serde_json::Value) -> Self {
+        let Some(of) = kind.spec().document else { return Self::ok(kind, None) };
+        let envelope = serde_json::json!({"data": data, "logs": {"success": true}});
+        match Metadata::from_value(of, &envelope) {
+            Ok(document) => Self::ok(kind, Some(document)),
+            Err(error) => Self::failed(kind, DialFailure::new(Reason::HttpInvalid, error.to_string())),
+        }
+    }
+
     const fn ok(kind: CheckKind, document: Option<Metadata>) -> Self {
         let (outcome, reason) = (Outcome::Ok, Reason::None);
         Self { kind, outcome, reason, detail: String::new(), rtt_ms: [None; 3], document }
@@ -102,4 +138,20 @@ impl Observation {
         let DialFailure { outcome, reason, detail } = failure;
         Self { kind, outcome, reason, detail, rtt_ms: [None; 3], document: None }
     }
+}
+
+/// A check that rests on a connection that was not made, or broke off before the check's turn.
+fn unseen(kind: CheckKind, failure: Option<&DialFailure>) -> Observation {
+    let broke_off = || DialFailure::new(Reason::Disconnected, "the connection ended before that was seen");
+    Observation::failed(kind, failure.cloned().unwrap_or_else(broke_off))
+}
+
+/// The longest text of others kept in a document of ours.
+const TEXT_CHARS: usize = 256;
+
+/// A text of others as it may stand in a document: without control characters, short, and not empty.
+fn clean(text: &str) -> Option<String> {
+    let text: String = text.chars().filter(|c| !c.is_control()).take(TEXT_CHARS).collect();
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
 }

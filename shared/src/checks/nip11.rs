@@ -8,6 +8,7 @@ use serde::de::IgnoredAny;
 use super::{CheckKind, CheckSpec, Observation};
 use crate::models::{DocumentError, MAX_DOCUMENT_BYTES, Metadata, MetadataError, MetadataType, Reason};
 use crate::net::{DialFailure, Dialer, HttpReply, Target};
+use crate::nips::InfoView;
 
 pub(super) const SPEC: CheckSpec =
     CheckSpec { name: "nip11", document: Some(MetadataType::Nip11Info), applies: |_| true };
@@ -24,10 +25,14 @@ pub(super) async fn observe(dialer: &Dialer, target: &Target) -> Result<HttpRepl
     dialer.http_get(target, ACCEPT, BODY_BYTES_MAX).await
 }
 
-pub(super) fn judge(reply: Result<HttpReply, DialFailure>) -> Observation {
-    match reply.and_then(|reply| document(&reply)) {
-        Ok(document) => Observation::ok(CheckKind::Nip11, Some(document)),
-        Err(failure) => Observation::failed(CheckKind::Nip11, failure),
+pub(super) fn judge(reply: Result<HttpReply, DialFailure>) -> (Observation, Option<InfoView>) {
+    let taken = reply.and_then(|reply| {
+        let document = document(&reply)?;
+        Ok((document, std::str::from_utf8(&reply.body).ok().and_then(InfoView::from_json)))
+    });
+    match taken {
+        Ok((document, info)) => (Observation::ok(CheckKind::Nip11, Some(document)), info),
+        Err(failure) => (Observation::failed(CheckKind::Nip11, failure), None),
     }
 }
 
@@ -70,6 +75,7 @@ mod tests {
             body: body.into(),
             elapsed_ms: 1,
         }))
+        .0
     }
 
     #[test]

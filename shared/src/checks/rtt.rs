@@ -4,15 +4,9 @@
 //! relays. Measurements make no document: `relay_check` holds them, and nip66_rtt is built from it.
 
 use super::{CheckKind, CheckSpec, Observation};
-use crate::net::{DialFailure, Dialer, Target};
 use crate::relay::{ProbeVerdict, RelaySocket};
 
 pub(super) const SPEC: CheckSpec = CheckSpec { name: "rtt", document: None, applies: |_| true };
-
-/// Opens the WebSocket: everything else waits for it.
-pub(super) async fn open(dialer: &Dialer, target: &Target) -> Result<RelaySocket, DialFailure> {
-    RelaySocket::open(dialer, target).await
-}
 
 /// Asks for one note and closes.
 pub(super) async fn observe(mut socket: RelaySocket, timeout_ms: u64) -> ProbeVerdict {

@@ -1,10 +1,13 @@
 //! Whole runs against small servers on loopback.
 
+mod places;
+mod tls;
+
 use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::rdata::A;
+use hickory_resolver::proto::rr::rdata::{A, NS};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 
-use super::{CheckKind, MonitorReport, Observation, run_all};
+use super::{CheckKind, Looks, MonitorReport, Observation, run_all};
 use crate::models::{Outcome, Reason};
 use crate::net::Dialer;
 use crate::net::testing::{DnsServer, TestServer, answering, free_addr, local_dialer, url};
@@ -29,7 +32,7 @@ fn every_check_reads_back_from_its_name() {
     for &kind in CheckKind::ALL {
         assert_eq!(kind.as_str().parse(), Ok(kind));
     }
-    assert!("geo".parse::<CheckKind>().is_err());
+    assert!("place".parse::<CheckKind>().is_err());
 }
 
 #[tokio::test]
@@ -39,29 +42,42 @@ async fn a_good_relay_is_up_with_documents_and_times() {
         let record = |ip: [u8; 4]| {
             Record::from_rdata(Name::from_ascii(format!("{name}.")).unwrap(), 77, RData::A(A(ip.into())))
         };
-        let records = if kind == RecordType::A { vec![record([127, 0, 0, 1])] } else { Vec::new() };
+        let server = RData::NS(NS(Name::from_ascii("ns.example.net.").unwrap()));
+        let records = match (name, kind) {
+            (_, RecordType::A) => vec![record([127, 0, 0, 1])],
+            ("example.com", RecordType::NS) => {
+                vec![Record::from_rdata(Name::from_ascii("example.com.").unwrap(), 77, server)]
+            }
+            _ => Vec::new(),
+        };
         Some((ResponseCode::NoError, records))
     })
     .await;
     let dialer = Dialer::new(dns.config()).unwrap();
     let relay = url(&format!("ws://relay.example.com:{}", server.addr.port()));
-    let report = run_all(&dialer, &relay, CheckKind::ALL).await;
+    let report = run_all(&dialer, &relay, &Looks::default()).await;
     assert!(report.up && !report.ours, "{report:?}");
-    assert_eq!((report.evidence, report.reason, report.observations.len()), ("eose", Reason::None, 3));
+    assert_eq!((report.evidence, report.reason, report.observations.len()), ("eose", Reason::None, 4));
     assert_eq!(report.addresses[0].to_string(), "127.0.0.1");
     let rtt = of(&report, CheckKind::Rtt);
     assert!(matches!(rtt.rtt_ms, [Some(_), Some(_), None]), "{rtt:?}");
     assert!(rtt.document.is_none(), "measurements are no documents");
     let document = |kind| of(&report, kind).document.as_ref().unwrap().canonical();
     assert_eq!(document(CheckKind::Nip11), r#"{"data":{"name":"test","x":1},"logs":{"success":true}}"#);
-    assert_eq!(document(CheckKind::Dns), r#"{"data":{"dns_ips":["127.0.0.1"]},"logs":{"success":true}}"#);
-    assert_eq!(dns.asked(), 2, "one resolution for all checks");
+    assert_eq!(
+        document(CheckKind::Dns),
+        r#"{"data":{"dns_ips":["127.0.0.1"],"dns_ns":["ns.example.net"],"dns_reverse":"localhost"},"logs":{"success":true}}"#
+    );
+    assert_eq!(document(CheckKind::Http), r#"{"logs":{"success":true}}"#, "a server that names nothing");
+    assert_eq!(report.dns_ttl_s, Some(77), "kept, and in no document");
+    assert_eq!(report.info.as_ref().and_then(|info| info.name.as_deref()), Some("test"));
+    assert_eq!(dns.asked(), 4, "one resolution for all checks, and the zone on the way up");
 }
 
 #[tokio::test]
 async fn what_is_switched_off_or_does_not_apply_is_not_reported() {
     let server = relay(DOCUMENT).await;
-    let report = run_all(&local_dialer(), &server.url(), &[CheckKind::Dns]).await;
+    let report = run_all(&local_dialer(), &server.url(), &Looks::default().only(&[CheckKind::Dns])).await;
     assert!(report.up, "up is known whatever is enabled");
     assert!(report.observations.is_empty(), "a literal address has no DNS: {report:?}");
 }
@@ -69,10 +85,10 @@ async fn what_is_switched_off_or_does_not_apply_is_not_reported() {
 #[tokio::test]
 async fn a_refused_connection_gives_every_check_the_same_reason() {
     let relay = url(&format!("ws://{}", free_addr().await));
-    let report = run_all(&local_dialer(), &relay, CheckKind::ALL).await;
+    let report = run_all(&local_dialer(), &relay, &Looks::default()).await;
     assert!(!report.up && !report.ours);
     assert_eq!(report.reason, Reason::ConnectRefused);
-    assert_eq!(report.observations.len(), 2);
+    assert_eq!(report.observations.len(), 3, "{report:?}");
     for seen in &report.observations {
         assert_eq!((seen.outcome, seen.reason), (Outcome::Refused, Reason::ConnectRefused), "{seen:?}");
     }
@@ -81,7 +97,7 @@ async fn a_refused_connection_gives_every_check_the_same_reason() {
 #[tokio::test]
 async fn a_refused_upgrade_still_shows_the_document_and_is_not_up() {
     let server = TestServer::http(DOCUMENT).await;
-    let report = run_all(&local_dialer(), &server.url(), CheckKind::ALL).await;
+    let report = run_all(&local_dialer(), &server.url(), &Looks::default()).await;
     assert_eq!((report.up, report.reason), (false, Reason::WsUpgradeRefused));
     assert_eq!(of(&report, CheckKind::Rtt).reason, Reason::WsUpgradeRefused);
     assert_eq!(of(&report, CheckKind::Nip11).outcome, Outcome::Ok);
@@ -101,7 +117,7 @@ async fn a_bad_document_is_its_own_reason_and_the_relay_stays_up() {
         (&huge, Reason::HttpBodyTooLarge),
     ] {
         let server = relay(http).await;
-        let report = run_all(&local_dialer(), &server.url(), CheckKind::ALL).await;
+        let report = run_all(&local_dialer(), &server.url(), &Looks::default()).await;
         assert!(report.up);
         assert_eq!(of(&report, CheckKind::Nip11).reason, reason);
     }
@@ -111,8 +127,8 @@ async fn a_bad_document_is_its_own_reason_and_the_relay_stays_up() {
 async fn our_own_failures_call_nobody_down() {
     let dns = DnsServer::start(|_, _| Some((ResponseCode::ServFail, Vec::new()))).await;
     let dialer = Dialer::new(dns.config()).unwrap();
-    let report = run_all(&dialer, &url("wss://relay.example.com"), CheckKind::ALL).await;
+    let report = run_all(&dialer, &url("wss://relay.example.com"), &Looks::default()).await;
     assert!(report.ours && !report.up);
-    assert_eq!(report.observations.len(), 3);
+    assert_eq!(report.observations.len(), Looks::default().enabled.len());
     assert!(report.observations.iter().all(|seen| seen.outcome == Outcome::Skipped));
 }

@@ -1,5 +1,6 @@
 //! The configuration as each room wants it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
@@ -8,6 +9,7 @@ use tracing::Level;
 
 use super::value::{Value, name_server};
 use super::{Config, ConfigError};
+use crate::checks::Looks;
 use crate::db::FleetLimits;
 use crate::jobs::JobsConfig;
 use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl};
@@ -157,6 +159,16 @@ impl Config {
             sync_time_box: self.seconds("sync.time_box_s"),
             rescan: self.seconds("sync.rescan_s"),
             canaries: self.canaries.clone(),
+            looks: self.looks(),
+        }
+    }
+
+    /// For [`crate::checks`].
+    pub fn looks(&self) -> Looks {
+        let paths = |key| self.list(key).iter().map(PathBuf::from).collect();
+        Looks {
+            insecure_tls: self.bool("monitor.insecure_tls"),
+            ..Looks::with_files(paths("geo.places"), paths("geo.networks"))
         }
     }
 

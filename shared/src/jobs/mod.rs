@@ -22,6 +22,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::checks::Looks;
 use crate::db::{Db, DbError};
 use crate::models::{AddressPolicy, Fence, JobKind, Network, RelayUrl, Verdict};
 use crate::net::{Dialer, Target};
@@ -94,6 +95,8 @@ pub struct JobsConfig {
     pub rescan: Duration,
     /// Endpoints that prove our own network, per network.
     pub canaries: Vec<RelayUrl>,
+    /// What the monitor looks at.
+    pub looks: Looks,
 }
 
 impl Default for JobsConfig {
@@ -112,6 +115,7 @@ impl Default for JobsConfig {
             sync_time_box: Duration::from_secs(240),
             rescan: Duration::from_secs(3_600),
             canaries: Vec::new(),
+            looks: Looks::default(),
         }
     }
 }

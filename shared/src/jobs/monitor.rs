@@ -7,10 +7,10 @@ use serde_json::json;
 use super::liveness::{Liveness, State, judge};
 use super::validate::{blame, sick};
 use super::{Attempt, Ctx, JobError, Report, Standing, cadence, lost, target_url};
-use crate::checks::{CheckKind, MonitorReport, run_on};
+use crate::checks::{MonitorReport, run_on};
 use crate::clock;
 use crate::db::{CheckRow, MonitorResult, RelayRow};
-use crate::models::{Outcome, RelayUrl};
+use crate::models::RelayUrl;
 use crate::telemetry::Labels;
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
@@ -22,12 +22,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     if let Ok(target) = &resolved {
         ctx.permit(attempt, target).await?;
     }
-    let report = run_on(&ctx.dialer, &url, resolved, CheckKind::ALL).await;
-    // A name server that answers proves nothing about the way to the relay.
-    let reached = report
-        .observations
-        .iter()
-        .any(|o| o.rtt_ms[0].is_some() || (o.kind != CheckKind::Dns && o.outcome == Outcome::Ok));
+    let report = run_on(&ctx.dialer, &url, resolved, &ctx.config.looks).await;
+    let reached = report.reached();
     let was_alive = relay.state.as_deref() == Some(State::Alive.as_str());
     ctx.egress.record(url.network(), (!reached).then_some(report.reason), was_alive);
     let standing = if report.up || reached {

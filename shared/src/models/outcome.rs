@@ -50,7 +50,17 @@ closed_set! {
         ProxyMissing = "proxy_missing",
         /// The network is switched off here. Ours.
         NetworkDisabled = "network_disabled",
-        /// The certificate does not verify.
+        /// The certificate's time is over.
+        TlsExpired = "tls_expired",
+        /// The certificate's time has not come.
+        TlsNotYetValid = "tls_not_yet_valid",
+        /// The certificate is signed by nobody but itself.
+        TlsSelfSigned = "tls_self_signed",
+        /// The certificate leads to no authority that we know.
+        TlsUnknownIssuer = "tls_unknown_issuer",
+        /// The certificate is another host's.
+        TlsWrongHost = "tls_wrong_host",
+        /// The certificate does not verify for another reason.
         TlsInvalid = "tls_invalid",
         /// The TLS handshake failed otherwise.
         TlsFailed = "tls_failed",
@@ -60,6 +70,8 @@ closed_set! {
         HttpBodyTooLarge = "http_body_too_large",
         /// The HTTP body is not of the type asked for.
         HttpContentType = "http_content_type",
+        /// The HTTP body is compressed although that was not accepted.
+        HttpEncoding = "http_encoding",
         /// The HTTP answer is malformed.
         HttpInvalid = "http_invalid",
         /// The host refused to upgrade to WebSocket.
@@ -98,6 +110,12 @@ closed_set! {
         NotJson = "not_json",
         /// The document is JSON and not an object.
         NotObject = "not_object",
+        /// No file of ours that could tell is there. Ours.
+        DataMissing = "data_missing",
+        /// A file of ours that could tell cannot be read. Ours.
+        DataCorrupt = "data_corrupt",
+        /// Our files do not know the address. Ours.
+        DataNoRecord = "data_no_record",
         /// More frames than we take for one request.
         TooManyFrames = "too_many_frames",
     }
@@ -109,7 +127,14 @@ impl Reason {
     pub const fn is_ours(self) -> bool {
         matches!(
             self,
-            Self::DnsFailure | Self::NoRoute | Self::ProxyDead | Self::ProxyMissing | Self::NetworkDisabled
+            Self::DnsFailure
+                | Self::NoRoute
+                | Self::ProxyDead
+                | Self::ProxyMissing
+                | Self::NetworkDisabled
+                | Self::DataMissing
+                | Self::DataCorrupt
+                | Self::DataNoRecord
         )
     }
 }

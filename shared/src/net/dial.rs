@@ -12,13 +12,13 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
-use tokio_rustls::TlsConnector;
 
 use super::config::{Caps, NetConfig, NetworkConfig};
 use super::failure::{DialFailure, NetError};
 use super::resolve::{DnsAnswer, Names};
 use super::stream::{Inner, Stream};
-use super::{Traffic, socks, tls};
+use super::tls::Tls;
+use super::{TlsFacts, Traffic, socks};
 use crate::models::{Network, Reason, RelayUrl};
 
 /// Head start of one address over the next (RFC 8305 §8 recommends 250 ms).
@@ -33,7 +33,7 @@ pub struct Dialer {
 struct Shared {
     config: NetConfig,
     names: Names,
-    tls: TlsConnector,
+    tls: Tls,
     traffic: Traffic,
 }
 
@@ -43,6 +43,7 @@ pub struct Target {
     url: RelayUrl,
     addresses: Vec<IpAddr>,
     dns: Option<DnsAnswer>,
+    any_certificate: bool,
 }
 
 impl Target {
@@ -62,6 +63,13 @@ impl Target {
         self.addresses.iter().copied().min_by_key(|ip| (ip.is_ipv6(), *ip))
     }
 
+    /// The same, but its certificate is accepted whatever it is; what it is stays in [`super::Seen`].
+    #[must_use]
+    pub fn with_any_certificate(mut self) -> Self {
+        self.any_certificate = true;
+        self
+    }
+
     /// What DNS said; none for overlays and literal addresses.
     pub const fn dns(&self) -> Option<&DnsAnswer> {
         self.dns.as_ref()
@@ -72,7 +80,7 @@ impl Dialer {
     /// Validates the configuration and loads roots and resolver. Opens no socket.
     pub fn new(config: NetConfig) -> Result<Self, NetError> {
         config.check()?;
-        let tls = tls::connector(&config.trust)?;
+        let tls = Tls::new(&config.trust)?;
         let names = Names::new(&config.name_servers);
         Ok(Self { shared: Arc::new(Shared { config, names, tls, traffic: Traffic::default() }) })
     }
@@ -102,7 +110,7 @@ impl Dialer {
                 let detail = format!("no proxy for {}", url.network());
                 return Err(DialFailure::new(Reason::ProxyMissing, detail));
             }
-            return Ok(Target { url: url.clone(), addresses: Vec::new(), dns: None });
+            return Ok(Target { url: url.clone(), addresses: Vec::new(), dns: None, any_certificate: false });
         }
         let (addresses, dns) = if let Some(ip) = url.ip() {
             (vec![ip], None)
@@ -113,14 +121,14 @@ impl Dialer {
         if let Some(ip) = addresses.iter().find(|&&ip| !self.shared.config.policy.permits(ip)) {
             return Err(DialFailure::new(Reason::AddressRefused, format!("{ip} may not be dialled")));
         }
-        Ok(Target { url: url.clone(), addresses: interleave(&addresses), dns })
+        Ok(Target { url: url.clone(), addresses: interleave(&addresses), dns, any_certificate: false })
     }
 
     /// TCP to one of the guarded addresses (or through the proxy), then TLS for wss, all within the
     /// network's timeout.
     pub async fn connect(&self, target: &Target) -> Result<Stream, DialFailure> {
         let deadline = self.deadline(target)?;
-        self.connect_by(target, deadline).await
+        self.connect_by(target, deadline, &mut None).await
     }
 
     /// When a dial begun now must have ended.
@@ -128,11 +136,20 @@ impl Dialer {
         Ok(Instant::now() + self.network(&target.url)?.timeout())
     }
 
+    pub(super) fn names(&self) -> &Names {
+        &self.shared.names
+    }
+
     pub(super) fn caps(&self) -> &Caps {
         &self.shared.config.caps
     }
 
-    pub(super) async fn connect_by(&self, target: &Target, deadline: Instant) -> Result<Stream, DialFailure> {
+    pub(super) async fn connect_by(
+        &self,
+        target: &Target,
+        deadline: Instant,
+        seen: &mut Option<TlsFacts>,
+    ) -> Result<Stream, DialFailure> {
         let url = &target.url;
         let tcp = if url.network().is_overlay() {
             self.through_proxy(url, deadline).await?
@@ -146,7 +163,7 @@ impl Dialer {
         if !url.is_tls() {
             return Ok(self.counted(Inner::Plain(tcp), url.network()));
         }
-        let handshake = tls::handshake(&self.shared.tls, url.host(), url.ip(), tcp);
+        let handshake = self.shared.tls.handshake(url.host(), url.ip(), target.any_certificate, tcp, seen);
         match timeout_at(deadline, handshake).await {
             Ok(stream) => Ok(self.counted(Inner::Tls(Box::new(stream?)), url.network())),
             Err(_) => Err(DialFailure::new(Reason::TotalTimeout, "the TLS handshake did not end in time")),

@@ -50,7 +50,10 @@ pub const fn outcome_of(reason: Reason) -> Outcome {
         | Reason::NoRoute
         | Reason::ProxyDead
         | Reason::ProxyMissing
-        | Reason::NetworkDisabled => Outcome::Skipped,
+        | Reason::NetworkDisabled
+        | Reason::DataMissing
+        | Reason::DataCorrupt
+        | Reason::DataNoRecord => Outcome::Skipped,
         Reason::ConnectTimeout | Reason::Silent | Reason::IdleTimeout | Reason::TotalTimeout => {
             Outcome::Timeout
         }
@@ -70,10 +73,16 @@ pub const fn outcome_of(reason: Reason) -> Outcome {
         | Reason::ClosedError
         | Reason::Notice => Outcome::Refused,
         Reason::AddressRefused
+        | Reason::TlsExpired
+        | Reason::TlsNotYetValid
+        | Reason::TlsSelfSigned
+        | Reason::TlsUnknownIssuer
+        | Reason::TlsWrongHost
         | Reason::TlsInvalid
         | Reason::TlsFailed
         | Reason::HttpBodyTooLarge
         | Reason::HttpContentType
+        | Reason::HttpEncoding
         | Reason::HttpInvalid
         | Reason::WsProtocol
         | Reason::Disconnected

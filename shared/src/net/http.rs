@@ -7,13 +7,14 @@ use std::error::Error as StdError;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1;
-use hyper::header::{self, HeaderMap, HeaderName};
+use hyper::header;
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout_at;
 
 use super::dial::{Dialer, Target};
 use super::failure::DialFailure;
+use super::seen::value;
 use super::stream::Stream;
 use super::{USER_AGENT, elapsed_ms};
 use crate::clock;
@@ -21,8 +22,6 @@ use crate::models::Reason;
 
 /// Most header lines taken in an answer.
 const HEADERS_MAX: usize = 100;
-/// The longest header value kept.
-const HEADER_VALUE_CHARS: usize = 256;
 
 /// A whole answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +49,7 @@ impl Dialer {
         let started = clock::monotonic_ms();
         let request = get_request(target, accept)?;
         let deadline = self.deadline(target)?;
-        let stream = self.connect_by(target, deadline).await?;
+        let stream = self.connect_by(target, deadline, &mut None).await?;
         let exchange = Box::pin(exchange(stream, request, self.caps().header_bytes, max_bytes));
         match timeout_at(deadline, exchange).await {
             Ok(reply) => Ok(HttpReply { elapsed_ms: elapsed_ms(started), ..reply? }),
@@ -96,9 +95,14 @@ async fn exchange(
 }
 
 async fn collect(response: Response<Incoming>, max_bytes: usize) -> Result<HttpReply, DialFailure> {
+    if let Some(coding) = value(response.headers(), header::CONTENT_ENCODING)
+        && !coding.eq_ignore_ascii_case("identity")
+    {
+        return Err(DialFailure::new(Reason::HttpEncoding, coding));
+    }
     let status = response.status().as_u16();
-    let content_type = value(response.headers(), &header::CONTENT_TYPE);
-    let server = value(response.headers(), &header::SERVER);
+    let content_type = value(response.headers(), header::CONTENT_TYPE);
+    let server = value(response.headers(), header::SERVER);
     let body = match Limited::new(response.into_body(), max_bytes).collect().await {
         Ok(body) => Vec::from(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
@@ -108,11 +112,6 @@ async fn collect(response: Response<Incoming>, max_bytes: usize) -> Result<HttpR
         Err(error) => return Err(DialFailure::new(Reason::Disconnected, chain(&*error))),
     };
     Ok(HttpReply { status, content_type, server, body, elapsed_ms: 0 })
-}
-
-fn value(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    let text = headers.get(name)?.to_str().ok()?;
-    Some(text.chars().take(HEADER_VALUE_CHARS).collect())
 }
 
 /// What broke off is a disconnection; what arrived and is not HTTP (a banner, a huge head) is invalid.

@@ -14,12 +14,14 @@ mod dial;
 mod failure;
 mod http;
 mod resolve;
+mod seen;
 mod server;
 mod socks;
 mod stream;
 mod tls;
 mod traffic;
 mod ws;
+mod zone;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -31,10 +33,13 @@ pub use dial::{Dialer, Target};
 pub use failure::{DialFailure, NetError, outcome_of};
 pub use http::HttpReply;
 pub use resolve::DnsAnswer;
+pub use seen::{HttpHead, Seen};
 pub use server::{HttpServer, Reply, serve};
 pub use stream::Stream;
+pub use tls::TlsFacts;
 pub use traffic::Traffic;
 pub use ws::{WsRead, WsStream};
+pub use zone::ZoneFacts;
 
 /// How we present ourselves to every relay, with a place to complain.
 pub const USER_AGENT: &str =

@@ -117,12 +117,15 @@ impl Names {
         Self { resolver: resolver.map_err(|error| error.to_string()) }
     }
 
+    pub(super) fn resolver(&self) -> Result<&TokioResolver, &str> {
+        self.resolver.as_ref().map_err(String::as_str)
+    }
+
     /// Both families of `host`, within `timeout`.
     pub(super) async fn lookup(&self, host: &str, timeout: Duration) -> Result<DnsAnswer, DialFailure> {
         let started = clock::monotonic_ms();
         let resolver = self
-            .resolver
-            .as_ref()
+            .resolver()
             .map_err(|error| DialFailure::new(Reason::DnsFailure, format!("no resolver: {error}")))?;
         // The trailing dot keeps the machine's search list out of it.
         let name = Name::from_ascii(format!("{host}."))

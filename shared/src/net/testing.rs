@@ -1,5 +1,7 @@
 //! Small servers on loopback that behave well or badly, for the tests of this room and those above.
 
+pub(crate) mod tls;
+
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures_util::{SinkExt, StreamExt};
 use hickory_resolver::proto::op::{Message as DnsMessage, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::{Record, RecordType};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
@@ -109,8 +111,13 @@ impl TestServer {
     }
 }
 
-/// Reads one request head, lower-cased; what the client sent so far when it broke off.
+/// [`raw_head`] in lower case.
 pub(crate) async fn request_head(stream: &mut TcpStream) -> String {
+    raw_head(stream).await.to_ascii_lowercase()
+}
+
+/// Reads one request head; what the client sent so far when it broke off.
+pub(crate) async fn raw_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -118,7 +125,7 @@ pub(crate) async fn request_head(stream: &mut TcpStream) -> String {
             Err(_) => break,
         }
     }
-    String::from_utf8_lossy(&head).to_ascii_lowercase()
+    String::from_utf8_lossy(&head).into_owned()
 }
 
 async fn respond(stream: &mut TcpStream, answer: &[u8]) {
@@ -188,8 +195,9 @@ impl DnsServer {
     }
 }
 /// A WebSocket script: for each text, sends what `answer` makes of it and of the subscription id in it.
-pub(crate) async fn answering<A>(mut ws: WebSocketStream<TcpStream>, answer: A)
+pub(crate) async fn answering<S, A>(mut ws: WebSocketStream<S>, answer: A)
 where
+    S: AsyncRead + AsyncWrite + Unpin,
     A: Fn(&str, &str) -> Vec<String>,
 {
     while let Some(Ok(message)) = ws.next().await {

@@ -16,6 +16,7 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::dial::{Dialer, Target};
 use super::failure::DialFailure;
+use super::seen::{HttpHead, Seen};
 use super::stream::Stream;
 use super::{USER_AGENT, elapsed_ms};
 use crate::clock;
@@ -54,10 +55,19 @@ impl Dialer {
     /// Connects and upgrades within the network's timeout. Returns the milliseconds from the first
     /// packet to the end of the upgrade (TCP or proxy, TLS and HTTP; not DNS).
     pub async fn websocket(&self, target: &Target) -> Result<(WsStream, u32), DialFailure> {
+        Box::pin(self.websocket_seen(target, &mut Seen::default())).await
+    }
+
+    /// [`Dialer::websocket`], leaving in `seen` what showed on the way, also when it fails.
+    pub async fn websocket_seen(
+        &self,
+        target: &Target,
+        seen: &mut Seen,
+    ) -> Result<(WsStream, u32), DialFailure> {
         let started = clock::monotonic_ms();
         let request = upgrade_request(target.url())?;
         let deadline = self.deadline(target)?;
-        let stream = self.connect_by(target, deadline).await?;
+        let stream = self.connect_by(target, deadline, &mut seen.tls).await?;
         let max = Some(self.caps().message_bytes);
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
@@ -67,8 +77,17 @@ impl Dialer {
             .max_frame_size(max);
         let upgrade = Box::pin(client_async_with_config(request, stream, Some(config)));
         match timeout_at(deadline, upgrade).await {
-            Ok(Ok((inner, _))) => Ok((WsStream { inner }, elapsed_ms(started))),
-            Ok(Err(error)) => Err(judge_upgrade(&error)),
+            Ok(Ok((inner, answer))) => {
+                let open_ms = elapsed_ms(started);
+                seen.head = Some(HttpHead::new(answer.status(), answer.headers()));
+                Ok((WsStream { inner }, open_ms))
+            }
+            Ok(Err(error)) => {
+                if let WsError::Http(answer) = &error {
+                    seen.head = Some(HttpHead::new(answer.status(), answer.headers()));
+                }
+                Err(judge_upgrade(&error))
+            }
             Err(_) => {
                 let detail = "the WebSocket upgrade was not answered in time";
                 Err(DialFailure::new(Reason::TotalTimeout, detail))

@@ -15,7 +15,7 @@ pub mod walk;
 pub use filter::Filter;
 pub use frame::{EoseHint, FrameError, RelayFrame};
 pub use keys::{KeyError, Keys};
-pub use nip11::{InfoView, Limitation};
+pub use nip11::{Fee, Fees, InfoView, Limitation, Retention};
 pub use page::{PageEnd, PageFacts};
 pub use refusal::{CloseClass, classify};
 pub use session::{Cut, Limits, Step, Subscription};

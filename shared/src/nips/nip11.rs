@@ -12,6 +12,10 @@ pub const TEXT_MAX_BYTES: usize = 1024;
 /// Most NIPs kept: there are about 100 assigned, and a list may hold every number.
 pub const NIPS_MAX: usize = 256;
 
+/// Most entries kept of any other list, and longest text of one.
+pub const LIST_MAX: usize = 64;
+const ITEM_MAX_BYTES: usize = 64;
+
 /// What a relay says of itself. Claims, to be measured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InfoView {
@@ -19,6 +23,10 @@ pub struct InfoView {
     pub name: Option<String>,
     /// A longer description.
     pub description: Option<String>,
+    /// A picture at the top of its page.
+    pub banner: Option<String>,
+    /// A small picture.
+    pub icon: Option<String>,
     /// The administrator's public key, as written.
     pub pubkey: Option<String>,
     /// The relay's own public key (`self`), as written.
@@ -33,6 +41,26 @@ pub struct InfoView {
     pub supported_nips: Vec<u16>,
     /// The limits it states.
     pub limitation: Limitation,
+    /// What it charges.
+    pub fees: Fees,
+    /// How long it says it keeps what.
+    pub retention: Vec<Retention>,
+    /// Countries whose law it is under.
+    pub relay_countries: Vec<String>,
+    /// Languages spoken on it.
+    pub language_tags: Vec<String>,
+    /// What it is about.
+    pub tags: Vec<String>,
+    /// What it is like, in the words of NIP-66 monitors.
+    pub attributes: Vec<String>,
+    /// Where to read what happens to what one sends.
+    pub privacy_policy: Option<String>,
+    /// Where to read the terms.
+    pub terms_of_service: Option<String>,
+    /// Where to read what may be posted.
+    pub posting_policy: Option<String>,
+    /// Where to pay.
+    pub payments_url: Option<String>,
     /// strfry's extension `negentropy: 1`: the version it speaks.
     pub negentropy: Option<u64>,
 }
@@ -44,6 +72,8 @@ pub struct Limitation {
     pub max_message_length: Option<u64>,
     /// Most open subscriptions per connection.
     pub max_subscriptions: Option<u64>,
+    /// Most filters of a subscription (no longer in NIP-11, and met).
+    pub max_filters: Option<u64>,
     /// A filter's `limit` is clamped to this, silently.
     pub max_limit: Option<u64>,
     /// The `limit` of a filter that has none.
@@ -68,6 +98,48 @@ pub struct Limitation {
     pub created_at_upper_limit: Option<u64>,
 }
 
+/// The `fees` object.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fees {
+    /// To be let in, once.
+    pub admission: Vec<Fee>,
+    /// To stay.
+    pub subscription: Vec<Fee>,
+    /// To publish.
+    pub publication: Vec<Fee>,
+}
+
+/// One price.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fee {
+    /// How much.
+    pub amount: u64,
+    /// Of what.
+    pub unit: String,
+    /// For how long, seconds.
+    pub period: Option<u64>,
+    /// For which kinds; empty: whatever the kind.
+    pub kinds: Vec<u16>,
+}
+
+/// One entry of `retention`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retention {
+    /// First and last kind of each range it is about; empty: all others.
+    pub kinds: Vec<(u16, u16)>,
+    /// Seconds kept; none: for ever, or not said.
+    pub time: Option<u64>,
+    /// Events kept.
+    pub count: Option<u64>,
+}
+
+impl Fees {
+    /// Whether it charges for anything.
+    pub fn any(&self) -> bool {
+        !(self.admission.is_empty() && self.subscription.is_empty() && self.publication.is_empty())
+    }
+}
+
 impl InfoView {
     /// Reads a document; `None` when the text is not one JSON object.
     pub fn from_json(text: &str) -> Option<Self> {
@@ -76,6 +148,8 @@ impl InfoView {
         Some(Self {
             name: words(&document, "name"),
             description: words(&document, "description"),
+            banner: words(&document, "banner"),
+            icon: words(&document, "icon"),
             pubkey: words(&document, "pubkey"),
             self_pubkey: words(&document, "self"),
             contact: words(&document, "contact"),
@@ -83,6 +157,16 @@ impl InfoView {
             version: words(&document, "version"),
             supported_nips: nips(document.get("supported_nips")),
             limitation: nested.map(Limitation::from_object).unwrap_or_default(),
+            fees: fees(document.get("fees")),
+            retention: objects(document.get("retention")).map(retention).collect(),
+            relay_countries: texts(&document, "relay_countries"),
+            language_tags: texts(&document, "language_tags"),
+            tags: texts(&document, "tags"),
+            attributes: texts(&document, "attributes"),
+            privacy_policy: words(&document, "privacy_policy"),
+            terms_of_service: words(&document, "terms_of_service"),
+            posting_policy: words(&document, "posting_policy"),
+            payments_url: words(&document, "payments_url"),
             negentropy: count(&document, "negentropy"),
         })
     }
@@ -98,6 +182,7 @@ impl Limitation {
         Self {
             max_message_length: count(object, "max_message_length"),
             max_subscriptions: count(object, "max_subscriptions"),
+            max_filters: count(object, "max_filters"),
             max_limit: count(object, "max_limit"),
             default_limit: count(object, "default_limit"),
             max_subid_length: count(object, "max_subid_length"),
@@ -118,6 +203,58 @@ fn words(object: &Map<String, Value>, key: &str) -> Option<String> {
     let text = object.get(key)?.as_str()?.trim();
     let kept = &text[..text.floor_char_boundary(TEXT_MAX_BYTES)];
     (!kept.is_empty()).then(|| kept.to_owned())
+}
+
+/// The texts of a list, distinct, in the relay's order.
+fn texts(object: &Map<String, Value>, key: &str) -> Vec<String> {
+    let mut kept: Vec<String> = Vec::new();
+    for item in object.get(key).and_then(Value::as_array).into_iter().flatten() {
+        if kept.len() == LIST_MAX {
+            break;
+        }
+        let text = item.as_str().map(str::trim).unwrap_or_default();
+        if !text.is_empty() && text.len() <= ITEM_MAX_BYTES && !kept.iter().any(|known| known == text) {
+            kept.push(text.to_owned());
+        }
+    }
+    kept
+}
+
+/// The objects of a list, no more than [`LIST_MAX`].
+fn objects(value: Option<&Value>) -> impl Iterator<Item = &Map<String, Value>> {
+    value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object).take(LIST_MAX)
+}
+
+fn fees(value: Option<&Value>) -> Fees {
+    let prices = |key: &str| {
+        objects(value.and_then(|fees| fees.get(key)))
+            .filter_map(|price| {
+                let amount = count(price, "amount")?;
+                let unit = words(price, "unit").filter(|unit| unit.len() <= ITEM_MAX_BYTES)?;
+                let kinds = nips(price.get("kinds"));
+                Some(Fee { amount, unit, period: count(price, "period"), kinds })
+            })
+            .collect()
+    };
+    Fees {
+        admission: prices("admission"),
+        subscription: prices("subscription"),
+        publication: prices("publication"),
+    }
+}
+
+fn retention(object: &Map<String, Value>) -> Retention {
+    let kind = |value: &Value| number(value).and_then(|kind| u16::try_from(kind).ok());
+    let kinds =
+        object.get("kinds").and_then(Value::as_array).into_iter().flatten().filter_map(|item| match item {
+            Value::Array(ends) if ends.len() == 2 => Some((kind(&ends[0])?, kind(&ends[1])?)),
+            one => kind(one).map(|kind| (kind, kind)),
+        });
+    Retention {
+        kinds: kinds.take(LIST_MAX).collect(),
+        time: count(object, "time"),
+        count: count(object, "count"),
+    }
 }
 
 /// A count, as a number or as its decimal text; negative and fractional values are dropped.
@@ -211,6 +348,31 @@ mod tests {
         ] {
             assert_eq!(InfoView::from_json(text).unwrap().supported_nips, nips, "{text}");
         }
+    }
+
+    #[test]
+    fn lists_and_prices_keep_what_can_be_read() {
+        let text = r#"{"tags":["a","a"," b ","",7],"language_tags":"en","relay_countries":["DE"],
+            "fees":{"admission":[{"amount":"1000","unit":"msats"},{"amount":1},"free"],"subscription":{},
+            "publication":[{"amount":2,"unit":"msats","kinds":[4,"1"],"period":60}]},
+            "retention":[{"kinds":[0,[5,7],[1],"x"],"time":3600},{"count":10,"time":null},3]}"#;
+        let view = InfoView::from_json(text).unwrap();
+        assert_eq!(view.tags, ["a", "b"]);
+        assert!(view.language_tags.is_empty());
+        assert_eq!(view.relay_countries, ["DE"]);
+        let price = |amount, period, kinds| Fee { amount, unit: "msats".to_owned(), period, kinds };
+        assert_eq!(view.fees.admission, [price(1_000, None, vec![])]);
+        assert_eq!(view.fees.publication, [price(2, Some(60), vec![1, 4])]);
+        assert!(view.fees.any() && view.fees.subscription.is_empty());
+        let kept = |kinds, time, count| Retention { kinds, time, count };
+        assert_eq!(
+            view.retention,
+            [kept(vec![(0, 0), (5, 7)], Some(3_600), None), kept(vec![], None, Some(10))]
+        );
+        let many: Vec<String> = (0..1_000).map(|n| n.to_string()).collect();
+        let text = serde_json::json!({ "tags": many, "attributes": ["x".repeat(1_000)] }).to_string();
+        let view = InfoView::from_json(&text).unwrap();
+        assert_eq!((view.tags.len(), view.attributes.len()), (LIST_MAX, 0));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::clock;
-use crate::net::{DialFailure, Dialer, Target, WsRead, WsStream, elapsed_ms};
+use crate::net::{DialFailure, Dialer, Seen, Target, WsRead, WsStream, elapsed_ms};
 use crate::nips::{Cut, Filter, Limits, PageEnd, PageFacts, Step, Subscription, frame};
 
 /// Random bytes of a subscription id: unguessable, so that nothing can answer before it was asked.
@@ -50,7 +50,12 @@ pub(super) struct Driven {
 impl RelaySocket {
     /// Dials and upgrades.
     pub async fn open(dialer: &Dialer, target: &Target) -> Result<Self, DialFailure> {
-        let (ws, open_ms) = dialer.websocket(target).await?;
+        Self::open_seen(dialer, target, &mut Seen::default()).await
+    }
+
+    /// [`RelaySocket::open`], leaving in `seen` what showed on the way, also when it fails.
+    pub async fn open_seen(dialer: &Dialer, target: &Target, seen: &mut Seen) -> Result<Self, DialFailure> {
+        let (ws, open_ms) = Box::pin(dialer.websocket_seen(target, seen)).await?;
         Ok(Self { ws, open_ms, spent: false })
     }
 

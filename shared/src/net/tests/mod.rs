@@ -1,13 +1,14 @@
 //! The guard, the resolver and the dial, against real sockets on loopback.
 
 mod overlay;
+mod tls;
 mod wire;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 
 use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME};
+use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, NS, PTR};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use tokio::net::TcpStream;
 
@@ -155,4 +156,59 @@ async fn nobody_listening_is_a_refused_connection() {
     let addr = free_addr().await;
     let failure = fail(&local_dialer(), &url(&format!("ws://{addr}"))).await;
     assert_eq!((failure.outcome, failure.reason), (Outcome::Refused, Reason::ConnectRefused));
+}
+
+#[tokio::test]
+async fn the_zones_servers_are_found_on_the_way_up_and_the_address_has_a_name() {
+    let dns = DnsServer::start(|name, kind| {
+        let records = match (name, kind) {
+            ("relay.eu.example.com" | "alias.example.com", RecordType::A) => {
+                vec![a(name, [93, 184, 216, 34])]
+            }
+            ("example.com", RecordType::NS) => vec![
+                record(name, RData::NS(NS(Name::from_ascii("NS2.example.net.").unwrap()))),
+                record(name, RData::NS(NS(Name::from_ascii("ns1.example.net.").unwrap()))),
+            ],
+            // Behind an alias another zone answers: its servers are not the relay's.
+            ("alias.example.com", RecordType::NS) => vec![
+                record(name, RData::CNAME(CNAME(Name::from_ascii("cdn.example.org.").unwrap()))),
+                record("cdn.example.org", RData::NS(NS(Name::from_ascii("ns.example.org.").unwrap()))),
+            ],
+            ("34.216.184.93.in-addr.arpa", RecordType::PTR) => {
+                vec![record(name, RData::PTR(PTR(Name::from_ascii("Host.example.net.").unwrap())))]
+            }
+            ("com", RecordType::NS) => panic!("a top-level domain was asked for its servers"),
+            _ => Vec::new(),
+        };
+        Some((ResponseCode::NoError, records))
+    })
+    .await;
+    let dialer = Dialer::new(NetConfig { policy: AddressPolicy::public(), ..dns.config() }).unwrap();
+    for host in ["relay.eu.example.com", "alias.example.com"] {
+        let target = dialer.resolve(&url(&format!("wss://{host}"))).await.unwrap();
+        let zone = dialer.zone(&target).await.unwrap();
+        assert_eq!(zone.servers, ["ns1.example.net", "ns2.example.net"], "{host}");
+        assert_eq!(zone.reverse.as_deref(), Some("host.example.net"));
+        assert!(zone.complete);
+    }
+    assert_eq!(
+        local_dialer().zone(&local_dialer().resolve(&url("ws://127.0.0.1:9")).await.unwrap()).await,
+        None
+    );
+}
+
+#[tokio::test]
+async fn a_zone_that_fails_is_absent_and_one_that_is_silent_is_unknown() {
+    for (silent, complete) in [(false, true), (true, false)] {
+        let dns = DnsServer::start(move |name, kind| match kind {
+            RecordType::A => Some((ResponseCode::NoError, vec![a(name, [93, 184, 216, 34])])),
+            RecordType::AAAA => Some((ResponseCode::NoError, Vec::new())),
+            _ => (!silent).then(|| (ResponseCode::ServFail, Vec::new())),
+        })
+        .await;
+        let dialer = Dialer::new(NetConfig { policy: AddressPolicy::public(), ..dns.config() }).unwrap();
+        let target = dialer.resolve(&url("wss://relay.example.com")).await.unwrap();
+        let zone = dialer.zone(&target).await.unwrap();
+        assert_eq!(zone, ZoneFacts { complete, ..ZoneFacts::default() });
+    }
 }

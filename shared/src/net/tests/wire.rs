@@ -1,19 +1,18 @@
-//! WebSocket, HTTP and TLS over dialled streams, with servers that misbehave; and our own endpoint.
+//! WebSocket and HTTP over dialled streams, with servers that misbehave; and our own endpoint.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use futures_util::{SinkExt, StreamExt};
-use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::RecordType;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
-use super::super::testing::{DnsServer, TestServer, local_config, local_dialer, request_head, silence, url};
+use super::super::testing::{TestServer, local_dialer, request_head, silence, url};
 use super::super::*;
-use super::{a, fail};
+use super::fail;
 use crate::models::{Outcome, Reason};
 
 #[tokio::test]
@@ -136,6 +135,96 @@ async fn redirects_are_answers_and_garbage_is_invalid() {
 }
 
 #[tokio::test]
+async fn a_compressed_body_is_refused_unread_since_identity_was_asked_for() {
+    let requests = Arc::new(Mutex::new(String::new()));
+    let log = Arc::clone(&requests);
+    let server = TestServer::tcp(move |mut stream: TcpStream| {
+        let log = Arc::clone(&log);
+        async move {
+            let request = request_head(&mut stream).await;
+            log.lock().unwrap().push_str(&request);
+            let head =
+                "HTTP/1.1 200 OK\r\ncontent-type: application/nostr+json\r\ncontent-encoding: GZIP\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            silence(stream).await;
+        }
+    })
+    .await;
+    let dialer = local_dialer();
+    let target = dialer.resolve(&server.url()).await.unwrap();
+    let failure = dialer.http_get(&target, "*/*", 1024).await.unwrap_err();
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Invalid, Reason::HttpEncoding), "{failure}");
+    assert!(requests.lock().unwrap().contains("accept-encoding: identity\r\n"));
+}
+
+#[tokio::test]
+async fn a_gigabyte_is_read_no_further_than_the_cap() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    let server = TestServer::tcp(move |mut stream: TcpStream| {
+        let count = Arc::clone(&count);
+        async move {
+            request_head(&mut stream).await;
+            let head =
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1073741824\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let piece = vec![b' '; 64 * 1024];
+            for _ in 0..(1 << 30) / piece.len() {
+                if stream.write_all(&piece).await.is_err() {
+                    break;
+                }
+                count.fetch_add(piece.len(), Ordering::Relaxed);
+            }
+        }
+    })
+    .await;
+    let dialer = local_dialer();
+    let target = dialer.resolve(&server.url()).await.unwrap();
+    let failure = dialer.http_get(&target, "*/*", 1024 * 1024).await.unwrap_err();
+    assert_eq!((failure.outcome, failure.reason), (Outcome::Invalid, Reason::HttpBodyTooLarge));
+    let sent = sent.load(Ordering::Relaxed);
+    assert!(sent < 64 << 20, "what the kernel buffers, and no more: {sent}");
+}
+
+#[tokio::test]
+async fn a_head_of_one_byte_at_a_time_ends_at_the_deadline() {
+    let server = TestServer::tcp(|mut stream: TcpStream| async move {
+        request_head(&mut stream).await;
+        for byte in b"HTTP/1.1 200 OK\r\nx: ".iter().chain(std::iter::repeat(&b'y')) {
+            if stream.write_all(&[*byte]).await.is_err() {
+                return;
+            }
+            // bound: the client's deadline, which closes the connection
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let dialer = local_dialer();
+    let target = dialer.resolve(&server.url()).await.unwrap();
+    assert_eq!(dialer.http_get(&target, "*/*", 64).await.unwrap_err().reason, Reason::TotalTimeout);
+    assert_eq!(fail(&dialer, &server.url()).await.reason, Reason::TotalTimeout);
+}
+
+#[tokio::test]
+async fn a_refused_upgrade_still_shows_its_headers() {
+    let server = TestServer::http(
+        "HTTP/1.1 403 Forbidden\r\nserver: cloud\r\nx-powered-by: a\tb\r\ncontent-length: 0\r\n\r\n",
+    )
+    .await;
+    let dialer = local_dialer();
+    let target = dialer.resolve(&server.url()).await.unwrap();
+    let mut seen = Seen::default();
+    let failure = dialer.websocket_seen(&target, &mut seen).await.map(drop).unwrap_err();
+    assert_eq!(failure.reason, Reason::WsUpgradeRefused);
+    let head = seen.head.unwrap();
+    assert_eq!(
+        (head.status, head.server.as_deref(), head.powered_by.as_deref()),
+        (403, Some("cloud"), Some("ab"))
+    );
+    assert_eq!(seen.tls, None);
+}
+
+#[tokio::test]
 async fn the_endpoint_answers_paths_and_names_a_taken_port() {
     let stop = CancellationToken::new();
     let server = HttpServer::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
@@ -153,68 +242,4 @@ async fn the_endpoint_answers_paths_and_names_a_taken_port() {
         stop.cancel();
     };
     tokio::join!(server.run(handler, stop.clone()), client);
-}
-
-/// A TLS server for `name` with a certificate of its own making, and that certificate.
-async fn tls_server(name: &str) -> (TestServer, Vec<u8>) {
-    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-    let der = made.cert.der().clone();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let config =
-        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![der.clone()], key)
-            .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let server = TestServer::tcp(move |stream| {
-        let acceptor = acceptor.clone();
-        async move {
-            if let Ok(stream) = acceptor.accept(stream).await {
-                silence(tokio_tungstenite::accept_async(stream).await).await;
-            }
-        }
-    })
-    .await;
-    (server, der.to_vec())
-}
-
-#[tokio::test]
-async fn a_certificate_counts_only_under_a_trusted_root_and_for_its_own_name() {
-    let dns = DnsServer::start(|name, kind| match kind {
-        RecordType::A => Some((ResponseCode::NoError, vec![a(name, [127, 0, 0, 1])])),
-        _ => Some((ResponseCode::NoError, Vec::new())),
-    })
-    .await;
-    let (server, root) = tls_server("relay.example.com").await;
-    let named = url(&format!("wss://relay.example.com:{}", server.addr.port()));
-    let other = url(&format!("wss://other.example.com:{}", server.addr.port()));
-    let failure = fail(&Dialer::new(dns.config()).unwrap(), &named).await;
-    assert_eq!((failure.outcome, failure.reason), (Outcome::Invalid, Reason::TlsInvalid));
-    let trusting = Dialer::new(NetConfig { trust: vec![root], ..dns.config() }).unwrap();
-    let target = trusting.resolve(&named).await.unwrap();
-    trusting.websocket(&target).await.unwrap();
-    assert_eq!(fail(&trusting, &other).await.reason, Reason::TlsInvalid);
-}
-
-#[tokio::test]
-async fn a_server_without_tls_fails_the_handshake_and_a_mute_one_the_deadline() {
-    let plain = TestServer::tcp(|mut stream: TcpStream| async move {
-        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
-        silence(stream).await;
-    })
-    .await;
-    let failure = fail(&local_dialer(), &url(&format!("wss://{}", plain.addr))).await;
-    assert_eq!((failure.outcome, failure.reason), (Outcome::Invalid, Reason::TlsFailed));
-    let mute = TestServer::tcp(silence).await;
-    let failure = fail(&local_dialer(), &url(&format!("wss://{}", mute.addr))).await;
-    assert_eq!((failure.outcome, failure.reason), (Outcome::Timeout, Reason::TotalTimeout));
-}
-
-#[test]
-fn a_root_that_is_no_certificate_is_our_error() {
-    let config = NetConfig { trust: vec![b"nonsense".to_vec()], ..local_config() };
-    let error = Dialer::new(config).unwrap_err().to_string();
-    assert!(error.contains("number 1"), "{error}");
 }
