@@ -688,6 +688,8 @@ BEGIN
     PERFORM FROM apalis.workers w WHERE w.id = p_worker FOR UPDATE;
     -- Well before now: a claim that began before this and waits for the row must find the lease over.
     UPDATE apalis.workers w SET lease_until = now() - interval '5 minutes', listens = false WHERE w.id = p_worker;
+    -- In the order of ids, as everybody locks jobs.
+    PERFORM FROM apalis.jobs j WHERE j.lock_by = p_worker AND j.status = 'Running' ORDER BY j.id FOR UPDATE;
     PERFORM job_lose(array_agg(l.id), array_agg('stopped'::text)) FROM (
         SELECT j.id FROM apalis.jobs j WHERE j.lock_by = p_worker AND j.status = 'Running' AND j.cancel_why IS NOT NULL ORDER BY j.id FOR UPDATE) l
     HAVING count(*) > 0;
@@ -710,13 +712,14 @@ DECLARE n integer;
 BEGIN
     term := leader_claim('scheduler', p_holder, p_ttl_s, p_now);
     IF term IS NOT NULL THEN
-        SELECT r.rescued, r.killed INTO rescued, killed FROM job_rescue(1000, p_now, p_deadlines) r;
         FOR i IN 1 .. cardinality(p_kinds) LOOP
             SELECT s.enqueued INTO n FROM schedule_enqueue(
                 p_kinds[i], ARRAY(SELECT q.network FROM queue_list() q WHERE q.kind = p_kinds[i] AND (q.network = 'local' OR q.network = ANY (p_networks))),
                 p_limit, p_timeouts[i], p_max_attempts[i], p_again_s[i], p_now) s;
             enqueued[i] := n;
         END LOOP;
+        -- Last: who enqueues waits for the rows of jobs, so that nobody waits for it while holding some.
+        SELECT r.rescued, r.killed INTO rescued, killed FROM job_rescue(1000, p_now, p_deadlines) r;
     END IF;
     RETURN NEXT;
 END $$;
@@ -809,6 +812,9 @@ DECLARE
     v_targets text[];
     n integer;
 BEGIN
+    -- As job_enqueue locks: first its turn, then jobs in the order of ids.
+    PERFORM pg_advisory_xact_lock(7304);
+    PERFORM FROM apalis.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE;
     UPDATE apalis.jobs j SET run_at = p_now, deadline_at = least(j.deadline_at, p_now + make_interval(secs => j.slack_s))
     WHERE j.id = ANY (v_ids) AND j.gate = 'later' AND j.run_at > p_now AND j.last_result ? 'error';
     GET DIAGNOSTICS woken = ROW_COUNT;
