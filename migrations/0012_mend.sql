@@ -2,7 +2,7 @@
 -- locks, and the queue of local monitor tasks. Functions of 0007 to 0011 with the same arguments, made anew.
 
 CREATE FUNCTION queue_list() RETURNS TABLE (kind text, network text)
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = public, pg_temp
+LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 15 SET search_path = public, pg_temp
 AS $$
     SELECT k, n FROM unnest(ARRAY['validate', 'monitor', 'sync']) k, unnest(ARRAY['clearnet', 'tor', 'i2p', 'loki']) n
     UNION ALL SELECT k, 'local' FROM unnest(ARRAY['discover', 'monitor', 'refresh']) k
