@@ -515,10 +515,12 @@ DECLARE
     v_done text[];
     v_ids text[];
 BEGIN
+    -- Locked in a statement of its own, in the order of ids: the next ones see what whoever held them has done.
+    PERFORM FROM apalis.jobs j WHERE j.id = ANY (p_jobs) ORDER BY j.id FOR UPDATE;
     -- Nearly always everything is done, and nothing was asked for meanwhile: then this is all.
     IF 'complete' = ALL (p_verdicts) THEN
         WITH ended AS (
-            DELETE FROM apalis.jobs j USING (SELECT * FROM unnest(p_jobs, p_attempts, p_results) x(job, attempt, result) ORDER BY 1 OFFSET 0) u
+            DELETE FROM apalis.jobs j USING unnest(p_jobs, p_attempts, p_results) u(job, attempt, result)
             WHERE j.id = u.job AND j.lock_by = p_worker AND j.attempts = u.attempt AND j.status = 'Running' AND j.again_class IS NULL
             RETURNING j.id, j.kind, j.network, j.target, j.attempts, j.lock_by, j.due_at, j.enqueued_at, j.lock_at, u.result
         ), history AS (
@@ -530,8 +532,6 @@ BEGIN
         RETURN QUERY SELECT unnest(v_done);
         IF cardinality(v_done) = cardinality(p_jobs) THEN RETURN; END IF;
     END IF;
-    -- Locked in a statement of its own: the next one sees what whoever held them has done.
-    PERFORM FROM apalis.jobs j WHERE j.id = ANY (p_jobs) ORDER BY j.id FOR UPDATE;
     WITH acked AS (
         SELECT j.id, j.max_attempts, u.verdict, u.delay_s, u.result
         FROM unnest(p_jobs, p_attempts, p_verdicts, p_delays_s, p_results) u(job, attempt, verdict, delay_s, result)
