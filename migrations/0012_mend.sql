@@ -578,6 +578,36 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION job_finish IS 'Acknowledges attempts: complete, cancel and kill move the job to history, retry and snooze put it back (snooze allows one attempt more; a retry beyond max_attempts is dead), and what was asked for again meanwhile becomes a new job in the same row. Returns the jobs whose fence held.';
 
+CREATE OR REPLACE FUNCTION job_exchange(
+    p_worker text,
+    p_jobs text[], p_attempts integer[], p_verdicts text[], p_delays_s double precision[], p_results text[],
+    p_queues text[], p_free integer[], p_running integer[], p_turn integer, p_floors timestamptz[],
+    p_networks text[] DEFAULT NULL, p_peaks integer[] DEFAULT NULL, p_now timestamptz DEFAULT now())
+RETURNS TABLE (what text, job_id text, attempt integer, queue text, kind text, network text, target text, max_attempts integer,
+               timeout_s integer, class smallint, deadline_at timestamptz, probe boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off
+AS $$
+BEGIN
+    -- The worker before its jobs, as its heartbeat and its stop lock them; the claim holds it in any case.
+    PERFORM FROM apalis.workers w WHERE w.id = p_worker FOR KEY SHARE;
+    IF cardinality(p_jobs) > 0 THEN
+        RETURN QUERY SELECT 'finished', f, 0, '', '', '', '', 0, 0, 0::smallint, p_now, false
+                     FROM job_finish(p_worker, p_jobs, p_attempts, p_verdicts, p_delays_s, p_results, p_now) f;
+    END IF;
+    -- Permits that were not needed for a while go back.
+    IF cardinality(p_networks) > 0 THEN
+        UPDATE network_lease l SET permits = u.peak FROM unnest(p_networks, p_peaks) u(network, peak)
+        WHERE l.worker_id = p_worker AND l.network = u.network AND l.permits > u.peak;
+    END IF;
+    IF cardinality(p_queues) > 0 THEN
+        RETURN QUERY SELECT 'claimed', c.job_id, c.attempt, c.queue, c.kind, c.network, c.target, c.max_attempts, c.timeout_s, c.class, c.deadline_at, c.probe
+                     FROM job_claim(p_worker, p_queues, p_free, p_now, p_running, p_turn, p_floors) c;
+    END IF;
+    RETURN QUERY SELECT 'cancel', j.id, j.attempts, j.job_type, j.kind, j.network, j.target, j.max_attempts, j.timeout_s, j.class, j.deadline_at, false
+                 FROM apalis.jobs j WHERE j.lock_by = p_worker AND j.cancel_why IS NOT NULL AND j.status = 'Running';
+END $$;
+
 CREATE OR REPLACE FUNCTION job_lose(p_jobs text[], p_whys text[], p_now timestamptz DEFAULT now())
 RETURNS TABLE (again integer, ended integer)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off

@@ -200,6 +200,21 @@ async fn a_worker_that_stops_meets_whoever_locks_jobs_in_their_order() {
 }
 
 #[tokio::test]
+async fn a_worker_that_stops_meets_its_own_last_exchange() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    let (claimed, _) = claim_one(&db, "w1", JobKind::Sync, "wss://a.example").await;
+    // The first step of stopping, and of renewing a lease that ended; then the second.
+    let stopping = open(&test, "SELECT FROM apalis.workers WHERE id = 'w1' FOR UPDATE").await;
+    let wanted = Wanted { queue: "sync.clearnet".to_owned(), free: 1, running: 0, floors: [None; 4] };
+    let finished = ended(&[claimed], Verdict::Complete);
+    let exchange = Exchange { finished, wanted: vec![wanted], ..Exchange::default() };
+    let lock = "SELECT FROM apalis.jobs WHERE lock_by = 'w1' FOR UPDATE";
+    let exchanged = meets(&test, stopping, db.job_exchange("w1", &exchange), lock).await.unwrap();
+    assert_eq!(exchanged.finished.len(), 1);
+}
+
+#[tokio::test]
 async fn an_acknowledgement_meets_whoever_locks_jobs_in_their_order() {
     let Some(test) = migrated().await else { return };
     let db = handle(&test, Role::Writer);
