@@ -2,7 +2,7 @@
 -- locks, and the queue of local monitor tasks. Functions of 0007 to 0011 with the same arguments, made anew.
 
 CREATE FUNCTION queue_list() RETURNS TABLE (kind text, network text)
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = public, pg_temp
+LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 15 SET search_path = public, pg_temp
 AS $$
     SELECT k, n FROM unnest(ARRAY['validate', 'monitor', 'sync']) k, unnest(ARRAY['clearnet', 'tor', 'i2p', 'loki']) n
     UNION ALL SELECT k, 'local' FROM unnest(ARRAY['discover', 'monitor', 'refresh']) k
@@ -515,10 +515,12 @@ DECLARE
     v_done text[];
     v_ids text[];
 BEGIN
+    -- Locked in a statement of its own, in the order of ids: the next ones see what whoever held them has done.
+    PERFORM FROM apalis.jobs j WHERE j.id = ANY (p_jobs) ORDER BY j.id FOR UPDATE;
     -- Nearly always everything is done, and nothing was asked for meanwhile: then this is all.
     IF 'complete' = ALL (p_verdicts) THEN
         WITH ended AS (
-            DELETE FROM apalis.jobs j USING (SELECT * FROM unnest(p_jobs, p_attempts, p_results) x(job, attempt, result) ORDER BY 1 OFFSET 0) u
+            DELETE FROM apalis.jobs j USING unnest(p_jobs, p_attempts, p_results) u(job, attempt, result)
             WHERE j.id = u.job AND j.lock_by = p_worker AND j.attempts = u.attempt AND j.status = 'Running' AND j.again_class IS NULL
             RETURNING j.id, j.kind, j.network, j.target, j.attempts, j.lock_by, j.due_at, j.enqueued_at, j.lock_at, u.result
         ), history AS (
@@ -530,8 +532,6 @@ BEGIN
         RETURN QUERY SELECT unnest(v_done);
         IF cardinality(v_done) = cardinality(p_jobs) THEN RETURN; END IF;
     END IF;
-    -- Locked in a statement of its own: the next one sees what whoever held them has done.
-    PERFORM FROM apalis.jobs j WHERE j.id = ANY (p_jobs) ORDER BY j.id FOR UPDATE;
     WITH acked AS (
         SELECT j.id, j.max_attempts, u.verdict, u.delay_s, u.result
         FROM unnest(p_jobs, p_attempts, p_verdicts, p_delays_s, p_results) u(job, attempt, verdict, delay_s, result)
@@ -577,6 +577,36 @@ BEGIN
     RETURN QUERY SELECT unnest(v_ids);
 END $$;
 COMMENT ON FUNCTION job_finish IS 'Acknowledges attempts: complete, cancel and kill move the job to history, retry and snooze put it back (snooze allows one attempt more; a retry beyond max_attempts is dead), and what was asked for again meanwhile becomes a new job in the same row. Returns the jobs whose fence held.';
+
+CREATE OR REPLACE FUNCTION job_exchange(
+    p_worker text,
+    p_jobs text[], p_attempts integer[], p_verdicts text[], p_delays_s double precision[], p_results text[],
+    p_queues text[], p_free integer[], p_running integer[], p_turn integer, p_floors timestamptz[],
+    p_networks text[] DEFAULT NULL, p_peaks integer[] DEFAULT NULL, p_now timestamptz DEFAULT now())
+RETURNS TABLE (what text, job_id text, attempt integer, queue text, kind text, network text, target text, max_attempts integer,
+               timeout_s integer, class smallint, deadline_at timestamptz, probe boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off
+AS $$
+BEGIN
+    -- The worker before its jobs, as its heartbeat and its stop lock them; the claim holds it in any case.
+    PERFORM FROM apalis.workers w WHERE w.id = p_worker FOR KEY SHARE;
+    IF cardinality(p_jobs) > 0 THEN
+        RETURN QUERY SELECT 'finished', f, 0, '', '', '', '', 0, 0, 0::smallint, p_now, false
+                     FROM job_finish(p_worker, p_jobs, p_attempts, p_verdicts, p_delays_s, p_results, p_now) f;
+    END IF;
+    -- Permits that were not needed for a while go back.
+    IF cardinality(p_networks) > 0 THEN
+        UPDATE network_lease l SET permits = u.peak FROM unnest(p_networks, p_peaks) u(network, peak)
+        WHERE l.worker_id = p_worker AND l.network = u.network AND l.permits > u.peak;
+    END IF;
+    IF cardinality(p_queues) > 0 THEN
+        RETURN QUERY SELECT 'claimed', c.job_id, c.attempt, c.queue, c.kind, c.network, c.target, c.max_attempts, c.timeout_s, c.class, c.deadline_at, c.probe
+                     FROM job_claim(p_worker, p_queues, p_free, p_now, p_running, p_turn, p_floors) c;
+    END IF;
+    RETURN QUERY SELECT 'cancel', j.id, j.attempts, j.job_type, j.kind, j.network, j.target, j.max_attempts, j.timeout_s, j.class, j.deadline_at, false
+                 FROM apalis.jobs j WHERE j.lock_by = p_worker AND j.cancel_why IS NOT NULL AND j.status = 'Running';
+END $$;
 
 CREATE OR REPLACE FUNCTION job_lose(p_jobs text[], p_whys text[], p_now timestamptz DEFAULT now())
 RETURNS TABLE (again integer, ended integer)
@@ -688,6 +718,8 @@ BEGIN
     PERFORM FROM apalis.workers w WHERE w.id = p_worker FOR UPDATE;
     -- Well before now: a claim that began before this and waits for the row must find the lease over.
     UPDATE apalis.workers w SET lease_until = now() - interval '5 minutes', listens = false WHERE w.id = p_worker;
+    -- In the order of ids, as everybody locks jobs.
+    PERFORM FROM apalis.jobs j WHERE j.lock_by = p_worker AND j.status = 'Running' ORDER BY j.id FOR UPDATE;
     PERFORM job_lose(array_agg(l.id), array_agg('stopped'::text)) FROM (
         SELECT j.id FROM apalis.jobs j WHERE j.lock_by = p_worker AND j.status = 'Running' AND j.cancel_why IS NOT NULL ORDER BY j.id FOR UPDATE) l
     HAVING count(*) > 0;
@@ -710,13 +742,14 @@ DECLARE n integer;
 BEGIN
     term := leader_claim('scheduler', p_holder, p_ttl_s, p_now);
     IF term IS NOT NULL THEN
-        SELECT r.rescued, r.killed INTO rescued, killed FROM job_rescue(1000, p_now, p_deadlines) r;
         FOR i IN 1 .. cardinality(p_kinds) LOOP
             SELECT s.enqueued INTO n FROM schedule_enqueue(
                 p_kinds[i], ARRAY(SELECT q.network FROM queue_list() q WHERE q.kind = p_kinds[i] AND (q.network = 'local' OR q.network = ANY (p_networks))),
                 p_limit, p_timeouts[i], p_max_attempts[i], p_again_s[i], p_now) s;
             enqueued[i] := n;
         END LOOP;
+        -- Last: who enqueues waits for the rows of jobs, so that nobody waits for it while holding some.
+        SELECT r.rescued, r.killed INTO rescued, killed FROM job_rescue(1000, p_now, p_deadlines) r;
     END IF;
     RETURN NEXT;
 END $$;
@@ -809,6 +842,9 @@ DECLARE
     v_targets text[];
     n integer;
 BEGIN
+    -- As job_enqueue locks: first its turn, then jobs in the order of ids.
+    PERFORM pg_advisory_xact_lock(7304);
+    PERFORM FROM apalis.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE;
     UPDATE apalis.jobs j SET run_at = p_now, deadline_at = least(j.deadline_at, p_now + make_interval(secs => j.slack_s))
     WHERE j.id = ANY (v_ids) AND j.gate = 'later' AND j.run_at > p_now AND j.last_result ? 'error';
     GET DIAGNOSTICS woken = ROW_COUNT;

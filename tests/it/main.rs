@@ -17,6 +17,10 @@ mod fleet;
 #[cfg(test)]
 mod jobs;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
+mod locks;
+#[cfg(test)]
 mod looks;
 #[cfg(test)]
 mod model;
@@ -46,3 +50,5 @@ mod support;
 mod tidy;
 #[cfg(test)]
 mod upgrade;
+#[cfg(test)]
+mod wishes;

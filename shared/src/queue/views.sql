@@ -51,7 +51,7 @@ COMMENT ON VIEW public.relay_due IS 'When each relay and candidate is next due f
 CREATE VIEW public.autoscale_desired AS
 WITH queue AS (
     -- Of a crowd on one machine only as many count as may run there at once.
-    SELECT q.kind, q.network, q.due - coalesce(c.jobs - least(c.jobs, c.hosts * f.host_jobs), 0) AS due, q.running,
+    SELECT q.kind, q.network, q.due - coalesce(c.jobs - least(c.jobs, c.hosts * (SELECT f.host_jobs FROM public.fleet_limit f)), 0) AS due, q.running,
            coalesce(s.avg_s, CASE q.kind WHEN 'discover' THEN 1 WHEN 'validate' THEN 10 WHEN 'monitor' THEN 10 WHEN 'sync' THEN 60 ELSE 30 END) AS avg_s,
            coalesce(w.slots, CASE q.kind WHEN 'validate' THEN 64 WHEN 'monitor' THEN 64 WHEN 'sync' THEN 16 ELSE 1 END) AS slots,
            l.permits,
@@ -66,7 +66,6 @@ WITH queue AS (
                WHERE x.sampled_at > now() - interval '10 minutes' GROUP BY 1, 2) s ON s.kind = q.kind AND s.network = q.network
     LEFT JOIN (SELECT u.queue, avg(u.slots) AS slots FROM apalis.workers w CROSS JOIN LATERAL unnest(w.queues, w.slots_of) u(queue, slots)
                WHERE w.lease_until > now() AND u.slots > 0 GROUP BY 1) w ON w.queue = q.kind || '.' || q.network
-    CROSS JOIN public.fleet_limit f
     LEFT JOIN (SELECT j.job_type, count(*) AS jobs, count(DISTINCT j.host) AS hosts FROM apalis.jobs j WHERE j.gate = 'host' GROUP BY 1) c
       ON c.job_type = q.kind || '.' || q.network
     LEFT JOIN public.network_limit l ON l.network = q.network
