@@ -128,6 +128,10 @@ impl Dialer {
         Ok(Instant::now() + self.network(&target.url)?.timeout())
     }
 
+    pub(super) fn names(&self) -> &Names {
+        &self.shared.names
+    }
+
     pub(super) fn caps(&self) -> &Caps {
         &self.shared.config.caps
     }

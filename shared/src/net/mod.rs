@@ -19,6 +19,7 @@ mod socks;
 mod stream;
 mod tls;
 mod traffic;
+mod web;
 mod ws;
 
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub use resolve::DnsAnswer;
 pub use server::{HttpServer, Reply, serve};
 pub use stream::Stream;
 pub use traffic::Traffic;
+pub use web::{Web, WebFailure, WebReply, check_url};
 pub use ws::{WsRead, WsStream};
 
 /// How we present ourselves to every relay, with a place to complain.

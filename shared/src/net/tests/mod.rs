@@ -1,6 +1,7 @@
 //! The guard, the resolver and the dial, against real sockets on loopback.
 
 mod overlay;
+mod web;
 mod wire;
 
 use std::net::{IpAddr, Ipv4Addr};

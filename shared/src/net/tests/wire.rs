@@ -156,7 +156,7 @@ async fn the_endpoint_answers_paths_and_names_a_taken_port() {
 }
 
 /// A TLS server for `name` with a certificate of its own making, and that certificate.
-async fn tls_server(name: &str) -> (TestServer, Vec<u8>) {
+pub(super) async fn tls_server(name: &str) -> (TestServer, Vec<u8>) {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let der = made.cert.der().clone();
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
