@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use super::USER_AGENT;
 use super::dial::Dialer;
 use super::failure::{DialFailure, NetError};
-use crate::models::{Network, Reason, RelayUrl};
+use crate::models::{AddressPolicy, Network, Reason, RelayUrl};
 
 /// Redirects followed; a list that moves more often than that is a loop.
 const HOPS_MAX: usize = 3;
@@ -124,7 +124,7 @@ impl Web {
 
     /// The URL, if its scheme, its host and a literal address in it may be asked.
     fn admit(&self, text: &str) -> Result<Url, WebFailure> {
-        admit(text, &self.dialer)
+        admit(text, &self.dialer.config().policy)
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, WebFailure> {
@@ -167,11 +167,11 @@ impl fmt::Debug for Web {
 ///
 /// # Errors
 /// Why not.
-pub fn check_url(text: &str, dialer: &Dialer) -> Result<(), WebFailure> {
-    admit(text, dialer).map(drop)
+pub fn check_url(text: &str, policy: &AddressPolicy) -> Result<(), WebFailure> {
+    admit(text, policy).map(drop)
 }
 
-fn admit(text: &str, dialer: &Dialer) -> Result<Url, WebFailure> {
+fn admit(text: &str, policy: &AddressPolicy) -> Result<Url, WebFailure> {
     if text.len() > URL_BYTES_MAX {
         return Err(invalid(format!("the URL is longer than {URL_BYTES_MAX} bytes")));
     }
@@ -184,7 +184,7 @@ fn admit(text: &str, dialer: &Dialer) -> Result<Url, WebFailure> {
     }
     // The parser of relay URLs knows which names and addresses the policy permits, and which are overlays'.
     let host = url.host_str().unwrap_or_default();
-    match RelayUrl::parse(&format!("wss://{host}"), &dialer.config().policy) {
+    match RelayUrl::parse(&format!("wss://{host}"), policy) {
         Ok(relay) if relay.network() == Network::Clearnet => Ok(url),
         Ok(relay) => Err(unfit(format!("{host} is a name of {}", relay.network()))),
         Err(error) => Err(unfit(format!("{host}: {error}"))),
