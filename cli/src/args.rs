@@ -1,9 +1,13 @@
 //! The command line: what can be asked, and the help that teaches it.
 
+mod candidate;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use shared::models::JobKind;
+
+pub(crate) use candidate::{Candidate, Exclusion};
 
 /// Observes, archives and monitors Nostr relays.
 #[derive(Debug, Parser)]
@@ -63,6 +67,9 @@ pub(crate) enum Command {
     /// Relays that are known
     #[command(subcommand)]
     Relay(Relay),
+    /// URLs that may be relays
+    #[command(subcommand)]
+    Candidate(Candidate),
     /// Jobs: queues with their numbers, single jobs with their past, and what operators do to them
     #[command(subcommand)]
     Queue(Queue),
@@ -196,6 +203,8 @@ pub(crate) enum Relay {
         /// The relay, in any spelling
         url: String,
     },
+    #[command(flatten)]
+    Exclusion(Exclusion),
 }
 
 #[derive(Debug, Subcommand)]

@@ -52,6 +52,11 @@ impl Session {
         )))
     }
 
+    /// Who calls, for the audit.
+    fn user(&self) -> String {
+        self.env.get("USER").map_or_else(|| "operator".to_owned(), String::clone)
+    }
+
     /// Connects to it.
     async fn database(&self, config: &Config, role: &str) -> Result<Db, Fail> {
         Ok(Db::connect(&self.database_url(config, role)?, "bigbrotr", CONNECTIONS).await?)
@@ -99,6 +104,7 @@ async fn dispatch(session: &Session, config: &Config, command: Command) -> Resul
         Command::Check(args) => commands::check(session, config, &args).await,
         Command::Url(args) => commands::url(session, config, &args),
         Command::Relay(args) => commands::relay(session, config, &args).await,
+        Command::Candidate(args) => commands::candidate(session, config, &args).await,
         Command::Queue(args) => commands::queue(session, config, &args).await,
         Command::Why(args) => commands::why(session, config, &args).await,
         Command::Top(args) => commands::top(session, config, &args).await,

@@ -180,9 +180,10 @@ impl Scheduler {
             network: LOCAL.to_owned(),
             slack: Duration::from_secs(60),
         };
-        self.db
-            .schedule_ensure(&[task(JobKind::Discover, "archive"), task(JobKind::Refresh, "views")])
-            .await?;
+        let mut tasks: Vec<ScheduleTarget> =
+            self.options.discover_tasks.iter().map(|target| task(JobKind::Discover, target)).collect();
+        tasks.push(task(JobKind::Refresh, "views"));
+        self.db.schedule_ensure(&tasks).await?;
         let changed = self.db.fleet_limits_set(&self.options.limits).await?;
         if changed > 0 {
             tracing::info!(rows = changed, "published the limits of the fleet");

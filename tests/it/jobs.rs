@@ -349,16 +349,20 @@ async fn urls_in_archived_events_become_candidates_and_each_event_is_mined_once(
         factory.sign(0, 10_002, tag(&["r", "wss://found.example/", "read"]), "", now - 30),
         factory.sign(1, 1, tag(&["e", "00", "wss://hint.example"]), "", now - 31),
         factory.sign(2, 3, vec![], r#"{"wss://legacy.example":{}}"#, now - 32),
-        factory.sign(3, 1, tag(&["r", "not a url"]), "wss://prose.example", now - 33),
+        factory.sign(3, 1, tag(&["r", "not a url"]), "in wss://prose.example!", now - 33),
     ];
     let relay = ScriptedRelay::start(Script::honest(&events, 100)).await;
     let url = known_relay(&ctx.db, &relay).await;
     run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
     let report = run(&ctx, JobKind::Discover, "archive").await.unwrap();
-    assert_eq!((&report["events"], &report["new_candidates"]), (&4.into(), &3.into()), "{report}");
+    assert_eq!((&report["events"], &report["new_candidates"]), (&4.into(), &4.into()), "{report}");
     assert_eq!(
         value(&test, "SELECT string_agg(url, ' ' ORDER BY url) FROM candidate").await,
-        "wss://found.example wss://hint.example wss://legacy.example"
+        "wss://found.example wss://hint.example wss://legacy.example wss://prose.example"
+    );
+    assert_eq!(
+        value(&test, "SELECT string_agg(source, ' ' ORDER BY url) FROM candidate_source").await,
+        "relay_list hint contacts text"
     );
     assert_eq!(run(&ctx, JobKind::Discover, "archive").await.unwrap()["events"], 0);
 }

@@ -9,6 +9,8 @@ mod cli;
 #[cfg(test)]
 mod database;
 #[cfg(test)]
+mod discover;
+#[cfg(test)]
 mod docs;
 #[cfg(test)]
 mod factory;

@@ -164,6 +164,9 @@ async fn a_batch_with_stolen_leases_writes_exactly_the_others() {
             next: Duration::ZERO,
             slack: Duration::from_secs(60),
             give_up: false,
+            proof: "eose",
+            detail: String::new(),
+            rtt_ms: [Some(1), Some(2)],
         });
     }
     for stolen in [2, 5] {

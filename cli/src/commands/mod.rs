@@ -1,8 +1,10 @@
 //! The commands that answer and end, one file each.
 
+mod candidate;
 mod check;
 mod config;
 mod doctor;
+mod exclusion;
 mod migrate;
 mod operate;
 mod queue;
@@ -12,6 +14,7 @@ mod top;
 mod url;
 mod why;
 
+pub(crate) use candidate::candidate;
 pub(crate) use check::check;
 pub(crate) use config::config;
 pub(crate) use doctor::doctor;

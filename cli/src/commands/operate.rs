@@ -32,7 +32,7 @@ pub(super) async fn run(db: &Db, args: &Queue, user: &str, json: bool) -> Result
     }
 }
 
-fn actor(by: &By, user: &str) -> Actor {
+pub(super) fn actor(by: &By, user: &str) -> Actor {
     Actor { name: by.by.clone().unwrap_or_else(|| user.to_owned()), why: by.why.clone() }
 }
 

@@ -5,6 +5,7 @@ use shared::config::Config;
 use shared::db::{CoverageLine, Db, DbError, JobLine, RelayLine};
 use shared::models::{AddressPolicy, RelayUrl};
 
+use super::exclusion::exclusion;
 use super::queue::{job_json, job_row};
 use crate::Session;
 use crate::args::Relay;
@@ -15,8 +16,12 @@ const JOBS: u32 = 5;
 
 pub(crate) async fn relay(session: &Session, config: &Config, args: &Relay) -> Result<(), Fail> {
     let json = session.global.json;
+    if let Relay::Exclusion(args) = args {
+        return exclusion(session, config, args).await;
+    }
     let db = session.database(config, "bigbrotr_reader").await?;
     match args {
+        Relay::Exclusion(_) => Ok(()),
         Relay::List { state } => list(&db, state.as_deref(), json).await,
         Relay::Show { url } => {
             // Whatever policy let it in, it may be looked at.
@@ -68,7 +73,7 @@ fn relay_json(relay: &RelayLine) -> Value {
     json!({
         "url": relay.url.as_str(), "network": relay.url.network(), "state": relay.state, "reason": relay.reason,
         "discovered_at": relay.discovered_at, "checked_at": relay.checked_at, "open_ms": relay.open_ms,
-        "read_ms": relay.read_ms, "checks": checks(relay),
+        "read_ms": relay.read_ms, "checks": checks(relay), "excluded": relay.excluded, "proof": relay.proof,
     })
 }
 
@@ -85,7 +90,7 @@ fn checks(relay: &RelayLine) -> Value {
 fn relay_row(relay: &RelayLine) -> Vec<String> {
     vec![
         relay.url.to_string(),
-        relay.state.clone(),
+        relay.excluded.clone().unwrap_or_else(|| relay.state.clone()),
         relay.reason.clone(),
         relay.open_ms.map(|ms| format!("{ms} ms")).unwrap_or_default(),
         relay.checked_at.map(utc).unwrap_or_default(),
@@ -128,7 +133,11 @@ fn print_relay(relay: &RelayLine, coverage: &[CoverageLine], jobs: &[JobLine]) {
     table(&[
         row(["  network", relay.url.network().as_str()]),
         row(["  state", &format!("{}{reason}", relay.state)]),
-        row(["  known since", &utc(relay.discovered_at)]),
+        row(["  excluded", relay.excluded.as_deref().unwrap_or("no")]),
+        row([
+            "  known since",
+            &format!("{}, by {}", utc(relay.discovered_at), relay.proof.as_deref().unwrap_or("an import")),
+        ]),
         row(["  checked", &checked]),
         row(["  rtt", &format!("open {}, read {}", ms(relay.open_ms), ms(relay.read_ms))]),
         row(["  checks", &relay.checks.join(", ")]),

@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::jobs::HttpSource;
 use crate::models::{AddressPolicy, JobKind, Network, RelayUrl};
 use load::Values;
 use value::Value;
@@ -50,6 +51,7 @@ pub struct Config {
     values: Values,
     policy: AddressPolicy,
     canaries: Vec<RelayUrl>,
+    sources: Vec<HttpSource>,
     kinds: Vec<JobKind>,
 }
 
@@ -85,12 +87,18 @@ impl Config {
     }
 
     fn from_values(values: Values) -> Result<Self, ConfigError> {
-        let mut config =
-            Self { policy: AddressPolicy::public(), canaries: Vec::new(), kinds: Vec::new(), values };
+        let mut config = Self {
+            policy: AddressPolicy::public(),
+            canaries: Vec::new(),
+            sources: Vec::new(),
+            kinds: Vec::new(),
+            values,
+        };
         config.policy = options::policy(&config);
         config.kinds = config.list("worker.kinds").iter().filter_map(|word| word.parse().ok()).collect();
         let mut problems = Vec::new();
         config.canaries = options::canaries(&config, &mut problems);
+        config.sources = options::sources(&config, &mut problems);
         config.check(&mut problems);
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     }

@@ -11,7 +11,7 @@ use super::value::{Value, name_server};
 use super::{Config, ConfigError};
 use crate::checks::Looks;
 use crate::db::FleetLimits;
-use crate::jobs::JobsConfig;
+use crate::jobs::{ARCHIVE, HTTP, HttpSource, JobsConfig, NIP05};
 use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl};
 use crate::net::{NetConfig, NetworkConfig, Traffic};
 use crate::queue::QueueOptions;
@@ -35,6 +35,8 @@ pub struct SchedulerOptions {
     pub history_days: u16,
     /// What the fleet is allowed; published while leading.
     pub limits: FleetLimits,
+    /// Tasks of discover that there is work for.
+    pub discover_tasks: Vec<&'static str>,
 }
 
 /// The keys that say whether a network is dialled, and through what.
@@ -99,6 +101,21 @@ pub(super) fn canaries(config: &Config, problems: &mut Vec<String>) -> Vec<Relay
     all
 }
 
+/// Lists of relays with their expressions compiled; the same list twice would share one state.
+pub(super) fn sources(config: &Config, problems: &mut Vec<String>) -> Vec<HttpSource> {
+    let mut all: Vec<HttpSource> = Vec::new();
+    for text in config.list("discover.sources") {
+        match HttpSource::parse(text, &config.policy) {
+            Ok(source) if all.iter().any(|other| other.url() == source.url()) => {
+                problems.push(format!("discover.sources names {} twice", source.url()));
+            }
+            Ok(source) => all.push(source),
+            Err(why) => problems.push(format!("discover.sources holds {text:?}: {why}")),
+        }
+    }
+    all
+}
+
 impl Config {
     /// For [`crate::net::Dialer`]; reads the certificates of `network.trust`.
     ///
@@ -151,6 +168,10 @@ impl Config {
             sync_interval: self.seconds("sync.interval_s"),
             refresh_interval: self.seconds("refresh.interval_s"),
             discover_interval: self.seconds("discover.interval_s"),
+            sources: self.sources.clone(),
+            source_interval: self.seconds("discover.source_interval_s"),
+            urls_per_host: self.number("discover.urls_per_host"),
+            nip05_per_day: self.number("discover.nip05_per_day"),
             archive_days: self.archive_days(),
             archive_max_bytes: self.archive_max_bytes(),
             page_limit: self.number("sync.page_limit"),
@@ -256,8 +277,16 @@ impl Config {
             networks: self.enabled_networks().iter().map(|network| network.as_str().to_owned()).collect(),
             archive_days: self.archive_days(),
             limits: self.fleet_limits(),
+            discover_tasks: self.discover_tasks(),
             history_days: u16::try_from(self.int("scheduler.history_days")).unwrap_or(u16::MAX),
         }
+    }
+
+    fn discover_tasks(&self) -> Vec<&'static str> {
+        let mut tasks = vec![ARCHIVE];
+        tasks.extend((!self.sources.is_empty()).then_some(HTTP));
+        tasks.extend((self.number("discover.nip05_per_day") > 0).then_some(NIP05));
+        tasks
     }
 
     /// For the logs.

@@ -223,3 +223,28 @@ fn the_readme_lists_every_key_with_its_variable_and_default() {
         assert!(readme.contains(&row), "README.md lacks this row: {row}");
     }
 }
+
+#[test]
+fn sources_are_texts_or_tables_and_a_wrong_expression_is_a_configuration_error() {
+    let text = "[discover]\nsources = [\"https://a.example/v1 [*]\", { url = \"https://b.example/\", expression = \"relays[?up].{u: url, n: name} | [*].u\" }]\n";
+    let sources = file(text).unwrap().jobs_config().sources;
+    assert_eq!(
+        format!("{sources:?}"),
+        "[https://a.example/v1 [*], https://b.example/ relays[?up].{u: url, n: name} | [*].u]"
+    );
+    let variable =
+        env(&[("BIGBROTR_DISCOVER_SOURCES", "https://a.example/ [a, b][]; https://b.example/ [*]")]);
+    assert_eq!(Config::load(None, &variable).unwrap().jobs_config().sources.len(), 2);
+    for (entry, word) in [
+        ("https://a.example/ [", "is not JMESPath"),
+        ("https://a.example/", "a JMESPath expression"),
+        ("http://127.0.0.1/ [*]", "not a public one"),
+    ] {
+        let said = problem(&format!("[discover]\nsources = [\"{entry}\"]\n"));
+        assert!(said.starts_with("discover.sources holds") && said.contains(word), "{said}");
+    }
+    let said = problem("[discover]\nsources = [\"https://a.example/ a\", \"https://a.example/ b\"]\n");
+    assert!(said.contains("twice"), "{said}");
+    let said = problem("[discover]\nsources = [{ url = \"https://a.example/\" }]\n");
+    assert!(said.contains("tables { url, expression }"), "{said}");
+}

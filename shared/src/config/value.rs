@@ -17,6 +17,8 @@ pub(super) enum Item {
     NameServer,
     /// A relay's URL; checked under the policy once that is known.
     Relay,
+    /// A URL and a JMESPath expression; checked once the policy is known. Commas are part of expressions.
+    Source,
 }
 
 /// What a key may be.
@@ -120,14 +122,14 @@ impl Kind {
             ) => self.parse(text),
             (Self::List(item), toml::Value::Array(entries)) => entries
                 .iter()
-                .map(|entry| entry.as_str().filter(|text| item.accepts(text)).map(str::to_owned))
+                .map(|entry| item.entry(entry).filter(|text| item.accepts(text)))
                 .collect::<Option<Vec<String>>>()
                 .map(Value::List),
             _ => None,
         }
     }
 
-    /// Reads the text of a variable or a flag; entries of lists are parted by commas.
+    /// Reads the text of a variable or a flag; entries of lists are parted by commas, sources by semicolons.
     pub(super) fn parse(&self, text: &str) -> Option<Value> {
         match self {
             Self::Bool => match text {
@@ -153,7 +155,7 @@ impl Kind {
             Self::HostPort => is_host_port(text).then(|| Value::Text(text.to_owned())),
             Self::Socket => text.parse::<SocketAddr>().is_ok().then(|| Value::Text(text.to_owned())),
             Self::List(item) => text
-                .split(',')
+                .split(item.separator())
                 .map(str::trim)
                 .filter(|entry| !entry.is_empty())
                 .map(|entry| item.accepts(entry).then(|| entry.to_owned()))
@@ -171,6 +173,26 @@ impl Item {
             Self::Range => "address ranges, such as 10.0.0.0/8".to_owned(),
             Self::NameServer => "IP addresses, with or without a port".to_owned(),
             Self::Relay => "relay URLs, such as wss://relay.example".to_owned(),
+            Self::Source => {
+                "texts \"URL EXPRESSION\" (parted by ; in variables) or tables { url, expression }, the expression in JMESPath".to_owned()
+            }
+        }
+    }
+
+    /// What parts the entries in a variable or a flag.
+    const fn separator(self) -> char {
+        if matches!(self, Self::Source) { ';' } else { ',' }
+    }
+
+    /// An entry of the file as one text; a source may also be a table.
+    fn entry(self, value: &toml::Value) -> Option<String> {
+        match (self, value) {
+            (_, toml::Value::String(text)) => Some(text.clone()),
+            (Self::Source, toml::Value::Table(table)) if table.len() == 2 => {
+                let text = |key| table.get(key).and_then(toml::Value::as_str);
+                Some(format!("{} {}", text("url")?, text("expression")?))
+            }
+            _ => None,
         }
     }
 
@@ -181,6 +203,7 @@ impl Item {
             Self::Range => text.parse::<IpRange>().is_ok(),
             Self::NameServer => name_server(text).is_some(),
             Self::Relay => text.starts_with("ws://") || text.starts_with("wss://"),
+            Self::Source => text.starts_with("http://") || text.starts_with("https://"),
         }
     }
 }

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::observe::fences;
-use super::rows::{count, get, small_count, word};
-use super::{Db, DbError, NewCandidate};
+use super::rows::{get, small_count, word};
+use super::{Db, DbError};
 use crate::models::{Coverage, Event, EventId, Fence, Interval, RelayUrl, event_key};
 
 /// An event to store; its id and signature were verified by the caller.
@@ -60,19 +59,6 @@ pub struct Stored {
     pub events: u64,
     /// Observations that were new.
     pub observations: u64,
-}
-
-/// An archived event for the discover job to look into.
-#[derive(Debug, Clone)]
-pub struct UnminedEvent {
-    /// `event.event_key`.
-    pub key: i64,
-    /// Kind, if the event is still there.
-    pub kind: Option<i32>,
-    /// Tags as JSON text bytes.
-    pub tags: Option<Vec<u8>>,
-    /// Content bytes.
-    pub content: Option<Vec<u8>>,
 }
 
 /// The parallel arrays of `event_insert`, in its order.
@@ -292,55 +278,5 @@ impl Db {
         }
         Coverage::from_intervals(intervals)
             .map_err(|error| corrupt(format!("relay_id={relay_id} class={class}"), error.to_string()))
-    }
-
-    /// Archived events that nobody has mined yet, at most `limit`, in key order.
-    pub async fn discover_take(&self, limit: u32) -> Result<Vec<UnminedEvent>, DbError> {
-        let rows = self
-            .all(
-                sqlx::query("SELECT event_key, kind, tags, content FROM discover_take($1)")
-                    .bind(i32::try_from(limit).unwrap_or(i32::MAX)),
-            )
-            .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(UnminedEvent {
-                    key: get(row, "event_key")?,
-                    kind: get(row, "kind")?,
-                    tags: get(row, "tags")?,
-                    content: get(row, "content")?,
-                })
-            })
-            .collect()
-    }
-
-    /// Stores what one discover batch found; `None` when the fence was lost, else how many candidates were new.
-    pub async fn discover_store(
-        &self,
-        fence: &Fence,
-        candidates: &[NewCandidate],
-        mined: &[i64],
-        next: Option<(Duration, Duration, &str)>,
-    ) -> Result<Option<u64>, DbError> {
-        let (jobs, workers, attempts) = fences(std::iter::once(fence));
-        let row = self
-            .one(
-                sqlx::query(
-                    "SELECT held, new_candidates::bigint AS n FROM discover_store($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-                )
-                .bind(jobs.into_iter().next())
-                .bind(workers.into_iter().next())
-                .bind(attempts.into_iter().next())
-                .bind(candidates.iter().map(|c| c.url.as_str().to_owned()).collect::<Vec<_>>())
-                .bind(candidates.iter().map(|c| c.url.network().as_str().to_owned()).collect::<Vec<_>>())
-                .bind(candidates.iter().map(|c| c.source.to_owned()).collect::<Vec<_>>())
-                .bind(mined)
-                .bind(next.map(|(next, _, _)| next.as_secs_f64()))
-                .bind(next.map(|(_, slack, _)| i32::try_from(slack.as_secs()).unwrap_or(i32::MAX)))
-                .bind(next.map(|(_, _, why)| why)),
-            )
-            .await?;
-        let held: bool = get(&row, "held")?;
-        if held { Ok(Some(count(&row, "n")?)) } else { Ok(None) }
     }
 }

@@ -6,6 +6,8 @@
 //! of the Nostr protocol, or of job handlers.
 
 mod archive;
+mod candidates;
+mod discover;
 mod error;
 mod fleet;
 mod inspect;
@@ -27,7 +29,11 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow
 use sqlx::query::Query;
 use sqlx::{ConnectOptions, Connection, Postgres};
 
-pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored, UnminedEvent};
+pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored};
+pub use candidates::{
+    CandidateLine, CandidateRow, ExclusionLine, NewCandidate, SourceLine, Sources, ValidateResult,
+};
+pub use discover::{Asked, Found, Sighted, Sighting, UnminedEvent};
 pub use error::DbError;
 pub use fleet::{FleetLimits, HostPermit};
 pub use inspect::{LeaderLine, Unsettled};
@@ -39,9 +45,7 @@ pub use maintain::Rescued;
 pub use migrate::{
     DIRECT_LOCK, MIGRATOR, MigrateOptions, apply_grants, connect_direct, prepare_roles, run_migrations,
 };
-pub use observe::{
-    CandidateRow, CheckRow, MonitorResult, NewCandidate, RelayRow, ScheduleTarget, ValidateResult,
-};
+pub use observe::{CheckRow, MonitorResult, RelayRow, ScheduleTarget};
 pub use operate::{Actor, Autoscale, Board, OperationLine, Selection, WhyLine};
 pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPage};
 pub use verify::{Corruption, VerifyReport};

@@ -8,24 +8,6 @@ use super::rows::{get, small_count, word};
 use super::{Db, DbError};
 use crate::models::{AddressPolicy, Fence, JobKind, Metadata, Network, Outcome, Reason, RelayUrl};
 
-/// A URL seen somewhere that may be a relay.
-#[derive(Debug, Clone)]
-pub struct NewCandidate {
-    /// Canonical URL.
-    pub url: RelayUrl,
-    /// Where it was seen: `seed`, `event`, `operator`.
-    pub source: &'static str,
-}
-
-/// A candidate as the database has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CandidateRow {
-    /// Consecutive failed validations.
-    pub failures: u32,
-    /// First sighting, Unix seconds.
-    pub first_seen_at: i64,
-}
-
 /// A relay with its liveness from one vantage.
 #[derive(Debug, Clone)]
 pub struct RelayRow {
@@ -39,27 +21,6 @@ pub struct RelayRow {
     pub failures: u32,
     /// Consecutive good checks.
     pub successes: u32,
-}
-
-/// Result of one validation.
-#[derive(Debug, Clone)]
-pub struct ValidateResult {
-    /// Proof that the job is still ours.
-    pub fence: Fence,
-    /// Which candidate.
-    pub url: RelayUrl,
-    /// Whether it spoke Nostr.
-    pub alive: bool,
-    /// What was found.
-    pub outcome: Outcome,
-    /// Why.
-    pub reason: Reason,
-    /// When to try again, if not alive.
-    pub next: Duration,
-    /// How late that may be.
-    pub slack: Duration,
-    /// Never try again by itself.
-    pub give_up: bool,
 }
 
 /// One check of a monitor job.
@@ -119,15 +80,15 @@ pub struct ScheduleTarget {
     pub slack: Duration,
 }
 
-fn slack_s(duration: Duration) -> i32 {
+pub(super) fn slack_s(duration: Duration) -> i32 {
     i32::try_from(duration.as_secs()).unwrap_or(i32::MAX)
 }
 
-fn ms(value: Option<u32>) -> Option<i32> {
+pub(super) fn ms(value: Option<u32>) -> Option<i32> {
     value.map(|v| i32::try_from(v).unwrap_or(i32::MAX))
 }
 
-fn lost(rows: &[PgRow]) -> Result<Vec<usize>, DbError> {
+pub(super) fn lost(rows: &[PgRow]) -> Result<Vec<usize>, DbError> {
     rows.iter()
         .map(|row| {
             let position: i32 = get(row, "o")?;
@@ -147,38 +108,6 @@ pub(super) fn fences<'a>(
 }
 
 impl Db {
-    /// Records sightings; returns how many URLs were new.
-    pub async fn candidate_insert(&self, candidates: &[NewCandidate]) -> Result<u64, DbError> {
-        let row = self
-            .one(
-                sqlx::query("SELECT candidate_insert($1, $2, $3) AS n")
-                    .bind(candidates.iter().map(|c| c.url.as_str().to_owned()).collect::<Vec<_>>())
-                    .bind(candidates.iter().map(|c| c.url.network().as_str().to_owned()).collect::<Vec<_>>())
-                    .bind(candidates.iter().map(|c| c.source.to_owned()).collect::<Vec<_>>()),
-            )
-            .await?;
-        small_count(&row, "n")
-    }
-
-    /// The candidate of this URL, unless it is unknown or given up.
-    pub async fn candidate_get(&self, url: &RelayUrl) -> Result<Option<CandidateRow>, DbError> {
-        let rows = self
-            .all(
-                sqlx::query("SELECT failures, first_seen_at FROM candidate_get($1)")
-                    .bind(vec![url.as_str().to_owned()]),
-            )
-            .await?;
-        rows.first()
-            .map(|row| {
-                let failures: i32 = get(row, "failures")?;
-                Ok(CandidateRow {
-                    failures: u32::try_from(failures).unwrap_or(0),
-                    first_seen_at: get(row, "first_seen_at")?,
-                })
-            })
-            .transpose()
-    }
-
     /// The relay of this URL with its liveness from `vantage`, if there is one.
     pub async fn relay_get(&self, url: &RelayUrl, vantage: &str) -> Result<Option<RelayRow>, DbError> {
         let rows = self
@@ -222,30 +151,6 @@ impl Db {
             )
             .await?;
         small_count(&row, "n")
-    }
-
-    /// Stores results of validations; returns the positions whose fence was lost.
-    pub async fn validate_finish(&self, results: &[ValidateResult]) -> Result<Vec<usize>, DbError> {
-        let (jobs, workers, attempts) = fences(results.iter().map(|r| &r.fence));
-        let rows = self
-            .all(
-                sqlx::query(
-                    "SELECT o FROM validate_finish($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS o",
-                )
-                .bind(jobs)
-                .bind(workers)
-                .bind(attempts)
-                .bind(results.iter().map(|r| r.url.as_str().to_owned()).collect::<Vec<_>>())
-                .bind(results.iter().map(|r| r.url.network().as_str().to_owned()).collect::<Vec<_>>())
-                .bind(results.iter().map(|r| r.alive).collect::<Vec<_>>())
-                .bind(results.iter().map(|r| r.outcome.as_str().to_owned()).collect::<Vec<_>>())
-                .bind(results.iter().map(|r| r.reason.as_str().to_owned()).collect::<Vec<_>>())
-                .bind(results.iter().map(|r| r.next.as_secs_f64()).collect::<Vec<_>>())
-                .bind(results.iter().map(|r| slack_s(r.slack)).collect::<Vec<_>>())
-                .bind(results.iter().map(|r| r.give_up).collect::<Vec<_>>()),
-            )
-            .await?;
-        lost(&rows)
     }
 
     /// Stores results of monitor jobs from one vantage; returns the positions whose fence was lost.

@@ -26,6 +26,10 @@ pub struct RelayLine {
     pub read_ms: Option<i32>,
     /// Kinds of checks that have a result.
     pub checks: Vec<String>,
+    /// `opt_out` or `blocked`, when an operator excluded it.
+    pub excluded: Option<String>,
+    /// By what it was first proved, with outcome, reason and words where that was a refusal.
+    pub proof: Option<String>,
 }
 
 /// One page of relays.
@@ -129,7 +133,9 @@ const PAGE: i32 = 1000;
 const RELAY_LIST: &str = "
 SELECT r.id, r.url, r.discovered_at, coalesce(s.state, 'unchecked') AS state, coalesce(s.reason, 'none') AS reason, s.checked_at,
        l.open_ms, l.read_ms,
-       ARRAY(SELECT c.kind || '=' || c.outcome FROM relay_check_latest c WHERE c.relay_id = r.id ORDER BY c.kind, c.vantage_id) AS checks
+       ARRAY(SELECT c.kind || '=' || c.outcome FROM relay_check_latest c WHERE c.relay_id = r.id ORDER BY c.kind, c.vantage_id) AS checks,
+       url_excluded(r.url) AS excluded,
+       r.proof || CASE WHEN r.proof_outcome <> 'ok' THEN ' (' || concat_ws(', ', r.proof_outcome, r.proof_reason, r.proof_detail) || ')' ELSE '' END AS proof
 FROM relay r
 LEFT JOIN LATERAL (SELECT x.state, x.reason, x.checked_at FROM relay_state x WHERE x.relay_id = r.id
                    ORDER BY CASE x.state WHEN 'alive' THEN 0 WHEN 'suspect' THEN 1 ELSE 2 END LIMIT 1) s ON true
@@ -354,5 +360,7 @@ fn relay_line(row: &PgRow) -> Result<RelayLine, DbError> {
         open_ms: get(row, "open_ms")?,
         read_ms: get(row, "read_ms")?,
         checks: get(row, "checks")?,
+        excluded: get(row, "excluded")?,
+        proof: get(row, "proof")?,
     })
 }

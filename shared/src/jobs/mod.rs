@@ -28,6 +28,7 @@ use crate::models::{AddressPolicy, Fence, JobKind, Network, RelayUrl, Verdict};
 use crate::net::{Dialer, Target};
 use crate::telemetry::Metrics;
 
+pub use discover::{ARCHIVE, HTTP, HttpSource, Mined, NIP05, mine};
 pub use egress::{Egress, Standing};
 
 /// What every kind of job has, apart from its code.
@@ -57,7 +58,7 @@ pub const JOBS: [JobSpec; JobKind::ALL.len()] = [
 /// The row of one kind; exhaustive, so that a new kind without a row does not compile.
 pub const fn spec(kind: JobKind) -> JobSpec {
     let (doc, timeout_s, max_attempts, slots) = match kind {
-        JobKind::Discover => ("relay URLs that our events name and nobody has tried yet", 300, 3, 1),
+        JobKind::Discover => ("relay URLs that somebody names and nobody has tried yet", 300, 3, 1),
         JobKind::Validate => ("candidates of which nobody knows whether they speak Nostr", 600, 3, 64),
         JobKind::Monitor => ("relays whose state is older than it should be", 900, 3, 64),
         JobKind::Sync => ("stretches of a relay's timeline that we do not hold with proof", 900, 3, 16),
@@ -79,6 +80,14 @@ pub struct JobsConfig {
     pub refresh_interval: Duration,
     /// Between looks for unmined events.
     pub discover_interval: Duration,
+    /// Lists over HTTP.
+    pub sources: Vec<HttpSource>,
+    /// Between two looks at one of them.
+    pub source_interval: Duration,
+    /// URLs that one host may have among relays and candidates.
+    pub urls_per_host: u32,
+    /// NIP-05 domains asked in a day; 0 asks none.
+    pub nip05_per_day: u32,
     /// How far back the archive goes; `None` = to the beginning.
     pub archive_days: Option<u32>,
     /// Size of the database beyond which syncing stops, bytes.
@@ -107,6 +116,10 @@ impl Default for JobsConfig {
             sync_interval: Duration::from_secs(900),
             refresh_interval: Duration::from_secs(300),
             discover_interval: Duration::from_secs(60),
+            sources: Vec::new(),
+            source_interval: Duration::from_secs(86_400),
+            urls_per_host: 32,
+            nip05_per_day: 240,
             archive_days: None,
             archive_max_bytes: None,
             page_limit: 500,

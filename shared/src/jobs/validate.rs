@@ -62,6 +62,9 @@ fn result(
         next: due.after,
         slack: due.slack,
         give_up,
+        proof: verdict.evidence,
+        detail: verdict.detail.clone(),
+        rtt_ms: [verdict.open_ms, verdict.read_ms],
     }
 }
 

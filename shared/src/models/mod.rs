@@ -14,6 +14,7 @@ mod outcome;
 mod policy;
 mod relay_url;
 mod service_state;
+mod source;
 
 pub use canonical::{DocumentError, MAX_DOCUMENT_BYTES};
 pub use closed::UnknownWord;
@@ -27,3 +28,4 @@ pub use outcome::{Outcome, Reason};
 pub use policy::{AddressPolicy, IpRange, IpRangeError};
 pub use relay_url::{MAX_URL_BYTES, RelayUrl, UrlError};
 pub use service_state::{MAX_STATE_KEY_BYTES, ServiceName, ServiceState, ServiceStateError, StateType};
+pub use source::Source;

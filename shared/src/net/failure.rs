@@ -109,6 +109,9 @@ pub enum NetError {
     /// The TLS provider offers no usable protocol version.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[source] rustls::Error),
+    /// The HTTP client cannot be set up.
+    #[error("the HTTP client cannot be set up: {0}")]
+    Web(String),
     /// A proxy that is not `host:port`.
     #[error("the proxy of network {network} is {text:?}; it must be host:port")]
     BadProxy {

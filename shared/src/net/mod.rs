@@ -20,6 +20,7 @@ mod socks;
 mod stream;
 mod tls;
 mod traffic;
+mod web;
 mod ws;
 mod zone;
 
@@ -38,6 +39,7 @@ pub use server::{HttpServer, Reply, serve};
 pub use stream::Stream;
 pub use tls::TlsFacts;
 pub use traffic::Traffic;
+pub use web::{Web, WebFailure, WebReply, check_url};
 pub use ws::{WsRead, WsStream};
 pub use zone::ZoneFacts;
 

@@ -7,6 +7,7 @@ pub mod filter;
 pub mod frame;
 pub mod keys;
 pub mod nip11;
+pub mod nip19;
 pub mod page;
 pub mod refusal;
 pub mod session;

@@ -2,6 +2,7 @@
 
 mod overlay;
 mod tls;
+mod web;
 mod wire;
 
 use std::net::{IpAddr, Ipv4Addr};

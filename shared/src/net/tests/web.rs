@@ -1,0 +1,182 @@
+//! The guarded HTTP client against servers that lead astray.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::RecordType;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::super::testing::tls::{Authority, tls_relay};
+use super::super::testing::{DnsServer, TestServer, local_config, local_dialer, request_head, silence};
+use super::super::*;
+use super::a;
+use crate::models::{AddressPolicy, Reason};
+
+const LIMIT: Duration = Duration::from_millis(800);
+
+fn web(dialer: &Dialer) -> Web {
+    Web::new(dialer, LIMIT).unwrap()
+}
+
+async fn redirecting(to: &str) -> TestServer {
+    TestServer::http(format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n")).await
+}
+
+/// Loopback by number only; names are answered by a server of ours.
+async fn names() -> (DnsServer, Dialer) {
+    let dns = DnsServer::start(|name, kind| match (name, kind) {
+        ("good.example.com", RecordType::A) => Some((ResponseCode::NoError, vec![a(name, [127, 0, 0, 1])])),
+        ("inside.example.com", RecordType::A) => Some((ResponseCode::NoError, vec![a(name, [10, 0, 0, 5])])),
+        ("mixed.example.com", RecordType::A) => {
+            Some((ResponseCode::NoError, vec![a(name, [127, 0, 0, 1]), a(name, [169, 254, 169, 254])]))
+        }
+        _ => Some((ResponseCode::NoError, Vec::new())),
+    })
+    .await;
+    let policy = AddressPolicy::public().with_ranges(["127.0.0.0/8".parse().unwrap()]);
+    let dialer = Dialer::new(NetConfig { policy, ..dns.config() }).unwrap();
+    (dns, dialer)
+}
+
+#[tokio::test]
+async fn an_answer_comes_whole_and_says_where_from() {
+    let server =
+        TestServer::http("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n[]")
+            .await;
+    let (_dns, dialer) = names().await;
+    let url = format!("http://good.example.com:{}/list?x=1", server.addr.port());
+    let reply = web(&dialer).get(&url, 100).await.unwrap();
+    assert_eq!((reply.status, reply.body.as_slice(), reply.url), (200, b"[]".as_slice(), url));
+    assert_eq!(reply.content_type.as_deref(), Some("application/json"));
+}
+
+#[tokio::test]
+async fn a_redirect_to_an_address_or_a_name_that_may_not_be_dialled_is_refused() {
+    let (dns, dialer) = names().await;
+    for to in [
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::ffff:7f00:1]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://[fe80::1]/",
+        "http://[::1]/",
+        "http://0x0a000001/",
+        "http://2852039166/",
+        "http://localhost/",
+        "http://intern/",
+        "http://metadata.internal/",
+        "http://someonionaddressxyz.onion/",
+        "http://x.i2p/",
+        "http://inside.example.com/",
+        "http://mixed.example.com/",
+        "//10.0.0.1/",
+    ] {
+        let server = redirecting(to).await;
+        let failure = web(&dialer).get(&format!("http://{}/", server.addr), 100).await.unwrap_err();
+        assert_eq!(failure.reason, Reason::AddressRefused, "{to}: {failure}");
+        let failure = web(&dialer).get(to, 100).await.unwrap_err();
+        let wanted = if to.starts_with("//") { Reason::HttpInvalid } else { Reason::AddressRefused };
+        assert_eq!(failure.reason, wanted, "asked for at once, {to}: {failure}");
+    }
+    for to in ["ftp://127.0.0.1/", "http://user@127.0.0.1/", "file:///etc/passwd"] {
+        let server = redirecting(to).await;
+        let failure = web(&dialer).get(&format!("http://{}/", server.addr), 100).await.unwrap_err();
+        assert_eq!(failure.reason, Reason::HttpInvalid, "{to}: {failure}");
+    }
+    assert!(dns.asked() > 0);
+}
+
+#[tokio::test]
+async fn three_redirects_are_followed_and_a_fourth_is_not() {
+    let end = TestServer::http("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await;
+    let third = redirecting(&format!("http://{}/", end.addr)).await;
+    let second = redirecting(&format!("http://{}/", third.addr)).await;
+    let first = redirecting(&format!("http://{}/", second.addr)).await;
+    let before = redirecting(&format!("http://{}/", first.addr)).await;
+    let web = web(&local_dialer());
+    assert_eq!(web.get(&format!("http://{}/", first.addr), 100).await.unwrap().body, b"hi");
+    let failure = web.get(&format!("http://{}/", before.addr), 100).await.unwrap_err();
+    assert_eq!(failure.reason, Reason::HttpStatus, "{failure}");
+}
+
+#[tokio::test]
+async fn an_endless_body_a_trickle_and_a_silence_end_at_their_limits() {
+    let endless = TestServer::tcp(|mut stream: TcpStream| async move {
+        request_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n").await.ok();
+        while stream.write_all(&[b'x'; 8192]).await.is_ok() {}
+    })
+    .await;
+    let trickle = TestServer::tcp(|mut stream: TcpStream| async move {
+        request_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nx").await.ok();
+        silence(stream).await;
+    })
+    .await;
+    let claims = TestServer::http("HTTP/1.1 200 OK\r\ncontent-length: 1073741824\r\n\r\n").await;
+    let short = TestServer::http("HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nx").await;
+    let mute = TestServer::tcp(silence).await;
+    let banner = TestServer::http("220 mail.example ESMTP\r\n").await;
+    let web = web(&local_dialer());
+    for (server, reason) in [
+        (&endless, Reason::HttpBodyTooLarge),
+        (&claims, Reason::HttpBodyTooLarge),
+        (&trickle, Reason::TotalTimeout),
+        (&mute, Reason::TotalTimeout),
+        (&short, Reason::Disconnected),
+        (&banner, Reason::HttpInvalid),
+    ] {
+        let failure = web.get(&format!("http://{}/", server.addr), 100_000).await.unwrap_err();
+        assert_eq!(failure.reason, reason, "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn a_document_is_posted_once_and_a_redirect_of_it_is_an_answer() {
+    let hits = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&hits);
+    let server = TestServer::tcp(move |mut stream: TcpStream| {
+        let count = Arc::clone(&count);
+        async move {
+            let head = request_head(&mut stream).await;
+            assert!(head.contains("content-type: application/json\r\n"), "{head}");
+            assert!(head.contains("content-length: 7\r\n"), "{head}");
+            let mut body = [0; 7];
+            stream.read_exact(&mut body).await.unwrap();
+            assert_eq!(&body, br#"{"a":1}"#);
+            count.fetch_add(1, Ordering::Relaxed);
+            stream
+                .write_all(b"HTTP/1.1 307 Elsewhere\r\nlocation: /\r\ncontent-length: 0\r\n\r\n")
+                .await
+                .unwrap();
+        }
+    })
+    .await;
+    let reply = web(&local_dialer())
+        .post_json(&format!("http://{}/hook", server.addr), r#"{"a":1}"#.to_owned(), 100)
+        .await
+        .unwrap();
+    assert_eq!((reply.status, hits.load(Ordering::Relaxed)), (307, 1));
+    let failure = web(&Dialer::new(NetConfig { policy: AddressPolicy::public(), ..local_config() }).unwrap())
+        .post_json(&format!("http://{}/hook", server.addr), String::new(), 100)
+        .await
+        .unwrap_err();
+    assert_eq!((failure.reason, hits.load(Ordering::Relaxed)), (Reason::AddressRefused, 1));
+}
+
+#[tokio::test]
+async fn its_roots_are_those_of_the_dial() {
+    let authority = Authority::new("authority");
+    let (server, _) = tls_relay(authority.good("good.example.com").acceptor(false), "", "").await;
+    let (_dns, dialer) = names().await;
+    let url = format!("https://good.example.com:{}/", server.addr.port());
+    let failure = web(&dialer).get(&url, 100).await.unwrap_err();
+    assert_eq!(failure.reason, Reason::TlsInvalid, "{failure}");
+    let trusting =
+        Dialer::new(NetConfig { trust: vec![authority.root.clone()], ..dialer.config().clone() }).unwrap();
+    let failure = web(&trusting).get(&url, 100).await.unwrap_err();
+    assert_ne!(failure.reason, Reason::TlsInvalid, "the handshake succeeds: {failure}");
+}

@@ -1,0 +1,328 @@
+//! HTTP to places that an operator named: lists of relays, webhooks. Nothing a relay says leads here.
+//!
+//! A list may still be hijacked, so every hop passes the guard of the dial: its URL before anything is sent, and
+//! each address its name resolves to, by the same resolver and the same policy. Redirects are walked by our own
+//! hand, for reading only. No proxy variable, cookie, compression, or connection kept open.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, LOCATION};
+use reqwest::{Client, RequestBuilder, Response, Url, redirect, retry};
+use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::timeout;
+
+use super::USER_AGENT;
+use super::dial::Dialer;
+use super::failure::{DialFailure, NetError};
+use crate::models::{AddressPolicy, Network, Reason, RelayUrl};
+
+/// Redirects followed; a list that moves more often than that is a loop.
+const HOPS_MAX: usize = 3;
+/// The longest URL of a hop, bytes.
+const URL_BYTES_MAX: usize = 2_048;
+/// The longest content type kept.
+const TYPE_CHARS: usize = 100;
+
+/// Why nothing came back: a [`DialFailure`] like that of any other connection.
+pub type WebFailure = DialFailure;
+
+/// A whole answer; any status is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebReply {
+    /// The status code.
+    pub status: u16,
+    /// `Content-Type`, as sent, shortened.
+    pub content_type: Option<String>,
+    /// The body, never longer than asked for.
+    pub body: Vec<u8>,
+    /// Where it came from in the end.
+    pub url: String,
+}
+
+/// The guarded client. Cheap to clone; clones share their set-up with each other and with the [`Dialer`].
+#[derive(Clone)]
+pub struct Web {
+    dialer: Dialer,
+    client: Client,
+    limit: Duration,
+}
+
+impl Web {
+    /// A client with the policy, the resolver and the roots of `dialer`, and `limit` for a whole request, its
+    /// redirects included.
+    ///
+    /// # Errors
+    /// When a root certificate is not one.
+    pub fn new(dialer: &Dialer, limit: Duration) -> Result<Self, NetError> {
+        let client = Client::builder()
+            .tls_backend_preconfigured(tls(&dialer.config().trust)?)
+            .dns_resolver(Guarded(dialer.clone()))
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .referer(false)
+            .no_proxy()
+            .http1_only()
+            .pool_max_idle_per_host(0)
+            .user_agent(USER_AGENT)
+            .build()
+            .map_err(|error| NetError::Web(error.to_string()))?;
+        Ok(Self { dialer: dialer.clone(), client, limit })
+    }
+
+    /// GETs `url`, following at most three redirects, each checked like the first URL.
+    ///
+    /// # Errors
+    /// Why there is no answer; a status other than 200 is an answer.
+    pub async fn get(&self, url: &str, max_bytes: usize) -> Result<WebReply, WebFailure> {
+        self.within(async {
+            let mut at = self.admit(url)?;
+            for _ in 0..=HOPS_MAX {
+                let request = self.client.get(at.clone()).header(ACCEPT, "application/json, */*;q=0.1");
+                let response = self.send(request).await?;
+                match location(&response) {
+                    Some(next) => at = self.admit(next_hop(&at, &next)?.as_str())?,
+                    None => return self.collect(response, &at, max_bytes).await,
+                }
+            }
+            Err(refused("more than 3 redirects"))
+        })
+        .await
+    }
+
+    /// POSTs a JSON document. A redirect is an answer like any other: what was said to one is not repeated to
+    /// another.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn post_json(&self, url: &str, body: String, max_bytes: usize) -> Result<WebReply, WebFailure> {
+        self.within(async {
+            let at = self.admit(url)?;
+            let request = self.client.post(at.clone()).header(CONTENT_TYPE, "application/json").body(body);
+            let response = self.send(request).await?;
+            self.collect(response, &at, max_bytes).await
+        })
+        .await
+    }
+
+    async fn within<T>(&self, work: impl Future<Output = Result<T, WebFailure>>) -> Result<T, WebFailure> {
+        // Boxed: the future of a request is large, and callers hold it across awaits.
+        match timeout(self.limit, Box::pin(work)).await {
+            Ok(result) => result,
+            Err(_) => Err(DialFailure::new(
+                Reason::TotalTimeout,
+                format!("no whole answer within {} s", self.limit.as_secs_f32()),
+            )),
+        }
+    }
+
+    /// The URL, if its scheme, its host and a literal address in it may be asked.
+    fn admit(&self, text: &str) -> Result<Url, WebFailure> {
+        admit(text, &self.dialer.config().policy)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, WebFailure> {
+        request.header(ACCEPT_ENCODING, "identity").send().await.map_err(|error| judge(&error))
+    }
+
+    async fn collect(&self, mut response: Response, at: &Url, max: usize) -> Result<WebReply, WebFailure> {
+        let too_large = || DialFailure::new(Reason::HttpBodyTooLarge, format!("more than {max} bytes"));
+        if response.content_length().is_some_and(|length| length > max as u64) {
+            return Err(too_large());
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| judge(&error))? {
+            self.dialer.traffic().add(Network::Clearnet, chunk.len() as u64);
+            if body.len() + chunk.len() > max {
+                return Err(too_large());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        Ok(WebReply {
+            status: response.status().as_u16(),
+            content_type: content_type.map(|text| text.chars().take(TYPE_CHARS).collect()),
+            body,
+            url: at.to_string(),
+        })
+    }
+}
+
+impl fmt::Debug for Web {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Web")
+            .field("dialer", &self.dialer)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a text could be asked for under `policy`, without asking: for checking a configuration.
+///
+/// # Errors
+/// Why not.
+pub fn check_url(text: &str, policy: &AddressPolicy) -> Result<(), WebFailure> {
+    admit(text, policy).map(drop)
+}
+
+fn admit(text: &str, policy: &AddressPolicy) -> Result<Url, WebFailure> {
+    if text.len() > URL_BYTES_MAX {
+        return Err(invalid(format!("the URL is longer than {URL_BYTES_MAX} bytes")));
+    }
+    let url = Url::parse(text).map_err(|error| invalid(format!("not a URL: {error}")))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(invalid(format!("the scheme is {}, neither http nor https", url.scheme())));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(invalid("the URL carries a user name".to_owned()));
+    }
+    // The parser of relay URLs knows which names and addresses the policy permits, and which are overlays'.
+    let host = url.host_str().unwrap_or_default();
+    match RelayUrl::parse(&format!("wss://{host}"), policy) {
+        Ok(relay) if relay.network() == Network::Clearnet => Ok(url),
+        Ok(relay) => Err(unfit(format!("{host} is a name of {}", relay.network()))),
+        Err(error) => Err(unfit(format!("{host}: {error}"))),
+    }
+}
+
+/// Where a redirect leads; never from https to http.
+fn next_hop(at: &Url, location: &str) -> Result<Url, WebFailure> {
+    let next = at.join(location).map_err(|error| refused(&format!("redirect to no URL: {error}")))?;
+    if at.scheme() == "https" && next.scheme() != "https" {
+        return Err(refused(&format!("redirect from https to {}", next.scheme())));
+    }
+    Ok(next)
+}
+
+fn location(response: &Response) -> Option<String> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return None;
+    }
+    response.headers().get(LOCATION)?.to_str().ok().map(str::to_owned)
+}
+
+fn invalid(detail: String) -> WebFailure {
+    DialFailure::new(Reason::HttpInvalid, detail)
+}
+
+fn unfit(detail: String) -> WebFailure {
+    DialFailure::new(Reason::AddressRefused, detail)
+}
+
+fn refused(detail: &str) -> WebFailure {
+    DialFailure::new(Reason::HttpStatus, detail.to_owned())
+}
+
+/// The one TLS provider, and the roots that the dial trusts.
+fn tls(extra: &[Vec<u8>]) -> Result<ClientConfig, NetError> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    for (index, der) in extra.iter().enumerate() {
+        roots
+            .add(CertificateDer::from(der.as_slice()))
+            .map_err(|source| NetError::BadRoot { number: index + 1, source })?;
+    }
+    Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(NetError::Tls)?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+/// Names to addresses, all of them permitted or none given out.
+struct Guarded(Dialer);
+
+impl Resolve for Guarded {
+    fn resolve(&self, name: Name) -> Resolving {
+        let dialer = self.0.clone();
+        Box::pin(async move {
+            let addresses = guarded(&dialer, name.as_str()).await.map_err(Refused)?;
+            let sockets = addresses.into_iter().map(|ip| SocketAddr::new(ip, 0));
+            Ok(Box::new(sockets) as Addrs)
+        })
+    }
+}
+
+async fn guarded(dialer: &Dialer, host: &str) -> Result<Vec<IpAddr>, DialFailure> {
+    let limit = dialer.config().network(Network::Clearnet).timeout();
+    let addresses = dialer.names().lookup(host.trim_end_matches('.'), limit).await?.addresses();
+    match addresses.iter().find(|ip| !dialer.config().policy.permits(**ip)) {
+        Some(ip) => Err(unfit(format!("{ip} may not be dialled"))),
+        None => Ok(addresses),
+    }
+}
+
+/// A guard's word on its way through reqwest's errors.
+#[derive(Debug)]
+struct Refused(DialFailure);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for Refused {}
+
+/// What went wrong, from the innermost cause that says so; the URL is left out of the detail.
+fn judge(error: &reqwest::Error) -> WebFailure {
+    let mut source = error.source();
+    let mut words = String::new();
+    while let Some(cause) = source {
+        if let Some(Refused(failure)) = cause.downcast_ref() {
+            return failure.clone();
+        }
+        let io = cause.downcast_ref::<std::io::Error>();
+        let tls = io.and_then(std::io::Error::get_ref).and_then(tls_error);
+        if let Some(tls) = tls {
+            let other = !matches!(tls, rustls::Error::InvalidCertificate(_));
+            return DialFailure::new(
+                if other { Reason::TlsFailed } else { Reason::TlsInvalid },
+                tls.to_string(),
+            );
+        }
+        if let Some(io) = io
+            && io.kind() == std::io::ErrorKind::ConnectionRefused
+        {
+            return DialFailure::new(Reason::ConnectRefused, io.to_string());
+        }
+        words = cause.to_string();
+        source = cause.source();
+    }
+    let reason = if error.is_connect() {
+        Reason::ConnectFailed
+    } else if error.is_body() || error.is_decode() {
+        Reason::Disconnected
+    } else {
+        Reason::HttpInvalid
+    };
+    DialFailure::new(reason, words)
+}
+
+/// TLS speaks through errors of I/O, one within the other.
+fn tls_error<'a>(cause: &'a (dyn StdError + Send + Sync + 'static)) -> Option<&'a rustls::Error> {
+    match cause.downcast_ref::<std::io::Error>() {
+        Some(io) => io.get_ref().and_then(tls_error),
+        None => cause.downcast_ref(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_never_leaves_https_and_keeps_relative_paths() {
+        let at = Url::parse("https://lists.example/v1/online").unwrap();
+        assert_eq!(next_hop(&at, "../v2").unwrap().as_str(), "https://lists.example/v2");
+        assert_eq!(next_hop(&at, "//other.example/x").unwrap().as_str(), "https://other.example/x");
+        for bad in ["http://lists.example/v1/online", "ftp://lists.example/", "javascript:1", "http://["] {
+            assert_eq!(next_hop(&at, bad).unwrap_err().reason, Reason::HttpStatus, "{bad}");
+        }
+    }
+}
