@@ -73,7 +73,9 @@ async fn a_look_over_tls_keeps_every_check_with_its_document_or_the_reason_why_t
     ];
     assert_eq!(checks.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect::<Vec<_>>(), expected);
     test.execute("SELECT all_statistics_refresh()").await;
-    let documents = pairs(&test, "SELECT metadata_type, data ->> 'data' FROM relay_metadata_latest").await;
+    let documents =
+        pairs(&test, "SELECT metadata_type, coalesce(data ->> 'data', '{}') FROM relay_metadata_latest")
+            .await;
     let document = |kind: &str| serde_json::from_str::<Json>(&documents[kind]).unwrap();
     assert_eq!(document("nip66_geo")["geo_city"], "Berlin");
     let ssl = document("nip66_ssl");
