@@ -213,6 +213,27 @@ async fn hangs_panics_failures_and_strangers_rows_do_a_worker_no_harm() {
 }
 
 #[tokio::test]
+async fn a_row_that_cannot_be_read_dies_with_its_reason_and_costs_its_neighbours_nothing() {
+    let Some(mut scene) = Scene::new().await else { return };
+    scene.enqueue((0..20).map(|i| format!("t{i}")), 60, 3).await;
+    scene.test.execute("UPDATE apalis.jobs SET kind = 'bogus' WHERE target = 't7'").await;
+    let _worker = scene.worker(20, 1);
+    scene.until(COMPLETE, "19 19", 20).await;
+    scene
+        .until(
+            "SELECT string_agg(target || ' ' || attempt || ' ' || replace(result ->> 'error', job_id, 'ID'), ',') FROM job_history WHERE state = 'dead'",
+            "t7 1 unreadable: table apalis.jobs, column kind, row ID: \"bogus\" is not a job kind",
+            5,
+        )
+        .await;
+    assert_eq!(
+        value(&scene.test, "SELECT max(attempt)::text FROM job_history").await,
+        "1",
+        "nobody ran twice"
+    );
+}
+
+#[tokio::test]
 async fn a_cancelled_job_stops_within_seconds_and_one_asked_for_while_it_ran_runs_again() {
     let Some(mut scene) = Scene::new().await else { return };
     scene.enqueue(["t0", "t1"].map(str::to_owned).into_iter(), 60, 3).await;
