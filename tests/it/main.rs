@@ -41,6 +41,8 @@ mod queue;
 #[cfg(test)]
 mod scene;
 #[cfg(test)]
+mod scheduler;
+#[cfg(test)]
 mod schema;
 #[cfg(test)]
 mod scripted;
