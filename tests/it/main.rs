@@ -29,6 +29,8 @@ mod model;
 #[cfg(test)]
 mod operate;
 #[cfg(test)]
+mod operator;
+#[cfg(test)]
 mod politeness;
 #[cfg(test)]
 mod pooler;

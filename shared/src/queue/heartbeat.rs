@@ -67,15 +67,18 @@ async fn beats(shared: &Shared, mercy_ms: &AtomicU64, stop: &CancellationToken) 
 
 /// Stops what runs here whenever the lease is over; beside the beats, for one may take long, or none come.
 async fn watch(shared: &Shared, mercy_ms: &AtomicU64) {
+    let mut told = false;
     loop {
         let mercy = mercy_ms.load(Ordering::Relaxed).saturating_sub(clock::boot_ms());
         let left = shared.lease_left().max(Duration::from_millis(mercy));
-        if left.is_zero() {
+        // Once: what comes in afterwards was claimed under a lease whose word is still on its way.
+        if left.is_zero() && !told {
             let jobs = shared.held.end_all(Why::Lost);
             if jobs > 0 {
                 tracing::warn!(jobs, "the lease could not be renewed in time; stopping what runs");
             }
         }
+        told = left.is_zero();
         tokio::time::sleep(left.clamp(LOOK_LEAST, LOOK)).await;
     }
 }
