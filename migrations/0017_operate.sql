@@ -42,6 +42,8 @@ DECLARE
     v_targets text[];
     n integer;
 BEGIN
+    -- As job_enqueue locks: first its turn, then jobs in the order of ids.
+    PERFORM pg_advisory_xact_lock(7304);
     SELECT array_agg(m.job_id ORDER BY m.job_id) FILTER (WHERE NOT m.dead), array_agg(m.kind) FILTER (WHERE m.dead),
            array_agg(m.network) FILTER (WHERE m.dead), array_agg(m.target) FILTER (WHERE m.dead)
     INTO v_ids, v_kinds, v_networks, v_targets FROM job_retry_match(p_which, p_kind, p_network, p_since_s, p_now) m;

@@ -69,7 +69,9 @@ pub(crate) fn line(text: &str) {
 
 /// Rows in columns as wide as their widest cell; the last column is left as it is.
 pub(crate) fn table(rows: &[Vec<String>]) {
-    columns(rows).iter().for_each(|text| line(text));
+    for text in columns(rows) {
+        line(&text);
+    }
 }
 
 /// The lines of a [`table`].

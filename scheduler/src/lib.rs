@@ -201,6 +201,7 @@ impl Scheduler {
         if over && self.lead.end(|| gauges::clear(&self.metrics)) {
             tracing::warn!(
                 scheduler.id = self.id,
+                leads = false,
                 "the lead could not be renewed in time; it is another's now"
             );
         }

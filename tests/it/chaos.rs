@@ -123,7 +123,9 @@ async fn a_frozen_leader_is_followed_and_does_nothing_on_its_old_lead() {
         // bound: 100 × 100 ms
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert!(std::fs::read_to_string(&log).unwrap().contains("leads=false"), "the first has had its rounds");
+    assert!(std::fs::read_to_string(&log).unwrap().contains("leads=false"), "the first has woken up");
+    // bound: ten rounds more
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(
         value(&scene.test, "SELECT string_agg(target || ' ' || status, ',') FROM apalis.jobs WHERE kind = 'sync' OR target = 'lost'").await,
         "lost Running",

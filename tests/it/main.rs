@@ -25,6 +25,8 @@ mod locks;
 #[cfg(test)]
 mod looks;
 #[cfg(test)]
+mod manners;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod operate;

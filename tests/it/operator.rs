@@ -11,16 +11,15 @@ use super::fleet::binary;
 use super::support::{claim_one, handle, job, migrated, registration, value};
 
 fn bigbrotr(test: &TestDb, role: Role, arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary("bigbrotr"));
-    command.args(arguments).env("DATABASE_URL", test.url(role));
-    command.output().unwrap()
+    let url = test.url(role);
+    Command::new(binary("bigbrotr")).args(arguments).env("DATABASE_URL", url).output().unwrap()
 }
 
 /// Its exit code, and all it said.
 fn says(test: &TestDb, role: Role, arguments: &[&str]) -> (i32, String) {
     let output = bigbrotr(test, role, arguments);
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    (output.status.code().unwrap(), text.into_owned())
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.code().unwrap(), said.into_owned())
 }
 
 /// Ends an attempt of a fresh job of this target.
@@ -161,25 +160,25 @@ async fn held_queues_and_an_absent_fleet_are_pointed_out() {
 
 /// The words of a line as a shell reads them, without its comment.
 fn words(line: &str) -> Vec<String> {
-    let mut words = vec![];
-    let mut rest = line.split_once(" #").map_or(line, |(command, _)| command).trim();
+    let mut found = vec![];
+    let mut rest = line.split_once(" #").map_or(line, |(before, _)| before).trim();
     while !rest.is_empty() {
-        let (word, left) = match rest.strip_prefix('\'') {
+        let (next, left) = match rest.strip_prefix('\'') {
             Some(quoted) => quoted.split_once('\'').unwrap(),
             None => rest.split_once(' ').unwrap_or((rest, "")),
         };
-        words.push(word.to_owned());
+        found.push(next.to_owned());
         rest = left.trim_start();
     }
-    words
+    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_command_for_operators_works_as_the_role_the_document_names() {
     let Some(test) = migrated().await else { return };
-    let text =
+    let document =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/OPERATIONS.md")).unwrap();
-    let (_, block) = text.split_once("## What operators do\n").unwrap();
+    let (_, block) = document.split_once("## What operators do\n").unwrap();
     assert!(
         block.split_once("```sh").unwrap().0.contains("`bigbrotr_admin`"),
         "the role stands before the commands"

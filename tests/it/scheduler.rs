@@ -37,6 +37,8 @@ fn shown(metrics: &Metrics, name: &str, labels: &[&str]) -> Option<String> {
 }
 
 const DUE: &str = "bigbrotr_queue_due_jobs{";
+/// How many wait for the limits of the fleet.
+const WAITING: &str = "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%fleet_limits_set%' AND wait_event_type = 'Lock'";
 const SYNC: [&str; 2] = ["kind=\"sync\"", "network=\"clearnet\""];
 
 #[tokio::test]
@@ -71,7 +73,6 @@ async fn gauges_that_cannot_be_read_and_maintenance_that_hangs_hold_up_no_round(
         tokio::time::timeout(Duration::from_secs(5), scheduler.tick()).await.unwrap().unwrap();
     }
     assert_eq!(shown(&metrics, "bigbrotr_leader", &[]).as_deref(), Some("1"));
-    const WAITING: &str = "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%fleet_limits_set%' AND wait_event_type = 'Lock'";
     until(&test, WAITING, "1").await;
     // Another leads from here on: what is left of the maintenance is that one's.
     test.execute("UPDATE leader SET holder = 'another', until = now() + interval '1 h', term = term + 1")

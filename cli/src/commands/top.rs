@@ -23,15 +23,20 @@ pub(crate) async fn top(session: &Session, config: &Config, args: &Top) -> Resul
     let once = args.once || !std::io::stdout().is_terminal();
     loop {
         // Looked at first and drawn then: an outage leaves the last picture until it is known.
-        let drawn = board(&db).await;
-        if once {
-            drawn?.iter().for_each(|text| line(text));
-            return Ok(());
+        let drawn = match board(&db).await {
+            Err(error) if !once => {
+                vec![format!("{}   {error}; looking again", utc(shared::clock::unix_now()))]
+            }
+            drawn => drawn?,
+        };
+        if !once {
+            line(CLEAR);
         }
-        line(CLEAR);
-        match drawn {
-            Ok(lines) => lines.iter().for_each(|text| line(text)),
-            Err(error) => line(&format!("{}   {error}; looking again", utc(shared::clock::unix_now()))),
+        for text in drawn {
+            line(&text);
+        }
+        if once {
+            return Ok(());
         }
         tokio::time::sleep(Duration::from_secs(args.interval)).await;
     }

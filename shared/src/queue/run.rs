@@ -147,7 +147,9 @@ pub async fn run(
     while let Err(error) = heartbeat::beat(&shared, &mut HashSet::new()).await {
         outage.failed(&error, "work begins when the database answers");
         shared.metrics.queue_errors.inc();
-        [HEARTBEAT, EXCHANGE, QUEUES].into_iter().for_each(|part| shared.turn(part));
+        for part in [HEARTBEAT, EXCHANGE, QUEUES] {
+            shared.turn(part);
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => {}

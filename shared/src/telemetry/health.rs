@@ -19,31 +19,31 @@ pub struct Health {
 
 #[derive(Debug, Clone, Copy)]
 struct Part {
-    /// When it last tried, whatever came of it.
-    turned_ms: u64,
+    /// When it last tried, whatever came of it; milliseconds, as all of these.
+    turned: u64,
     /// When it last did its work, if ever.
-    beaten_ms: Option<u64>,
+    beaten: Option<u64>,
     /// Longest pause between two beats.
-    limit_ms: u64,
+    limit: u64,
 }
 
 impl Health {
     /// Announces a part that is starting: not ready before its first beat.
     pub fn expect(&self, part: &'static str, limit: Duration) {
-        let turned_ms = clock::monotonic_ms();
-        self.lock().insert(part, Part { turned_ms, beaten_ms: None, limit_ms: millis(limit) });
+        let turned = clock::monotonic_ms();
+        self.lock().insert(part, Part { turned, beaten: None, limit: millis(limit) });
     }
 
     /// The part has just done its work; it must do so again within `limit`.
     pub fn beat(&self, part: &'static str, limit: Duration) {
         let now = clock::monotonic_ms();
-        self.lock().insert(part, Part { turned_ms: now, beaten_ms: Some(now), limit_ms: millis(limit) });
+        self.lock().insert(part, Part { turned: now, beaten: Some(now), limit: millis(limit) });
     }
 
     /// The part has tried and failed, for no fault of its own: it lives.
     pub fn turn(&self, part: &'static str) {
         if let Some(part) = self.lock().get_mut(part) {
-            part.turned_ms = clock::monotonic_ms();
+            part.turned = clock::monotonic_ms();
         }
     }
 
@@ -64,9 +64,9 @@ impl Health {
     }
 
     fn ready_at(&self, now: u64) -> Result<(), String> {
-        told(self.lock().iter().filter_map(|(name, part)| match part.beaten_ms {
+        told(self.lock().iter().filter_map(|(name, part)| match part.beaten {
             None => Some(format!("{name} has not started its work")),
-            Some(at) if now.saturating_sub(at) > part.limit_ms => {
+            Some(at) if now.saturating_sub(at) > part.limit => {
                 Some(format!("{name} has not done its work for {} s", now.saturating_sub(at) / 1000))
             }
             Some(_) => None,
@@ -75,8 +75,8 @@ impl Health {
 
     fn live_at(&self, now: u64) -> Result<(), String> {
         told(self.lock().iter().filter_map(|(name, part)| {
-            let silent = now.saturating_sub(part.turned_ms);
-            (silent > part.limit_ms.saturating_mul(3).saturating_add(millis(TURN)))
+            let silent = now.saturating_sub(part.turned);
+            (silent > part.limit.saturating_mul(3).saturating_add(millis(TURN)))
                 .then(|| format!("{name} has stopped: it tried nothing for {} s", silent / 1000))
         }))
     }
@@ -110,7 +110,7 @@ mod tests {
         health.beat("work", LIMIT);
         let hour = clock::monotonic_ms() + 3_600_000;
         // As after an hour of attempts that failed, the last of them just now.
-        health.lock().entry("work").and_modify(|part| part.turned_ms = hour);
+        health.lock().entry("work").and_modify(|part| part.turned = hour);
         assert!(health.live_at(hour).is_ok());
         let said = health.ready_at(hour).unwrap_err();
         assert!(said.contains("work has not done its work for 3600 s"), "{said}");
