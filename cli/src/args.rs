@@ -246,12 +246,15 @@ pub(crate) enum Queue {
   bigbrotr queue cancel 'wss://spam.example/*'            shows what that would be
   bigbrotr queue cancel 'wss://spam.example/*' --yes      does it
 
-A running job is stopped by its worker within its poll interval, about a second.")]
+A running job is stopped by its worker within its poll interval, about a second. The target comes back by its schedule.
+Exit code 1 when no job is meant.")]
     Cancel(Select),
     /// Make jobs that wait after a failure due now, and enqueue dead ones anew
     #[command(after_help = "EXAMPLES:
   bigbrotr queue retry --network tor --yes
-  bigbrotr queue retry --kind sync --since 86400 --yes    what died within a day")]
+  bigbrotr queue retry --kind sync --since 86400 --yes    what died within a day
+
+Without --yes a pattern or a filter shows what would be done. Exit code 1 when no job is meant.")]
     Retry {
         #[command(flatten)]
         select: Select,
@@ -352,7 +355,7 @@ pub(crate) struct Top {
 #[command(
     name = "autoscale",
     after_help = "EXAMPLES:
-  docker compose up -d --scale worker=$(bigbrotr autoscale --max 8)
+  kubectl scale deployment bigbrotr-worker --replicas=$(bigbrotr autoscale --max 8)
   bigbrotr autoscale --json    also the backlog in seconds, and what limits"
 )]
 pub(crate) struct AutoscaleArgs {

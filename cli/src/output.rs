@@ -45,7 +45,7 @@ impl From<DbError> for Fail {
         match error {
             DbError::Url => Self::Usage(error.to_string()),
             DbError::Forbidden(_) => Self::Failed(format!(
-                "{error}; use a role that may: bigbrotr_reader reads, bigbrotr_writer seeds"
+                "{error}; use a role that may: bigbrotr_reader looks, bigbrotr_writer seeds, bigbrotr_admin does everything"
             )),
             // A function's own words about what it was given.
             DbError::Data { code, message } if code == "22023" => Self::Usage(message),
@@ -69,15 +69,24 @@ pub(crate) fn line(text: &str) {
 
 /// Rows in columns as wide as their widest cell; the last column is left as it is.
 pub(crate) fn table(rows: &[Vec<String>]) {
+    for text in columns(rows) {
+        line(&text);
+    }
+}
+
+/// The lines of a [`table`].
+pub(crate) fn columns(rows: &[Vec<String>]) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    for row in rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        line(cells.collect::<Vec<_>>().join("  ").trim_end());
-    }
+    rows.iter()
+        .map(|row| {
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        })
+        .collect()
 }
 
 /// Shorthand for a row of a [`table`].

@@ -1,17 +1,27 @@
 //! The scheduler: works out what is due and enqueues it; keeps the queue and the tables in order.
 //!
 //! Any number may run, one leads; a second leader would do no harm, since every step is idempotent.
-//! It executes no jobs and talks to no relay.
+//! It executes no jobs and talks to no relay. A round is one short call; maintenance and gauges go on beside it, so that
+//! neither keeps the lead from being renewed, or what is lost or due from being seen.
+
+mod gauges;
+mod lead;
+mod maintain;
 
 use std::time::Duration;
 
 use shared::clock;
-use shared::config::Config;
-use shared::db::{Db, DbError, ScheduleTarget, Tick, TickKind};
+use shared::config::{Config, SchedulerOptions};
+use shared::db::{Db, DbError, Tick, TickKind};
 use shared::jobs::spec;
-use shared::models::{JobKind, LOCAL};
-use shared::telemetry::{Health, Labels, Metrics};
+use shared::models::JobKind;
+use shared::telemetry::{Health, Labels, Metrics, Outage};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use gauges::Gauges;
+use lead::Lead;
+use maintain::Maintenance;
 
 /// Name of the lease schedulers compete for.
 const LEASE: &str = "scheduler";
@@ -23,14 +33,10 @@ const SLOW_EVERY_MS: u64 = 60_000;
 const DEADLINES_EVERY_MS: u64 = 5_000;
 /// Between two readings of the fleet's gauges: no scrape is more frequent.
 const GAUGE_EVERY_MS: u64 = 10_000;
-/// Workers whose lease ended this long ago are forgotten.
-const WORKER_MEMORY: Duration = Duration::from_secs(3_600);
-/// Days of single checks kept.
-const CHECK_DAYS: u16 = 90;
-/// Documents deleted per round once no relay has them.
-const ORPHANS: u32 = 1_000;
 /// A target with a job outstanding is not looked at again for this long.
 const AGAIN: Duration = Duration::from_secs(900);
+/// Connections: one for the rounds, one for maintenance, one for gauges.
+const CONNECTIONS: u32 = 3;
 /// Name under which health is reported.
 const PART: &str = "scheduler";
 
@@ -44,16 +50,23 @@ pub async fn run(
     health: Health,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let db = Db::lazy(config.database_url(), "bigbrotr scheduler", 2)?;
+    let db = Db::lazy(config.database_url(), "bigbrotr scheduler", CONNECTIONS)?;
     let options = config.scheduler_options();
     let limit = (options.tick * 5).max(Duration::from_secs(30));
     health.expect(PART, limit);
     let mut scheduler = Scheduler::new(db, metrics, options);
+    let mut outage = Outage::default();
     tracing::info!(scheduler.id = scheduler.id, "scheduler starts");
     loop {
         match scheduler.tick().await {
-            Ok(()) => health.beat(PART, limit),
-            Err(error) => tracing::warn!(error = %error, "scheduling again when the database answers"),
+            Ok(()) => {
+                outage.answered("the database");
+                health.beat(PART, limit);
+            }
+            Err(error) => {
+                outage.failed(&error, "scheduling again when the database answers");
+                health.turn(PART);
+            }
         }
         tokio::select! {
             () = stop.cancelled() => break,
@@ -68,90 +81,130 @@ pub async fn run(
 }
 
 /// What the scheduler needs to know.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Scheduler {
     id: String,
     db: Db,
     metrics: Metrics,
-    options: shared::config::SchedulerOptions,
-    leads: bool,
+    options: SchedulerOptions,
+    lead: Lead,
     deadlines_ms: Option<u64>,
     slow_ms: Option<u64>,
     gauged_ms: Option<u64>,
+    /// At most one each; they end with the scheduler.
+    maintenance: JoinSet<Result<(), DbError>>,
+    gauges: JoinSet<Result<(), DbError>>,
+    upkeep: Outage,
+    reading: Outage,
 }
 
 impl Scheduler {
     /// A scheduler with an id of its own.
-    pub fn new(db: Db, metrics: Metrics, options: shared::config::SchedulerOptions) -> Self {
+    pub fn new(db: Db, metrics: Metrics, options: SchedulerOptions) -> Self {
         // A lead that ends between two ticks would wander for nothing.
-        let options =
-            shared::config::SchedulerOptions { lease: options.lease.max(options.tick * 3), ..options };
+        let options = SchedulerOptions { lease: options.lease.max(options.tick * 3), ..options };
         let id = format!("scheduler-{}-{}", std::process::id(), clock::random_hex(4));
-        Self { id, db, metrics, options, leads: false, deadlines_ms: None, slow_ms: None, gauged_ms: None }
+        Self {
+            id,
+            db,
+            metrics,
+            options,
+            lead: Lead::default(),
+            deadlines_ms: None,
+            slow_ms: None,
+            gauged_ms: None,
+            maintenance: JoinSet::new(),
+            gauges: JoinSet::new(),
+            upkeep: Outage::default(),
+            reading: Outage::default(),
+        }
     }
 
-    /// One round: lead or stand by; if leading, rescue, enqueue what is due, and now and then maintain.
+    /// One round: lead or stand by; if leading, rescue, enqueue what is due, and now and then begin maintenance.
     ///
     /// # Errors
     /// When the database does not answer; nothing is lost by that.
     pub async fn tick(&mut self) -> Result<(), DbError> {
+        self.look_beside();
         let deadlines = due(self.deadlines_ms, DEADLINES_EVERY_MS);
-        let tick = self
-            .db
-            .scheduler_tick(
-                &self.id,
-                self.options.lease,
-                &kinds(),
-                &self.options.networks,
-                PER_TICK,
-                deadlines,
-            )
-            .await?;
+        let asked_ms = clock::boot_ms();
+        let answer = self.ask(deadlines).await;
+        let tick = match answer {
+            Ok(tick) => tick,
+            Err(error) => {
+                self.stand_down_if_over();
+                return Err(error);
+            }
+        };
         if deadlines {
             self.deadlines_ms = Some(clock::monotonic_ms());
         }
-        if tick.term.is_some() != self.leads {
-            tracing::info!(
-                scheduler.id = self.id,
-                leads = tick.term.is_some(),
-                term = tick.term,
-                "the lead changed"
-            );
-        }
-        if tick.term.is_some() && !self.leads {
+        let Some(term) = tick.term else {
+            if self.lead.end(|| gauges::clear(&self.metrics)) {
+                tracing::info!(scheduler.id = self.id, leads = false, "the lead changed");
+            }
+            return Ok(());
+        };
+        if !self.lead.is_held() {
+            tracing::info!(scheduler.id = self.id, leads = true, term, "the lead changed");
             // Its configuration may differ from the last leader's.
             self.slow_ms = None;
         }
-        self.leads = tick.term.is_some();
-        self.metrics.leader.set(i64::from(self.leads));
-        if !self.leads {
-            // Gauges of the fleet are the leader's to show.
-            self.metrics.queue_due.clear();
-            self.metrics.queue_oldest_due_seconds.clear();
-            self.metrics.relays.clear();
-            return Ok(());
-        }
+        self.lead.hold(term, asked_ms, self.options.lease);
+        self.metrics.leader.set(1);
         self.note(&tick);
-        if due(self.slow_ms, SLOW_EVERY_MS) {
-            // Maintenance that fails must not keep what is due from being done.
-            if let Err(error) = self.maintain().await {
-                tracing::warn!(error = %error, "maintenance again later");
-            }
-            self.slow_ms = Some(clock::monotonic_ms());
-        }
-        if due(self.gauged_ms, GAUGE_EVERY_MS) {
-            self.gauge().await?;
-            self.gauged_ms = Some(clock::monotonic_ms());
-        }
+        self.begin_beside(term);
         Ok(())
     }
 
-    /// Ends the lead, if this scheduler has it.
+    /// The call of a round. A lead whose lease ends meanwhile is given up at once: the answer may be long in coming.
+    async fn ask(&self, deadlines: bool) -> Result<Tick, DbError> {
+        let (kinds, options) = (kinds(), &self.options);
+        let answer =
+            self.db.scheduler_tick(&self.id, options.lease, &kinds, &options.networks, PER_TICK, deadlines);
+        tokio::pin!(answer);
+        tokio::select! {
+            answer = &mut answer => return answer,
+            () = self.lead.over() => self.stand_down_if_over(),
+        }
+        answer.await
+    }
+
+    /// Ends the lead, if this scheduler has it, and what it does beside.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn release(&self) -> Result<(), DbError> {
+    pub async fn release(&mut self) -> Result<(), DbError> {
+        self.lead.end(|| gauges::clear(&self.metrics));
+        self.maintenance.shutdown().await;
+        self.gauges.shutdown().await;
         self.db.leader_release(LEASE, &self.id).await.map(drop)
+    }
+
+    /// Waits until maintenance and gauges that are under way have ended.
+    pub async fn settle(&mut self) {
+        while let Some(ended) = self.maintenance.join_next().await {
+            told(&mut self.upkeep, ended, "maintenance");
+        }
+        while let Some(ended) = self.gauges.join_next().await {
+            told(&mut self.reading, ended, "the gauges of the fleet");
+        }
+    }
+
+    /// Has the gauges of the fleet read with the next round, whenever they were read last.
+    pub const fn gauge_soon(&mut self) {
+        self.gauged_ms = None;
+    }
+
+    fn stand_down_if_over(&self) {
+        let over = self.lead.is_held() && !self.lead.is_standing();
+        if over && self.lead.end(|| gauges::clear(&self.metrics)) {
+            tracing::warn!(
+                scheduler.id = self.id,
+                leads = false,
+                "the lead could not be renewed in time; it is another's now"
+            );
+        }
     }
 
     fn note(&self, tick: &Tick) {
@@ -172,61 +225,38 @@ impl Scheduler {
         }
     }
 
-    /// Local tasks exist, partitions are ahead, history is bounded.
-    async fn maintain(&self) -> Result<(), DbError> {
-        let task = |kind, target: &str| ScheduleTarget {
-            kind,
-            target: target.to_owned(),
-            network: LOCAL.to_owned(),
-            slack: Duration::from_secs(60),
-        };
-        let mut tasks: Vec<ScheduleTarget> =
-            self.options.discover_tasks.iter().map(|target| task(JobKind::Discover, target)).collect();
-        tasks.push(task(JobKind::Refresh, "views"));
-        self.db.schedule_ensure(&tasks).await?;
-        let changed = self.db.fleet_limits_set(&self.options.limits).await?;
-        if changed > 0 {
-            tracing::info!(rows = changed, "published the limits of the fleet");
+    /// Begins what is due beside the rounds, and is not still under way.
+    fn begin_beside(&mut self, term: i64) {
+        let (db, lead) = (self.db.clone(), self.lead.clone());
+        if due(self.slow_ms, SLOW_EVERY_MS) && self.maintenance.is_empty() {
+            let work =
+                Maintenance { db: db.clone(), options: self.options.clone(), lead: lead.clone(), term };
+            self.maintenance.spawn(work.run());
+            self.slow_ms = Some(clock::monotonic_ms());
         }
-        let since = self.options.archive_days.map_or(0, |days| clock::unix_now() - i64::from(days) * 86_400);
-        let made = self.db.partition_maintain(since).await?;
-        let days =
-            self.db.job_retire(self.options.history_days).await? + self.db.check_retire(CHECK_DAYS).await?;
-        let workers = self.db.worker_retire(WORKER_MEMORY).await?;
-        self.db.host_retire().await?;
-        let reconciled = self.db.schedule_reconcile().await?;
-        self.db.statistics_maintain().await?;
-        let documents = self.db.orphan_metadata_delete(ORPHANS).await?;
-        if made + days + workers + documents + reconciled > 0 {
-            tracing::info!(
-                partitions.made = made,
-                history.partitions_dropped = days,
-                workers.forgotten = workers,
-                documents.deleted = documents,
-                schedule.reconciled = reconciled,
-                "maintenance"
-            );
+        if due(self.gauged_ms, GAUGE_EVERY_MS) && self.gauges.is_empty() {
+            self.gauges.spawn(Gauges { db, metrics: self.metrics.clone(), lead, term }.read());
+            self.gauged_ms = Some(clock::monotonic_ms());
         }
-        Ok(())
     }
 
-    /// Gauges of the whole fleet: from the leader only, or N schedulers would multiply them.
-    async fn gauge(&self) -> Result<(), DbError> {
-        self.db.queue_sample_take().await?;
-        for line in self.db.queue_stats().await? {
-            let Ok(kind) = line.kind.parse::<JobKind>() else { continue };
-            let net = line.network.parse().map_or(LOCAL, shared::models::Network::as_str);
-            let labels = Labels::new(kind.as_str(), net, "");
-            self.metrics.queue_due.get_or_create(&labels).set(gauge(line.due));
-            #[expect(clippy::cast_possible_truncation, reason = "an age in whole seconds")]
-            let oldest = line.oldest_due_s.unwrap_or(0.0) as i64;
-            self.metrics.queue_oldest_due_seconds.get_or_create(&labels).set(oldest);
+    /// Hears how what went on beside has ended.
+    fn look_beside(&mut self) {
+        while let Some(ended) = self.maintenance.try_join_next() {
+            told(&mut self.upkeep, ended, "maintenance");
         }
-        let fleet = self.db.fleet_stats().await?;
-        for (state, count) in [("alive", fleet.alive), ("suspect", fleet.suspect), ("down", fleet.down)] {
-            self.metrics.relays.get_or_create(&Labels::new("", "", state)).set(gauge(count));
+        while let Some(ended) = self.gauges.try_join_next() {
+            told(&mut self.reading, ended, "the gauges of the fleet");
         }
-        Ok(())
+    }
+}
+
+/// How a task beside the rounds has ended: what fails is tried again when it is due.
+fn told(outage: &mut Outage, ended: Result<Result<(), DbError>, tokio::task::JoinError>, what: &str) {
+    match ended {
+        Ok(Ok(())) => outage.answered(what),
+        Ok(Err(error)) => outage.failed(&error, &format!("{what} again later")),
+        Err(error) => outage.failed(&error, &format!("{what} again later")),
     }
 }
 
@@ -248,8 +278,4 @@ fn kinds() -> Vec<TickKind> {
             }
         })
         .collect()
-}
-
-fn gauge(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }

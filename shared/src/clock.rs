@@ -21,6 +21,22 @@ pub fn monotonic_ms() -> u64 {
     u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Milliseconds since the machine started, those it slept through included: what leases are reckoned by, because the
+/// database's clock goes on while a laptop or a virtual machine is suspended, and [`monotonic_ms`] does not.
+pub fn boot_ms() -> u64 {
+    #[cfg(target_os = "linux")]
+    {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let millis = now.tv_sec.saturating_mul(1_000).saturating_add(now.tv_nsec / 1_000_000);
+        u64::try_from(millis).unwrap_or(0)
+    }
+    // Elsewhere the wall clock is what counts on; one that is set costs a lease at most.
+    #[cfg(not(target_os = "linux"))]
+    {
+        u64::try_from(unix_now()).unwrap_or(0) * 1_000
+    }
+}
+
 /// `bytes` unpredictable bytes as lower-case hex.
 ///
 /// # Panics

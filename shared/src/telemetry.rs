@@ -2,6 +2,9 @@
 //!
 //! A relay URL, an event's content or a key is never a label; keys are never logged.
 
+mod health;
+mod outage;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
@@ -16,6 +19,9 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+pub use health::Health;
+pub use outage::Outage;
+
 /// Every metric we export. The exported name is `bigbrotr_` + [`Metric::name`]; counters end in `_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Metric {
@@ -23,6 +29,8 @@ pub enum Metric {
     JobsFinished,
     /// Attempts whose fence was lost.
     JobsLost,
+    /// Claimed jobs whose row could not be read.
+    JobsUnreadable,
     /// How long attempts ran, seconds, by kind and network.
     JobRunSeconds,
     /// Jobs running in this process.
@@ -55,9 +63,10 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in declaration order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::JobsFinished,
         Self::JobsLost,
+        Self::JobsUnreadable,
         Self::JobRunSeconds,
         Self::JobsRunning,
         Self::QueueErrors,
@@ -79,6 +88,7 @@ impl Metric {
         match self {
             Self::JobsFinished => "jobs_finished",
             Self::JobsLost => "jobs_lost",
+            Self::JobsUnreadable => "jobs_unreadable",
             Self::JobRunSeconds => "job_run_seconds",
             Self::JobsRunning => "jobs_running",
             Self::QueueErrors => "queue_errors",
@@ -101,6 +111,7 @@ impl Metric {
         match self {
             Self::JobsFinished => "Attempts that ended, by kind, network and verdict",
             Self::JobsLost => "Attempts whose lease was lost to another worker",
+            Self::JobsUnreadable => "Claimed jobs whose row could not be read: they are dead",
             Self::JobRunSeconds => "Seconds an attempt ran, by kind and network",
             Self::JobsRunning => "Jobs running in this process",
             Self::QueueErrors => "Failed database calls of the queue loops",
@@ -152,6 +163,8 @@ pub struct Metrics {
     pub jobs_finished: Family<Labels, Counter>,
     /// [`Metric::JobsLost`]
     pub jobs_lost: Counter,
+    /// [`Metric::JobsUnreadable`]
+    pub jobs_unreadable: Counter,
     /// [`Metric::JobRunSeconds`]
     pub job_run_seconds: Family<Labels, Histogram, fn() -> Histogram>,
     /// [`Metric::JobsRunning`]
@@ -190,6 +203,7 @@ impl Metrics {
             registry: Arc::new(Registry::default()),
             jobs_finished: Family::default(),
             jobs_lost: Counter::default(),
+            jobs_unreadable: Counter::default(),
             job_run_seconds: Family::new_with_constructor(run_seconds),
             jobs_running: Gauge::<i64, AtomicI64>::default(),
             queue_errors: Counter::default(),
@@ -210,6 +224,7 @@ impl Metrics {
             match metric {
                 Metric::JobsFinished => registry.register(name, help, metrics.jobs_finished.clone()),
                 Metric::JobsLost => registry.register(name, help, metrics.jobs_lost.clone()),
+                Metric::JobsUnreadable => registry.register(name, help, metrics.jobs_unreadable.clone()),
                 Metric::JobRunSeconds => registry.register(name, help, metrics.job_run_seconds.clone()),
                 Metric::JobsRunning => registry.register(name, help, metrics.jobs_running.clone()),
                 Metric::QueueErrors => registry.register(name, help, metrics.queue_errors.clone()),
@@ -292,69 +307,4 @@ pub fn init(options: LogOptions) {
             .try_init()
     };
     drop(result);
-}
-
-/// Whether the parts of a process still do their work, not only whether the process exists.
-///
-/// A part registers itself with its first beat and the longest pause it may make.
-#[derive(Debug, Clone, Default)]
-pub struct Health {
-    parts: Arc<std::sync::Mutex<std::collections::BTreeMap<&'static str, Part>>>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Part {
-    beaten_ms: u64,
-    limit_ms: u64,
-}
-
-impl Health {
-    /// Announces a part that is starting: not ready before its first beat.
-    pub fn expect(&self, part: &'static str, limit: std::time::Duration) {
-        self.set(part, Part { beaten_ms: 0, limit_ms: millis(limit) });
-    }
-
-    /// The part has just done its work; it must do so again within `limit`.
-    pub fn beat(&self, part: &'static str, limit: std::time::Duration) {
-        self.set(part, Part { beaten_ms: crate::clock::monotonic_ms().max(1), limit_ms: millis(limit) });
-    }
-
-    fn set(&self, name: &'static str, part: Part) {
-        self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name, part);
-    }
-
-    /// Every part has beaten at least once and within its limit.
-    ///
-    /// # Errors
-    /// A sentence naming the parts that have not.
-    pub fn ready(&self) -> Result<(), String> {
-        let now = crate::clock::monotonic_ms();
-        let parts = self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let stopped: Vec<String> = parts
-            .iter()
-            .filter(|(_, part)| part.beaten_ms == 0 || now.saturating_sub(part.beaten_ms) > part.limit_ms)
-            .map(|(name, part)| match part.beaten_ms {
-                0 => format!("{name} has not started its work"),
-                at => format!("{name} has not done its work for {} s", now.saturating_sub(at) / 1000),
-            })
-            .collect();
-        if stopped.is_empty() { Ok(()) } else { Err(stopped.join("; ")) }
-    }
-
-    /// Ready, or still within three times its limit since the process began: what restarts a container.
-    ///
-    /// # Errors
-    /// A sentence naming the parts that have stopped for good.
-    pub fn live(&self) -> Result<(), String> {
-        let now = crate::clock::monotonic_ms();
-        let parts = self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let stuck =
-            parts.values().any(|part| now.saturating_sub(part.beaten_ms) > part.limit_ms.saturating_mul(3));
-        drop(parts);
-        if stuck { self.ready() } else { Ok(()) }
-    }
-}
-
-fn millis(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -10,7 +10,7 @@ use tests::pg::{Role, TestDb};
 use tests::programs::Process;
 
 use super::scene::{COMPLETE, Scene, signal};
-use super::support::{handle, job, value};
+use super::support::{claim_one, handle, job, value};
 
 #[tokio::test]
 async fn a_storm_of_kills_under_a_held_snapshot_loses_and_doubles_nothing() {
@@ -103,18 +103,38 @@ async fn a_restart_of_the_server_within_the_lease_repeats_nothing() {
 async fn a_frozen_leader_is_followed_and_does_nothing_on_its_old_lead() {
     let Some(mut scene) = Scene::new().await else { return };
     let first = scene.scheduler();
+    let log = scene.last_log();
     scene.until("SELECT coalesce(max(term), 0)::text FROM leader WHERE until > now()", "1", 20).await;
-    let _second = scene.scheduler();
+    let second = scene.scheduler();
     signal(&first, "STOP");
     scene.until("SELECT max(term)::text FROM leader WHERE until > now()", "2", 5).await;
+    // The second leads and says nothing more: whatever is done from here on, the first one did on its old lead.
+    signal(&second, "STOP");
+    scene.test.execute("UPDATE leader SET until = now() + interval '1 h'").await;
     scene.test.execute("INSERT INTO schedule SELECT 'sync', 'wss://r' || n || '.example', 'clearnet', now(), 60, 'new' FROM generate_series(1, 500) n").await;
+    claim_one(&handle(&scene.test, Role::Writer), "gone", JobKind::Refresh, "lost").await;
+    scene.test.execute("UPDATE apalis.workers SET lease_until = now() - interval '1 min'").await;
     signal(&first, "CONT");
-    scene.until("SELECT count(*)::text FROM apalis.jobs WHERE kind = 'sync'", "500", 10).await;
+    // Its late rounds come, and it hears that it does not lead.
+    for _ in 0..100 {
+        if std::fs::read_to_string(&log).unwrap().contains("leads=false") {
+            break;
+        }
+        // bound: 100 × 100 ms
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(std::fs::read_to_string(&log).unwrap().contains("leads=false"), "the first has woken up");
+    // bound: ten rounds more
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(
-        value(&scene.test, "SELECT max(term)::text FROM leader").await,
-        "2",
-        "who wakes up does not lead"
+        value(&scene.test, "SELECT string_agg(target || ' ' || status, ',') FROM apalis.jobs WHERE kind = 'sync' OR target = 'lost'").await,
+        "lost Running",
+        "nothing is enqueued, and nothing rescued"
     );
+    assert_eq!(value(&scene.test, "SELECT max(term)::text FROM leader").await, "2");
+    signal(&second, "CONT");
+    scene.until("SELECT count(*)::text FROM apalis.jobs WHERE kind = 'sync'", "500", 10).await;
+    scene.until("SELECT status FROM apalis.jobs WHERE target = 'lost'", "Pending", 5).await;
 }
 
 #[tokio::test]
@@ -209,6 +229,27 @@ async fn hangs_panics_failures_and_strangers_rows_do_a_worker_no_harm() {
     assert_eq!(
         value(&scene.test, "SELECT status || ' ' || attempts FROM apalis.jobs WHERE id = 'FOREIGN'").await,
         "Pending 0"
+    );
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_dies_with_its_reason_and_costs_its_neighbours_nothing() {
+    let Some(mut scene) = Scene::new().await else { return };
+    scene.enqueue((0..20).map(|i| format!("t{i}")), 60, 3).await;
+    scene.test.execute("UPDATE apalis.jobs SET kind = 'bogus' WHERE target = 't7'").await;
+    let _worker = scene.worker(20, 1);
+    scene.until(COMPLETE, "19 19", 20).await;
+    scene
+        .until(
+            "SELECT string_agg(target || ' ' || attempt || ' ' || replace(result ->> 'error', job_id, 'ID'), ',') FROM job_history WHERE state = 'dead'",
+            "t7 1 unreadable: table apalis.jobs, column kind, row ID: \"bogus\" is not a job kind",
+            5,
+        )
+        .await;
+    assert_eq!(
+        value(&scene.test, "SELECT max(attempt)::text FROM job_history").await,
+        "1",
+        "nobody ran twice"
     );
 }
 

@@ -24,7 +24,7 @@ use super::support::{handle, migrated, polite, value};
 const DONE: Duration = Duration::from_secs(90);
 
 /// A fleet that looks often and waits briefly, on loopback.
-fn environment(pooled: &str, direct: &str) -> BTreeMap<String, String> {
+pub(crate) fn environment(pooled: &str, direct: &str) -> BTreeMap<String, String> {
     [
         ("DATABASE_URL", pooled),
         ("BIGBROTR_DATABASE_DIRECT_URL", direct),

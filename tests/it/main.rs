@@ -25,9 +25,13 @@ mod locks;
 #[cfg(test)]
 mod looks;
 #[cfg(test)]
+mod manners;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod operate;
+#[cfg(test)]
+mod operator;
 #[cfg(test)]
 mod politeness;
 #[cfg(test)]
@@ -40,6 +44,8 @@ mod proxy;
 mod queue;
 #[cfg(test)]
 mod scene;
+#[cfg(test)]
+mod scheduler;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]

@@ -136,11 +136,11 @@ impl Model {
 }
 
 /// The database's clock at a second of the model.
-fn at(second: i64) -> String {
+pub(crate) fn at(second: i64) -> String {
     format!("TIMESTAMPTZ '2026-01-01 00:00:00+00' + interval '{second} s'")
 }
 
-async fn rows(db: &mut PgConnection, sql: String) -> Vec<sqlx::postgres::PgRow> {
+pub(crate) async fn rows(db: &mut PgConnection, sql: String) -> Vec<sqlx::postgres::PgRow> {
     sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).fetch_all(db).await.unwrap()
 }
 
@@ -305,21 +305,29 @@ async fn finish(db: &mut PgConnection, model: &mut Model, nth: usize, verdict: &
     }
 }
 
+/// A live job: target, whether it runs, attempt, attempts allowed, class, class wanted again, not before.
+type Seen = (String, bool, i32, i32, i16, Option<i16>, i64);
+
 /// The tables say what the model says.
 async fn compare(db: &mut PgConnection, model: &Model) {
     let live = rows(
         db,
-        "SELECT target, status, attempts, max_attempts, class FROM apalis.jobs ORDER BY target".to_owned(),
+        "SELECT target, status, attempts, max_attempts, class, again_class,
+                extract(epoch FROM run_at - TIMESTAMPTZ '2026-01-01 00:00:00+00')::bigint FROM apalis.jobs ORDER BY target"
+            .to_owned(),
     )
     .await;
-    let found: Vec<(String, bool, i32, i32, i16)> = live
+    let found: Vec<Seen> = live
         .iter()
-        .map(|r| (r.get(0), r.get::<String, _>(1) == "Running", r.get(2), r.get(3), r.get(4)))
+        .map(|r| {
+            let runs = r.get::<String, _>(1) == "Running";
+            (r.get(0), runs, r.get(2), r.get(3), r.get(4), r.get(5), r.get(6))
+        })
         .collect();
-    let known: Vec<_> = model
+    let known: Vec<Seen> = model
         .jobs
         .iter()
-        .map(|(t, j)| (format!("t{t}"), j.held.is_some(), j.attempt, j.allowed, j.class))
+        .map(|(t, j)| (format!("t{t}"), j.held.is_some(), j.attempt, j.allowed, j.class, j.again, j.run_at))
         .collect();
     assert_eq!(found, known);
     let ended = rows(db, "SELECT state, count(*) FROM job_history GROUP BY 1 ORDER BY 1".to_owned()).await;
@@ -335,7 +343,7 @@ async fn the_queue_does_what_the_model_says_in_any_order_of_events() {
     let runtime = tokio::runtime::Handle::current();
     tokio::task::block_in_place(|| {
         let mut runner = TestRunner::new(Config {
-            cases: 60,
+            cases: 40,
             failure_persistence: None,
             max_shrink_iters: 200,
             ..Config::default()
@@ -349,8 +357,8 @@ async fn the_queue_does_what_the_model_says_in_any_order_of_events() {
                     let mut model = Model::default();
                     for op in &ops {
                         step(&mut db, &mut model, op).await;
+                        compare(&mut db, &model).await;
                     }
-                    compare(&mut db, &model).await;
                 });
                 Ok(())
             })

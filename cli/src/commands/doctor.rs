@@ -150,7 +150,7 @@ async fn fleet(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
     let workers = db.worker_list().await?;
     if workers.is_empty() {
         findings.add(
-            Mark::Note,
+            Mark::Problem,
             "workers",
             "no worker holds a lease: nothing is executed".to_owned(),
             json!([]),
@@ -175,7 +175,7 @@ async fn fleet(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
         );
     } else {
         let text = "no scheduler leads: nothing new is enqueued".to_owned();
-        findings.add(Mark::Note, "scheduler", text, Value::Null);
+        findings.add(Mark::Problem, "scheduler", text, Value::Null);
     }
     let fleet = db.fleet_stats().await?;
     let text = format!(
@@ -226,7 +226,12 @@ async fn order(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
         findings.add(Mark::Problem, "queue", format!("{text}: run `bigbrotr migrate`"), Value::Null);
     }
     for (queue, mode) in db.queue_holds().await? {
-        findings.add(Mark::Note, "held", format!("{queue}: {mode}"), json!({ "queue": queue, "mode": mode }));
+        findings.add(
+            Mark::Note,
+            "held",
+            format!("{queue}: {}", super::queue::held_word(&mode)),
+            json!({ "queue": queue, "mode": mode }),
+        );
     }
     for queue in db.queues_unserved().await? {
         findings.add(

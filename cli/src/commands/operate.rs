@@ -5,7 +5,7 @@ use shared::db::{Actor, Db, Selection};
 use shared::models::{AddressPolicy, RelayUrl};
 
 use crate::args::{By, Hold, Queue, Select};
-use crate::output::{Fail, line, row, table, utc};
+use crate::output::{Fail, line, row, table, utc, warn};
 
 /// The role a subcommand needs.
 pub(super) const fn role(args: &Queue) -> &'static str {
@@ -86,49 +86,79 @@ pub(super) fn canonical(text: &str) -> String {
     RelayUrl::parse(text, &AddressPolicy::any()).map_or_else(|_| text.to_owned(), |url| url.to_string())
 }
 
-/// Whether to go on: one job named by itself needs no second word, more do.
-async fn agreed(db: &Db, select: &Select, selection: &Selection, json: bool) -> Result<bool, Fail> {
-    let (jobs, sample) = db.job_preview(selection).await?;
-    if select.yes || (jobs == 1 && selection.kind.is_none() && selection.network.is_none()) {
+/// Whether to go on: one job named by itself needs no second word; a pattern, a filter or several jobs do.
+fn agreed(select: &Select, meant: &Meant, json: bool) -> Result<bool, Fail> {
+    let (jobs, sample) = (&meant.jobs, &meant.sample);
+    if *jobs > 0 && (select.yes || (*jobs == 1 && names_one(select))) {
         return Ok(true);
     }
     if json {
         line(&json!({ "preview": true, "jobs": jobs, "sample": sample }).to_string());
+    }
+    if *jobs == 0 {
+        return Err(Fail::Failed(meant.none.clone()));
+    }
+    if json {
         return Ok(false);
     }
-    line(&format!("{jobs} live jobs are meant; nothing was done. Say --yes to do it."));
-    for job in &sample {
+    line(&format!("{jobs} {}; nothing was done. Say --yes to do it.", meant.what));
+    for job in sample {
         line(&format!("  {job}"));
     }
-    if jobs > sample.len() as u64 {
+    if *jobs > sample.len() as u64 {
         line("  …");
     }
     Ok(false)
 }
 
+/// What a deed would touch, asked with the deed's own conditions.
+struct Meant {
+    jobs: u64,
+    sample: Vec<String>,
+    what: &'static str,
+    none: String,
+}
+
+fn names_one(select: &Select) -> bool {
+    select.kind.is_none()
+        && select.network.is_none()
+        && select.which.as_ref().is_some_and(|w| !w.contains('*'))
+}
+
 async fn cancel(db: &Db, select: &Select, user: &str, json: bool) -> Result<(), Fail> {
     let selection = selection(select)?;
-    if !agreed(db, select, &selection, json).await? {
+    let none = "no live job is meant by that".to_owned();
+    let (jobs, sample) = db.job_preview(&selection).await?;
+    let meant = Meant { jobs, sample, what: "live jobs are meant", none: none.clone() };
+    if !agreed(select, &meant, json)? {
         return Ok(());
     }
     let (cancelled, stopping) = db.job_cancel(&selection, &actor(&select.by, user)).await?;
     if cancelled + stopping == 0 {
-        return Err(Fail::Failed("no live job is meant by that".to_owned()));
+        return Err(Fail::Failed(none));
     }
     say(
         json,
         &json!({ "cancelled": cancelled, "stopping": stopping }),
-        &format!("{cancelled} cancelled, {stopping} running ones are being stopped"),
+        &format!(
+            "{cancelled} cancelled, {stopping} running ones are being stopped; the schedule brings their targets back"
+        ),
     );
     Ok(())
 }
 
 async fn retry(db: &Db, select: &Select, since: u32, user: &str, json: bool) -> Result<(), Fail> {
     let selection = selection(select)?;
-    if !select.yes && selection.which.is_none() && !agreed(db, select, &selection, json).await? {
+    let none = format!("nothing meant by that waits after a failure, or died within the last {since} s");
+    let (jobs, sample) = db.job_retry_preview(&selection, f64::from(since)).await?;
+    let what = "jobs that wait after a failure, or are dead, are meant";
+    if !agreed(select, &Meant { jobs, sample, what, none: none.clone() }, json)? {
         return Ok(());
     }
     let (woken, enqueued) = db.job_retry(&selection, f64::from(since), &actor(&select.by, user)).await?;
+    if woken + enqueued == 0 {
+        return Err(Fail::Failed(none));
+    }
     say(
         json,
         &json!({ "woken": woken, "enqueued": enqueued }),
@@ -160,6 +190,16 @@ async fn run_now(
             asked.saturating_sub(enqueued)
         ),
     );
+    let mut held = Vec::new();
+    for target in &targets {
+        let reasons = db.job_why(target).await?;
+        held.extend(reasons.into_iter().filter(|line| line.reason == "paused").map(|line| line.detail));
+    }
+    held.sort_unstable();
+    held.dedup();
+    for detail in held {
+        warn(&format!("{detail}; what was asked for waits until it is resumed"));
+    }
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! `queue`: queues with their numbers, jobs with their past.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use shared::config::Config;
 use shared::db::{Db, JobLine, QueueLine};
@@ -30,12 +32,25 @@ pub(crate) async fn queue(session: &Session, config: &Config, args: &Queue) -> R
 async fn list(db: &Db, kind: Option<JobKind>, jobs: u32, json: bool) -> Result<(), Fail> {
     let kind = kind.map(JobKind::as_str);
     let mut queues = db.queue_stats().await?;
+    let held: BTreeMap<String, String> = db.queue_holds().await?.into_iter().collect();
+    // A queue that is held is listed whether or not it has any job.
+    for name in held.keys() {
+        let Some((kind, network)) = name.split_once('.') else { continue };
+        if !queues.iter().any(|queue| (queue.kind.as_str(), queue.network.as_str()) == (kind, network)) {
+            let (kind, network) = (kind.to_owned(), network.to_owned());
+            queues.push(QueueLine { kind, network, ..QueueLine::default() });
+        }
+    }
     queues.retain(|queue| kind.is_none_or(|kind| kind == queue.kind));
     let live = if jobs > 0 { db.job_list(kind, None, jobs).await? } else { Vec::new() };
     if json {
         queues
             .iter()
-            .map(queue_json)
+            .map(|queue| {
+                let mut value = queue_json(queue);
+                value["held"] = json!(held.get(&name(queue)));
+                value
+            })
             .chain(live.iter().map(job_json))
             .for_each(|value| line(&value.to_string()));
         return Ok(());
@@ -44,21 +59,37 @@ async fn list(db: &Db, kind: Option<JobKind>, jobs: u32, json: bool) -> Result<(
         line("no job is live and none ended within the last minute");
         return Ok(());
     }
-    let mut rows = vec![row(["QUEUE", "DUE", "WAITING", "RUNNING", "OLDEST", "DONE/MIN", "FAILED/MIN"])];
+    let mut rows =
+        vec![row(["QUEUE", "DUE", "WAITING", "RUNNING", "OLDEST", "DONE/MIN", "FAILED/MIN", "HELD"])];
     rows.extend(queues.iter().map(|queue| {
         vec![
-            format!("{}.{}", queue.kind, queue.network),
+            name(queue),
             queue.due.to_string(),
             queue.waiting.to_string(),
             queue.running.to_string(),
             queue.oldest_due_s.map(|age| format!("{age:.0} s")).unwrap_or_default(),
             queue.done_per_min.to_string(),
             queue.dead_per_min.to_string(),
+            held.get(&name(queue)).map(|mode| held_word(mode).to_owned()).unwrap_or_default(),
         ]
     }));
     table(&rows);
     table(&live.iter().map(job_row).collect::<Vec<_>>());
     Ok(())
+}
+
+fn name(queue: &QueueLine) -> String {
+    format!("{}.{}", queue.kind, queue.network)
+}
+
+/// What a mode of holding does, in a word.
+pub(crate) fn held_word(mode: &str) -> &str {
+    match mode {
+        "pause" => "paused",
+        "drain" => "draining",
+        "both" => "paused, draining",
+        other => other,
+    }
 }
 
 pub(crate) fn queue_json(queue: &QueueLine) -> Value {
@@ -70,6 +101,7 @@ pub(crate) fn queue_json(queue: &QueueLine) -> Value {
 }
 
 async fn show(db: &Db, which: &str, json: bool) -> Result<(), Fail> {
+    let which = &operate::canonical(which);
     let mut jobs = db.job_list(None, Some(which), JOBS).await?;
     jobs.extend(db.job_past(None, which, JOBS).await?);
     if jobs.is_empty() {

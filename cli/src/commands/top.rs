@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use serde_json::json;
 use shared::config::Config;
-use shared::db::{Board, Db, QueueLine};
+use shared::db::{Board, Db, DbError, QueueLine};
 
-use super::queue::queue_json;
+use super::queue::{held_word, queue_json};
 use crate::Session;
 use crate::args::{AutoscaleArgs, Top};
-use crate::output::{Fail, line, row, table, utc};
+use crate::output::{Fail, columns, line, row, utc};
 
 /// Clears the screen and goes to its first place (ECMA-48).
 const CLEAR: &str = "\x1b[2J\x1b[H";
@@ -22,10 +22,19 @@ pub(crate) async fn top(session: &Session, config: &Config, args: &Top) -> Resul
     }
     let once = args.once || !std::io::stdout().is_terminal();
     loop {
+        // Looked at first and drawn then: an outage leaves the last picture until it is known.
+        let drawn = match board(&db).await {
+            Err(error) if !once => {
+                vec![format!("{}   {error}; looking again", utc(shared::clock::unix_now()))]
+            }
+            drawn => drawn?,
+        };
         if !once {
             line(CLEAR);
         }
-        board(&db).await?;
+        for text in drawn {
+            line(&text);
+        }
         if once {
             return Ok(());
         }
@@ -33,22 +42,24 @@ pub(crate) async fn top(session: &Session, config: &Config, args: &Top) -> Resul
     }
 }
 
-async fn board(db: &Db) -> Result<(), Fail> {
+/// The board, line by line.
+async fn board(db: &Db) -> Result<Vec<String>, DbError> {
+    let mut lines = Vec::new();
     let leaders = db.leader_list().await?;
     let leader = leaders.iter().find(|leader| leader.left_s > 0.0).map_or_else(
         || "no scheduler leads".to_owned(),
         |leader| format!("{} leads, term {}, {:.0} s left", leader.holder, leader.term, leader.left_s),
     );
     let wanted = db.autoscale().await?;
-    line(&format!("{}   {leader}", utc(shared::clock::unix_now())));
-    line(&format!(
+    lines.push(format!("{}   {leader}", utc(shared::clock::unix_now())));
+    lines.push(format!(
         "{} workers wanted, {:.0} s of work in the queues ({})",
         wanted.desired, wanted.backlog_s, wanted.binding
     ));
-    line("");
+    lines.push(String::new());
     let mut rows = vec![row(["QUEUE", "DUE", "AHEAD", "RUNNING", "OLDEST", "DONE/MIN", "FAILED/MIN"])];
     rows.extend(db.queue_stats().await?.iter().map(queue_row));
-    table(&rows);
+    lines.extend(columns(&rows));
     for (board, heading) in [
         (Board::Budgets, row(["NETWORK", "JOBS", "TRAFFIC"])),
         (Board::Workers, row(["WORKER", "VANTAGE", "VERSION", "SLOTS", "LEASE", ""])),
@@ -57,14 +68,12 @@ async fn board(db: &Db) -> Result<(), Fail> {
     ] {
         let cells = db.board(board).await?;
         if !cells.is_empty() {
-            line("");
-            table(&[vec![heading], cells].concat());
+            lines.push(String::new());
+            lines.extend(columns(&[vec![heading], cells].concat()));
         }
     }
-    for (queue, mode) in db.queue_holds().await? {
-        line(&format!("{queue}: {mode}"));
-    }
-    Ok(())
+    lines.extend(db.queue_holds().await?.iter().map(|(queue, mode)| format!("{queue}: {}", held_word(mode))));
+    Ok(lines)
 }
 
 fn queue_row(queue: &QueueLine) -> Vec<String> {

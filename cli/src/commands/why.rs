@@ -20,7 +20,7 @@ pub(crate) async fn why(session: &Session, config: &Config, args: &Why) -> Resul
             line(&value.to_string());
         }
     } else {
-        let mut rows = vec![row(["QUEUE", "STATE", "REASON", "UNTIL", "DETAIL"])];
+        let mut rows = vec![row(["QUEUE", "STATE", "REASON", "UNTIL", "JOB", "DETAIL"])];
         rows.extend(reasons.iter().map(|reason| {
             #[expect(clippy::cast_possible_truncation, reason = "whole seconds of a date")]
             let until = reason.until.map(|at| utc(at as i64)).unwrap_or_default();
@@ -29,6 +29,7 @@ pub(crate) async fn why(session: &Session, config: &Config, args: &Why) -> Resul
                 &reason.state,
                 &reason.reason,
                 &until,
+                reason.job.as_deref().unwrap_or("-"),
                 &reason.detail,
             ])
         }));

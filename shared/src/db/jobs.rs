@@ -1,10 +1,9 @@
-//! The queue's stored functions: enqueue, claim, heartbeat, finish, rescue, and the leader's lease.
+//! The queue's stored functions: enqueue, claim, heartbeat, finish.
 
 use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 
-use super::maintain::Rescued;
 use super::rows::{get, small_count, word};
 use super::{Db, DbError};
 use crate::models::{JobKind, Network, Verdict};
@@ -87,8 +86,21 @@ pub struct Exchanged {
     pub finished: Vec<String>,
     /// New attempts.
     pub claimed: Vec<Claimed>,
+    /// New attempts whose rows make no sense to us: nobody can run them.
+    pub unreadable: Vec<Unreadable>,
     /// (job, attempt) pairs running here that an operator wants stopped.
     pub cancelled: Vec<(String, i32)>,
+}
+
+/// A claimed attempt whose row cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Id of the job.
+    pub job: String,
+    /// This attempt, from 1.
+    pub attempt: i32,
+    /// What is wrong with the row.
+    pub why: String,
 }
 
 /// A claimed attempt.
@@ -133,30 +145,6 @@ pub struct Finished {
     pub result: String,
 }
 
-/// A kind of jobs as [`Db::scheduler_tick`] enqueues it.
-#[derive(Debug, Clone, Copy)]
-pub struct TickKind {
-    /// The kind.
-    pub kind: JobKind,
-    /// How long one attempt may run.
-    pub timeout: Duration,
-    /// Attempts before it is dead.
-    pub max_attempts: u16,
-    /// A target whose job vanished comes due again after this.
-    pub again: Duration,
-}
-
-/// What [`Db::scheduler_tick`] did.
-#[derive(Debug, Clone, Default)]
-pub struct Tick {
-    /// Term of the lead; none while another scheduler leads.
-    pub term: Option<i64>,
-    /// Jobs taken from lost workers.
-    pub rescued: Rescued,
-    /// New jobs, in the order of the kinds asked for.
-    pub enqueued: Vec<u64>,
-}
-
 fn claimed(row: &PgRow) -> Result<Claimed, DbError> {
     let job: String = get(row, "job_id")?;
     let kind: String = get(row, "kind")?;
@@ -178,11 +166,11 @@ fn claimed(row: &PgRow) -> Result<Claimed, DbError> {
 }
 
 /// A number of things as the database counts.
-fn count32(n: u32) -> i32 {
+pub(super) fn count32(n: u32) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }
 
-fn seconds(duration: Duration) -> i32 {
+pub(super) fn seconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_secs()).unwrap_or(i32::MAX)
 }
 
@@ -263,7 +251,7 @@ impl Db {
     }
 
     /// Claims at most `free` jobs of each queue for a worker that runs nothing else: earliest deadline first
-    /// within a class.
+    /// within a class. Unreadable ones are left to their run deadline.
     pub async fn job_claim(&self, worker: &str, free: &[(String, u32)]) -> Result<Vec<Claimed>, DbError> {
         let wanted = free
             .iter()
@@ -304,7 +292,15 @@ impl Db {
             let what: String = get(row, "what")?;
             match what.as_str() {
                 "finished" => exchanged.finished.push(get(row, "job_id")?),
-                "claimed" => exchanged.claimed.push(claimed(row)?),
+                // The call is committed: a row that is out of order is its own trouble, not its neighbours'.
+                "claimed" => match claimed(row) {
+                    Ok(claimed) => exchanged.claimed.push(claimed),
+                    Err(error) => exchanged.unreadable.push(Unreadable {
+                        job: get(row, "job_id")?,
+                        attempt: get(row, "attempt")?,
+                        why: error.to_string(),
+                    }),
+                },
                 _ => exchanged.cancelled.push((get(row, "job_id")?, get(row, "attempt")?)),
             }
         }
@@ -331,65 +327,5 @@ impl Db {
     pub async fn worker_stop(&self, worker: &str) -> Result<u64, DbError> {
         let row = self.one(sqlx::query("SELECT worker_stop($1) AS n").bind(worker)).await?;
         small_count(&row, "n")
-    }
-
-    /// One round of a scheduler, in one transaction; nothing but the claim of the lead while another leads.
-    pub async fn scheduler_tick(
-        &self,
-        holder: &str,
-        ttl: Duration,
-        kinds: &[TickKind],
-        networks: &[String],
-        limit: u32,
-        deadlines: bool,
-    ) -> Result<Tick, DbError> {
-        let row = self
-            .one(
-                sqlx::query(
-                    "SELECT term, coalesce(rescued, 0) AS rescued, coalesce(killed, 0) AS killed, \
-                     coalesce(enqueued, '{}') AS enqueued FROM scheduler_tick($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-                )
-                .bind(holder)
-                .bind(ttl.as_secs_f64())
-                .bind(kinds.iter().map(|k| k.kind.as_str().to_owned()).collect::<Vec<_>>())
-                .bind(networks)
-                .bind(kinds.iter().map(|k| seconds(k.timeout)).collect::<Vec<_>>())
-                .bind(kinds.iter().map(|k| i32::from(k.max_attempts)).collect::<Vec<_>>())
-                .bind(kinds.iter().map(|k| seconds(k.again)).collect::<Vec<_>>())
-                .bind(count32(limit))
-                .bind(deadlines),
-            )
-            .await?;
-        let enqueued: Vec<i32> = get(&row, "enqueued")?;
-        Ok(Tick {
-            term: get(&row, "term")?,
-            rescued: Rescued { again: small_count(&row, "rescued")?, dead: small_count(&row, "killed")? },
-            enqueued: enqueued.into_iter().map(|n| u64::try_from(n).unwrap_or(0)).collect(),
-        })
-    }
-
-    /// Takes or renews a leader lease; `None` while another process holds it.
-    pub async fn leader_claim(
-        &self,
-        name: &str,
-        holder: &str,
-        ttl: Duration,
-    ) -> Result<Option<i64>, DbError> {
-        let row = self
-            .one(
-                sqlx::query("SELECT leader_claim($1, $2, $3) AS term")
-                    .bind(name)
-                    .bind(holder)
-                    .bind(ttl.as_secs_f64()),
-            )
-            .await?;
-        get(&row, "term")
-    }
-
-    /// Ends a leader lease early.
-    pub async fn leader_release(&self, name: &str, holder: &str) -> Result<bool, DbError> {
-        let row =
-            self.one(sqlx::query("SELECT leader_release($1, $2) AS held").bind(name).bind(holder)).await?;
-        get(&row, "held")
     }
 }

@@ -12,6 +12,7 @@ mod error;
 mod fleet;
 mod inspect;
 mod jobs;
+mod lead;
 mod listen;
 mod maintain;
 mod migrate;
@@ -37,9 +38,8 @@ pub use discover::{Asked, Found, Sighted, Sighting, UnminedEvent};
 pub use error::DbError;
 pub use fleet::{FleetLimits, HostPermit};
 pub use inspect::{LeaderLine, Unsettled};
-pub use jobs::{
-    Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Tick, TickKind, Wanted,
-};
+pub use jobs::{Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Unreadable, Wanted};
+pub use lead::{Tick, TickKind};
 pub use listen::JobListener;
 pub use maintain::Rescued;
 pub use migrate::{

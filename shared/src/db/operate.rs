@@ -132,6 +132,18 @@ impl Db {
         Ok((count(&row, "jobs")?, get(&row, "sample")?))
     }
 
+    /// How many jobs a retry would touch, and the first ten.
+    pub async fn job_retry_preview(
+        &self,
+        selection: &Selection,
+        since_s: f64,
+    ) -> Result<(u64, Vec<String>), DbError> {
+        let query = sqlx::query("SELECT jobs, sample FROM job_retry_preview($1, $2, $3, $4)");
+        let query = query.bind(&selection.which).bind(&selection.kind).bind(&selection.network);
+        let row = self.one(query.bind(since_s)).await?;
+        Ok((count(&row, "jobs")?, get(&row, "sample")?))
+    }
+
     /// Cancels live jobs; returns how many ended at once, and how many are being stopped.
     pub async fn job_cancel(&self, selection: &Selection, actor: &Actor) -> Result<(u64, u64), DbError> {
         let query = sqlx::query("SELECT cancelled, stopping FROM job_cancel($1, $2, $3, $4, $5)");

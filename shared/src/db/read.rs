@@ -59,7 +59,7 @@ pub struct CoverageLine {
 }
 
 /// One queue with its numbers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct QueueLine {
     /// Job kind.
     pub kind: String,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::backend::Ticket;
 use super::run::{Shared, network_label};
-use crate::db::{DbError, Finished};
+use crate::db::{DbError, Finished, Unreadable};
 use crate::jobs::Ending;
 use crate::models::{Network, Verdict};
 use crate::telemetry::Labels;
@@ -63,41 +63,88 @@ pub(super) async fn bisect(shared: &Shared, batch: &[Ended]) -> Result<Vec<Strin
     Ok(held)
 }
 
-/// Opens the breakers of the networks a batch reports as out of our reach; how long they stay open is how long
-/// its jobs wait.
-pub(super) async fn trip(shared: &Shared, batch: &mut [Ended]) {
-    let mut asked: Vec<(Network, Duration)> = Vec::new();
-    for ended in batch {
-        let Some(network) = ended.ending.trip.take() else { continue };
-        if !asked.iter().any(|(known, _)| *known == network) {
-            let why = ended.ending.result["error"].as_str().unwrap_or_default().to_owned();
-            let options = &shared.options;
-            let open = match shared.db.breaker_trip(network, &options.vantage, &options.worker, &why).await {
-                Ok(open) => {
-                    tracing::warn!(network = %network, seconds = open.as_secs(), reason = why, "the breaker of a network opens");
-                    open
+/// Networks reported as out of our reach whose breakers could not be opened yet, and why.
+pub(super) type Trips = Vec<(Network, String)>;
+
+/// Opens the breakers of the networks a batch reports as out of our reach, and of those still owed from before; how
+/// long they stay open is how long the batch's jobs wait.
+pub(super) async fn trip(shared: &Shared, batch: &mut [Ended], owed: &mut Trips) {
+    for (network, why) in reported(batch, std::mem::take(owed)) {
+        let options = &shared.options;
+        match shared.db.breaker_trip(network, &options.vantage, &options.worker, &why).await {
+            Ok(open) => {
+                tracing::warn!(network = %network, seconds = open.as_secs(), reason = why, "the breaker of a network opens");
+                for ended in batch.iter_mut().filter(|ended| ended.ending.trip == Some(network)) {
+                    ended.ending.trip = None;
+                    ended.delay = open;
                 }
-                Err(error) => {
-                    tracing::warn!(error = %error, network = %network, "the breaker could not be opened");
-                    ended.delay
-                }
-            };
-            asked.push((network, open));
-        }
-        if let Some((_, open)) = asked.iter().find(|(known, _)| *known == network) {
-            ended.delay = *open;
+            }
+            Err(error) if error.is_data() => {
+                tracing::error!(error = %error, network = %network, "the breaker cannot be opened");
+            }
+            Err(error) => {
+                tracing::debug!(error = %error, network = %network, "the breaker opens when the database answers");
+                owed.push((network, why));
+            }
         }
     }
 }
 
-/// Closes the breaker that a probing job of the batch has found to be needless.
+/// Each network once, with the first reason.
+fn reported(batch: &[Ended], mut trips: Trips) -> Trips {
+    for ended in batch {
+        let Some(network) = ended.ending.trip else { continue };
+        if !trips.iter().any(|(known, _)| *known == network) {
+            let why = ended.ending.result["error"].as_str().unwrap_or_default();
+            trips.push((network, why.replace('\0', "\u{fffd}")));
+        }
+    }
+    trips
+}
+
+/// Closes the breakers that probing jobs of the batch have found to be needless.
 pub(super) async fn close(shared: &Shared, batch: &[Ended]) {
-    let probed = batch.iter().find(|e| e.ticket.claimed.probe && e.ending.verdict == Verdict::Complete);
-    let Some(Ok(network)) = probed.map(|e| e.ticket.claimed.network.parse::<Network>()) else { return };
-    match shared.db.breaker_close(network, &shared.options.vantage).await {
-        Ok(_) => tracing::info!(network = %network, "the breaker of a network closes"),
-        // The next probe closes it.
-        Err(error) => tracing::warn!(error = %error, network = %network, "the breaker could not be closed"),
+    for network in proved(batch) {
+        match shared.db.breaker_close(network, &shared.options.vantage).await {
+            Ok(_) => tracing::info!(network = %network, "the breaker of a network closes"),
+            // The next probe closes it.
+            Err(error) => {
+                tracing::warn!(error = %error, network = %network, "the breaker could not be closed");
+            }
+        }
+    }
+}
+
+/// The networks that probing jobs of the batch have found to work.
+fn proved(batch: &[Ended]) -> Vec<Network> {
+    let mut networks: Vec<Network> = batch
+        .iter()
+        .filter(|ended| ended.ticket.claimed.probe && ended.ending.verdict == Verdict::Complete)
+        .filter_map(|ended| ended.ticket.claimed.network.parse().ok())
+        .collect();
+    networks.sort_unstable_by_key(|network| network.as_str());
+    networks.dedup();
+    networks
+}
+
+/// Ends jobs whose rows make no sense to us, each by itself; those the database could not be told of stay for the
+/// next time.
+pub(super) async fn condemn(shared: &Shared, unreadable: &mut Vec<Unreadable>) {
+    for bad in std::mem::take(unreadable) {
+        let dead = Finished {
+            job: bad.job.clone(),
+            attempt: bad.attempt,
+            verdict: Verdict::Kill,
+            delay: Duration::ZERO,
+            result: json!({ "error": format!("unreadable: {}", bad.why) }).to_string(),
+        };
+        match shared.db.job_finish(&shared.options.worker, &[dead]).await {
+            Ok(_) => {}
+            Err(error) if error.is_data() => {
+                tracing::error!(error = %error, job.id = bad.job, "an unreadable job cannot be ended; correct its row by hand");
+            }
+            Err(_) => unreadable.push(bad),
+        }
     }
 }
 
@@ -131,7 +178,7 @@ fn backoff(attempt: i32) -> Duration {
 pub(super) fn settle(shared: &Shared, batch: &[Ended], held: &[String]) {
     for ended in batch {
         let claimed = &ended.ticket.claimed;
-        shared.forget(&claimed.job, claimed.attempt);
+        shared.held.forget(&(claimed.job.clone(), claimed.attempt));
         ended.ticket.slot.settle();
         if held.contains(&claimed.job) {
             let labels = Labels::new(
@@ -160,6 +207,74 @@ pub(super) fn settle(shared: &Shared, batch: &[Ended], held: &[String]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::db::{Claimed, Db};
+    use crate::jobs::JobError;
+    use crate::models::JobKind;
+    use crate::net::Traffic;
+    use crate::queue::QueueOptions;
+    use crate::queue::held::Held;
+    use crate::queue::lanes::Lanes;
+    use crate::telemetry::{Health, Metrics};
+
+    /// An attempt on a network that ended like this, claimed to find out whether the network works.
+    fn ended(network: &str, ending: Ending) -> Ended {
+        let mut lanes = Lanes::new(std::sync::Arc::default());
+        lanes.push("sync.x", 1, tokio::sync::mpsc::channel(1).0);
+        let claimed = Claimed {
+            job: network.to_owned(),
+            queue: "sync.x".to_owned(),
+            kind: JobKind::Sync,
+            network: network.to_owned(),
+            target: "wss://x.example".to_owned(),
+            attempt: 1,
+            max_attempts: 3,
+            timeout: Duration::from_secs(60),
+            class: 2,
+            deadline: 0.0,
+            probe: true,
+        };
+        let slot = lanes.take("sync.x").unwrap().0.into();
+        let holding = Held::new(Metrics::new()).remember(network, 1).into();
+        Ended::new(Ticket { claimed, slot, holding }, ending)
+    }
+
+    fn sick(network: Network, why: &str) -> Ended {
+        ended(network.as_str(), JobError::Sick { network, why: why.to_owned() }.into())
+    }
+
+    #[test]
+    fn every_network_that_a_batch_has_probed_is_proved() {
+        let done = || Ending::complete(json!({}));
+        let mut batch = vec![ended("tor", done()), ended("clearnet", done()), ended("tor", done())];
+        batch.push(ended("i2p", Ending::retry("no")));
+        assert_eq!(proved(&batch), [Network::Clearnet, Network::Tor]);
+    }
+
+    #[tokio::test]
+    async fn a_breaker_that_could_not_be_opened_is_owed_and_its_reason_is_storable() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("postgres://u@{}/x", server.local_addr().unwrap());
+        let hung_up = std::thread::spawn(move || drop(server.accept()));
+        let options = QueueOptions {
+            worker: "w".to_owned(),
+            vantage: "test".to_owned(),
+            queues: Vec::new(),
+            lease: Duration::from_secs(1),
+            poll: Duration::from_secs(1),
+            grace: Duration::ZERO,
+            listen_url: None,
+            traffic: Traffic::default(),
+        };
+        let db = Db::lazy(&url, "test", 1).unwrap().with_timeout(Duration::from_secs(1));
+        let shared = Shared::new(db, options, Metrics::new(), Health::default());
+        let mut batch = [sick(Network::Tor, "the proxy said \0"), sick(Network::Tor, "later")];
+        let mut owed = Trips::new();
+        trip(&shared, &mut batch, &mut owed).await;
+        hung_up.join().unwrap();
+        assert_eq!(owed, [(Network::Tor, "the proxy said \u{fffd}".to_owned())]);
+        assert_eq!(reported(&batch, Trips::new()), owed, "the batch, told again, reports it again");
+        assert_eq!(reported(&[], owed.clone()), owed, "and without the batch it is still owed");
+    }
 
     #[test]
     fn nul_is_replaced_and_its_escape_is_left_alone() {

@@ -14,8 +14,8 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use super::ack::Ended;
-use super::lanes::Slot;
-use super::run::End;
+use super::held::Holding;
+use super::lanes::{Serving, Slot};
 use crate::db::Claimed;
 use crate::jobs::Ending;
 
@@ -24,8 +24,8 @@ use crate::jobs::Ending;
 pub(super) struct Ticket {
     pub(super) claimed: Claimed,
     pub(super) slot: Arc<Slot>,
-    /// Says when the attempt is to end before its time.
-    pub(super) end: End,
+    /// Notes the attempt as running here, and says when it is to end before its time.
+    pub(super) holding: Arc<Holding>,
 }
 
 /// Receiving end of one queue's channel; shared, so that a restarted worker goes on where it was.
@@ -35,11 +35,12 @@ pub(super) type Tickets = Arc<Mutex<mpsc::Receiver<Ticket>>>;
 pub(super) struct QueueBackend {
     tickets: Tickets,
     ended: mpsc::Sender<Ended>,
+    _serving: Serving,
 }
 
 impl QueueBackend {
-    pub(super) const fn new(tickets: Tickets, ended: mpsc::Sender<Ended>) -> Self {
-        Self { tickets, ended }
+    pub(super) const fn new(tickets: Tickets, ended: mpsc::Sender<Ended>, serving: Serving) -> Self {
+        Self { tickets, ended, _serving: serving }
     }
 }
 

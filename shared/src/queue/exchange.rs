@@ -7,10 +7,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::ack::{self, Ended};
 use super::backend::Ticket;
+use super::held::Why;
 use super::lanes::Lanes;
-use super::run::{EXCHANGE, Shared, Why};
+use super::run::{EXCHANGE, QUEUES, Shared};
 use crate::clock;
-use crate::db::{Claimed, DbError, Exchange, Exchanged, Wanted};
+use crate::db::{Claimed, DbError, Exchange, Exchanged, Unreadable, Wanted};
+use crate::telemetry::Outage;
 
 /// Attempts acknowledged per call; what ends while one is under way goes with the next.
 const BATCH: usize = 500;
@@ -32,6 +34,7 @@ pub(super) async fn run(
 ) {
     let mut batch: Vec<Ended> = Vec::new();
     let mut peaks_ms = clock::monotonic_ms();
+    let (mut outage, mut owed, mut unreadable) = (Outage::default(), ack::Trips::new(), Vec::new());
     loop {
         let began = tokio::time::Instant::now();
         if stop.is_cancelled() {
@@ -43,10 +46,14 @@ pub(super) async fn run(
             exchange.peaks = lanes.take_peaks();
             peaks_ms = clock::monotonic_ms();
         }
-        ack::trip(&shared, &mut batch).await;
+        ack::trip(&shared, &mut batch, &mut owed).await;
         let pause = match tell(&shared, &batch, exchange).await {
             Ok((exchange, exchanged)) => {
+                outage.answered("the database");
                 shared.beat(EXCHANGE);
+                if lanes.served() {
+                    shared.beat(QUEUES);
+                }
                 ack::settle(&shared, &batch, &exchanged.finished);
                 ack::close(&shared, &batch).await;
                 batch.clear();
@@ -57,17 +64,27 @@ pub(super) async fn run(
                 hand_out(&shared, &lanes, exchanged.claimed).await;
                 lanes.note_peaks();
                 for key in &exchanged.cancelled {
-                    shared.end(key, Why::Cancelled);
+                    shared.held.end(key, Why::Cancelled);
                 }
+                note_unreadable(&shared, &exchanged.unreadable);
+                unreadable.extend(exchanged.unreadable);
+                ack::condemn(&shared, &mut unreadable).await;
                 jittered(shared.options.poll)
             }
             Err(error) => {
-                tracing::warn!(error = %error, jobs = batch.len(), "again when the database answers");
+                outage.failed(&error, "acknowledging and claiming again when the database answers");
                 shared.metrics.queue_errors.inc();
+                shared.turn(EXCHANGE);
+                if lanes.served() {
+                    shared.turn(QUEUES);
+                }
                 RETRY
             }
         };
         if !wait(&shared, &mut ended, &mut batch, pause, &stop).await {
+            if !stop.is_cancelled() {
+                tracing::error!("nobody is left who could run a job; nothing is claimed any more");
+            }
             return;
         }
         while !batch.is_empty() && batch.len() < lanes.running().min(ENOUGH) {
@@ -129,15 +146,27 @@ fn jittered(poll: Duration) -> Duration {
     poll * 3 / 5 + poll * 2 / 5 * share / 256
 }
 
+fn note_unreadable(shared: &Shared, unreadable: &[Unreadable]) {
+    for bad in unreadable {
+        shared.metrics.jobs_unreadable.inc();
+        tracing::error!(
+            job.id = bad.job,
+            job.attempt = bad.attempt,
+            reason = bad.why,
+            "the row of a job cannot be read; the job is dead"
+        );
+    }
+}
+
 async fn hand_out(shared: &Shared, lanes: &Lanes, claimed: Vec<Claimed>) {
     for claimed in claimed {
         let Some((slot, tickets)) = lanes.take(&claimed.queue) else { continue };
-        let end = shared.remember(&claimed.job, claimed.attempt);
+        let holding = shared.held.remember(&claimed.job, claimed.attempt).into();
         let queue = claimed.queue.clone();
-        let ticket = Ticket { claimed, slot: slot.into(), end };
+        let ticket = Ticket { claimed, slot: slot.into(), holding };
         // The channel holds as many tickets as are ever claimed, so this does not wait.
         if tickets.send(ticket).await.is_err() {
-            tracing::error!(queue, "a queue's worker is gone; rescue will find its jobs");
+            tracing::error!(queue, "a queue's worker is gone; the heartbeat gives its jobs back");
         }
     }
 }

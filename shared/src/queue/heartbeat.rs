@@ -1,45 +1,60 @@
 //! Renewing the lease, and noticing what was lost meanwhile.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::run::{HEARTBEAT, Shared, Why};
+use super::held::{Key, Why};
+use super::run::{HEARTBEAT, Shared};
 use crate::clock;
 use crate::db::{DbError, Finished};
 use crate::models::Verdict;
+use crate::telemetry::Outage;
 
 /// Between tries while the database is away: a lease is worth more than a quiet log.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Between two looks at what is left of the lease: a sleep does not count the time a machine is suspended.
+const LOOK: Duration = Duration::from_secs(1);
+/// The shortest: a lease that is over stays so until the next heartbeat.
+const LOOK_LEAST: Duration = Duration::from_millis(100);
+
 /// (job, attempt) pairs.
-type Pairs = HashSet<(String, i32)>;
+type Pairs = HashSet<Key>;
 
 /// Beats until told to stop. A lease that could not be renewed in time is over by our own clock: whatever runs
 /// here is stopped then, for another worker may have it.
 pub(super) async fn run(shared: Shared, stop: CancellationToken) {
-    let mut strays = Pairs::new();
-    let mut late = false;
+    let mercy_ms = AtomicU64::new(0);
+    tokio::select! {
+        () = beats(&shared, &mercy_ms, &stop) => {}
+        () = watch(&shared, &mercy_ms) => {}
+    }
+}
+
+async fn beats(shared: &Shared, mercy_ms: &AtomicU64, stop: &CancellationToken) {
+    let (mut strays, mut outage) = (Pairs::new(), Outage::default());
     loop {
-        let beating = beat(&shared, &mut strays);
-        tokio::pin!(beating);
-        let result = tokio::select! {
-            result = &mut beating => result,
-            () = lease_end(&shared, late) => {
-                shared.end_all(Why::Lost);
-                beating.await
+        let pause = match beat(shared, &mut strays).await {
+            Ok(()) => {
+                outage.answered("the database");
+                let third = shared.options.lease / 3;
+                // An answer that was longer on its way than the lease: since when that stands nobody here knows, so it is
+                // renewed once more at once, and given the time an answer may take. Stopping what was claimed under it
+                // would spend attempts after every outage.
+                if shared.lease_left().is_zero() {
+                    mercy_ms.store(clock::boot_ms() + millis(third), Ordering::Relaxed);
+                    Duration::ZERO
+                } else {
+                    third
+                }
             }
-        };
-        // An answer that was longer on its way than the lease: since when that stands nobody here knows, so it is
-        // renewed once more at once. Stopping what was claimed under it would spend attempts after every outage.
-        late = result.is_ok() && shared.lease_left().is_zero();
-        let pause = match result {
-            Ok(()) if late => Duration::ZERO,
-            Ok(()) => shared.options.lease / 3,
             Err(error) => {
-                tracing::warn!(error = %error, "heartbeat again when the database answers");
+                outage.failed(&error, "the lease is renewed when the database answers");
                 shared.metrics.queue_errors.inc();
+                shared.turn(HEARTBEAT);
                 RETRY.min(shared.options.lease / 3)
             }
         };
@@ -50,26 +65,34 @@ pub(super) async fn run(shared: Shared, stop: CancellationToken) {
     }
 }
 
-/// Waits for the end of the lease; of one that is known late, for the time an answer may take.
-async fn lease_end(shared: &Shared, late: bool) {
-    if late {
-        tokio::time::sleep(shared.options.lease / 3).await;
-    }
+/// Stops what runs here whenever the lease is over; beside the beats, for one may take long, or none come.
+async fn watch(shared: &Shared, mercy_ms: &AtomicU64) {
+    let mut told = false;
     loop {
-        let left = shared.lease_left();
-        if left.is_zero() {
-            return;
+        let mercy = mercy_ms.load(Ordering::Relaxed).saturating_sub(clock::boot_ms());
+        let left = shared.lease_left().max(Duration::from_millis(mercy));
+        // Once: what comes in afterwards was claimed under a lease whose word is still on its way.
+        if left.is_zero() && !told {
+            let jobs = shared.held.end_all(Why::Lost);
+            if jobs > 0 {
+                tracing::warn!(jobs, "the lease could not be renewed in time; stopping what runs");
+            }
         }
-        tokio::time::sleep(left).await;
+        told = left.is_zero();
+        tokio::time::sleep(left.clamp(LOOK_LEAST, LOOK)).await;
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One heartbeat: renews the lease, stops the attempts that another worker has taken over, and gives back
 /// those the database thinks we run although their claim never reached us (`strays`, seen twice running).
 pub(super) async fn beat(shared: &Shared, strays: &mut Pairs) -> Result<(), DbError> {
-    let before = shared.held();
+    let before = shared.held.keys();
     // The lease counts from before the question: the answer may have been long on its way.
-    let asked_ms = clock::monotonic_ms();
+    let asked_ms = clock::boot_ms();
     let registration = shared.registration(shared.options.traffic.take());
     let held: Pairs = match shared.db.job_heartbeat(&registration).await {
         Ok(held) => held.into_iter().collect(),
@@ -83,16 +106,16 @@ pub(super) async fn beat(shared: &Shared, strays: &mut Pairs) -> Result<(), DbEr
     shared.renewed(asked_ms);
     shared.beat(HEARTBEAT);
     for key in before {
-        if !held.contains(&key) && shared.is_held(&key) {
+        if !held.contains(&key) && shared.held.contains(&key) {
             tracing::warn!(
                 job.id = key.0,
                 job.attempt = key.1,
                 "this job is not ours any more; stopping it here"
             );
-            shared.end(&key, Why::Lost);
+            shared.held.end(&key, Why::Lost);
         }
     }
-    let unknown: Pairs = held.into_iter().filter(|key| !shared.is_held(key)).collect();
+    let unknown: Pairs = held.into_iter().filter(|key| !shared.held.contains(key)).collect();
     let give_back: Vec<Finished> = unknown.intersection(strays).map(given_back).collect();
     if !give_back.is_empty() {
         tracing::warn!(jobs = give_back.len(), "giving back jobs whose claim never arrived");
@@ -109,5 +132,52 @@ fn given_back((job, attempt): &(String, i32)) -> Finished {
         verdict: Verdict::Snooze,
         delay: Duration::ZERO,
         result: r#"{"error":"the claim never reached its worker"}"#.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::Db;
+    use crate::net::Traffic;
+    use crate::queue::QueueOptions;
+    use crate::telemetry::{Health, Metrics};
+
+    /// A server that hangs up at once: every beat fails fast, and the pauses between them are what passes.
+    async fn hang_up(server: tokio::net::TcpListener) {
+        while let Ok((socket, _)) = server.accept().await {
+            drop(socket);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_runs_is_stopped_when_the_lease_ends_and_not_at_the_next_beat() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("postgres://u@{}/x", server.local_addr().unwrap());
+        // A beat a second: at 2.0 s and at 3.0 s, or a little later.
+        let lease = Duration::from_millis(3_100);
+        let options = QueueOptions {
+            worker: "w".to_owned(),
+            vantage: "test".to_owned(),
+            queues: Vec::new(),
+            lease,
+            poll: Duration::from_secs(1),
+            grace: Duration::ZERO,
+            listen_url: None,
+            traffic: Traffic::default(),
+        };
+        let shared =
+            Shared::new(Db::lazy(&url, "test", 1).unwrap(), options, Metrics::new(), Health::default());
+        let holding = shared.held.remember("a", 1);
+        let began = clock::boot_ms();
+        let stop = CancellationToken::new();
+        let why = tokio::select! {
+            why = holding.told() => why,
+            () = run(shared, stop.clone()) => unreachable!("it was not told to stop"),
+            () = hang_up(server) => unreachable!("the server stays"),
+        };
+        let after = clock::boot_ms() - began;
+        assert_eq!(why, Why::Lost);
+        assert!((3_000..3_400).contains(&after), "after {after} ms");
     }
 }

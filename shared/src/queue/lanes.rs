@@ -45,12 +45,15 @@ pub(super) struct LaneState {
     gate: Semaphore,
     /// How long attempts run of late, microseconds; 0: not known.
     run_us: AtomicU32,
+    /// apalis's workers that take its tickets: one, while all is well.
+    serving: AtomicU32,
 }
 
 impl LaneState {
     fn new(network: &str, slots: u32) -> Self {
         let (used, gate) = (AtomicU32::new(0), Semaphore::new(slots as usize));
-        Self { slots, hostless: network == LOCAL, used, gate, run_us: AtomicU32::new(0) }
+        let (run_us, serving) = (AtomicU32::new(0), AtomicU32::new(0));
+        Self { slots, hostless: network == LOCAL, used, gate, run_us, serving }
     }
 
     /// The permits of its slots.
@@ -70,6 +73,23 @@ impl LaneState {
     fn ahead(&self) -> u32 {
         let short = (1..=SHORT_US).contains(&self.run_us.load(Ordering::Relaxed));
         if self.hostless && short { most_ahead(self.slots) } else { 0 }
+    }
+}
+
+/// Somebody takes the tickets of a lane, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Serving(Arc<LaneState>);
+
+impl Serving {
+    pub(super) fn new(lane: &Arc<LaneState>) -> Self {
+        lane.serving.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(lane))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.serving.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -123,10 +143,12 @@ impl Lanes {
         Self { all: Vec::new(), freed, floors_ms: clock::monotonic_ms(), turn, peaks: BTreeMap::new() }
     }
 
-    pub(super) fn push(&mut self, queue: &str, slots: u32, tickets: mpsc::Sender<Ticket>) {
+    pub(super) fn push(&mut self, queue: &str, slots: u32, tickets: mpsc::Sender<Ticket>) -> Arc<LaneState> {
         let network = queue.split_once('.').map_or("", |(_, network)| network).to_owned();
         let state = Arc::new(LaneState::new(&network, slots));
+        let pushed = Arc::clone(&state);
         self.all.push(Lane { queue: queue.to_owned(), network, state, tickets, floors: [None; 4] });
+        pushed
     }
 
     /// Gives up the channels, so that the workers come to an end.
@@ -184,6 +206,11 @@ impl Lanes {
                 *floor = Some(floor.map_or(deadline, |floor| floor.max(deadline)));
             }
         }
+    }
+
+    /// Whether every lane has somebody who takes its tickets.
+    pub(super) fn served(&self) -> bool {
+        self.all.iter().all(|lane| lane.state.serving.load(Ordering::Relaxed) > 0)
     }
 
     /// Slots taken, all lanes together.
@@ -247,6 +274,20 @@ mod tests {
         assert_eq!(ahead(LOCAL, 1, &[1_000; 3]), 6);
         assert_eq!(ahead(LOCAL, 8, &[30_000; 3]), 0);
         assert_eq!(ahead("clearnet", 8, &[1_000; 3]), 0);
+    }
+
+    #[test]
+    fn a_lane_whose_worker_is_gone_is_not_served() {
+        let mut lanes = Lanes::new(Arc::default());
+        let serving = ["sync.clearnet", "refresh.local"]
+            .map(|queue| Serving::new(&lanes.push(queue, 1, mpsc::channel(1).0)));
+        assert!(lanes.served());
+        let [first, second] = serving;
+        let restarted = Serving::new(&first.0);
+        drop(first);
+        assert!(lanes.served(), "apalis made a new worker");
+        drop((restarted, second));
+        assert!(!lanes.served());
     }
 
     #[test]

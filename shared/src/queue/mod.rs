@@ -9,6 +9,7 @@ mod ack;
 mod backend;
 mod exchange;
 mod heartbeat;
+mod held;
 mod lanes;
 mod listen;
 mod run;

@@ -1,8 +1,8 @@
 //! One worker process: an apalis Monitor with a Worker per queue, and the loops that serve them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use apalis::prelude::*;
@@ -11,14 +11,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::backend::{QueueBackend, Ticket, Tickets};
-use super::lanes::{LaneState, Lanes, most_ahead};
+use super::held::{Held, Why};
+use super::lanes::{LaneState, Lanes, Serving, most_ahead};
 use super::{exchange, heartbeat, listen};
 use crate::clock;
 use crate::db::{Db, Registration};
 use crate::jobs::{Attempt, Ending, Handler, JobError};
 use crate::models::{Fence, LOCAL, Network};
 use crate::net::Traffic;
-use crate::telemetry::{Health, Labels, Metrics};
+use crate::telemetry::{Health, Labels, Metrics, Outage};
 
 /// How a worker process takes part in the fleet.
 #[derive(Debug, Clone)]
@@ -41,37 +42,6 @@ pub struct QueueOptions {
     pub traffic: Traffic,
 }
 
-/// Why an attempt ends before its time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Why {
-    /// Another worker may have it.
-    Lost,
-    /// An operator wants so.
-    Cancelled,
-}
-
-/// Tells a running attempt to end, and why.
-#[derive(Debug, Clone, Default)]
-pub(super) struct End {
-    token: CancellationToken,
-    why: Arc<OnceLock<Why>>,
-}
-
-impl End {
-    fn now(&self, why: Why) {
-        // The first reason stands.
-        self.why.get_or_init(|| why);
-        self.token.cancel();
-    }
-
-    async fn told(&self) -> Why {
-        self.token.cancelled().await;
-        self.why.get().copied().unwrap_or(Why::Lost)
-    }
-}
-
-type Key = (String, i32);
-
 /// What the loops of one process share.
 #[derive(Clone)]
 pub(super) struct Shared {
@@ -80,24 +50,25 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     /// Something may be there to claim: a slot became free by itself, or a job was announced.
     pub(super) wake: Arc<Notify>,
+    /// What runs here.
+    pub(super) held: Held,
     health: Health,
-    held: Arc<Mutex<HashMap<Key, End>>>,
     listens: Arc<AtomicBool>,
-    /// When the lease was last known to begin, monotonic milliseconds.
+    /// When the lease was last known to begin, milliseconds of [`clock::boot_ms`].
     leased_ms: Arc<AtomicU64>,
 }
 
 impl Shared {
-    fn new(db: Db, options: QueueOptions, metrics: Metrics, health: Health) -> Self {
+    pub(super) fn new(db: Db, options: QueueOptions, metrics: Metrics, health: Health) -> Self {
         Self {
             db,
             options: Arc::new(options),
+            held: Held::new(metrics.clone()),
             metrics,
             wake: Arc::default(),
             health,
-            held: Arc::default(),
             listens: Arc::default(),
-            leased_ms: Arc::new(AtomicU64::new(clock::monotonic_ms())),
+            leased_ms: Arc::new(AtomicU64::new(clock::boot_ms())),
         }
     }
 
@@ -123,65 +94,28 @@ impl Shared {
 
     /// How much of the lease is left by our own clock.
     pub(super) fn lease_left(&self) -> Duration {
-        let age = clock::monotonic_ms().saturating_sub(self.leased_ms.load(Ordering::Relaxed));
+        let age = clock::boot_ms().saturating_sub(self.leased_ms.load(Ordering::Relaxed));
         self.options.lease.saturating_sub(Duration::from_millis(age))
-    }
-
-    /// Notes an attempt as running here.
-    pub(super) fn remember(&self, job: &str, attempt: i32) -> End {
-        let end = End::default();
-        let mut held = self.lock();
-        held.insert((job.to_owned(), attempt), end.clone());
-        self.metrics.jobs_running.set(i64::try_from(held.len()).unwrap_or(i64::MAX));
-        end
-    }
-
-    pub(super) fn forget(&self, job: &str, attempt: i32) {
-        let mut held = self.lock();
-        held.remove(&(job.to_owned(), attempt));
-        self.metrics.jobs_running.set(i64::try_from(held.len()).unwrap_or(i64::MAX));
-    }
-
-    pub(super) fn held(&self) -> HashSet<Key> {
-        self.lock().keys().cloned().collect()
-    }
-
-    pub(super) fn is_held(&self, key: &Key) -> bool {
-        self.lock().contains_key(key)
-    }
-
-    /// Ends an attempt that runs here; none of that name is none to end.
-    pub(super) fn end(&self, key: &Key, why: Why) {
-        if let Some(end) = self.lock().get(key) {
-            end.now(why);
-        }
-    }
-
-    /// Ends everything that runs here.
-    pub(super) fn end_all(&self, why: Why) {
-        let held = self.lock();
-        if !held.is_empty() {
-            tracing::warn!(jobs = held.len(), "the lease could not be renewed in time; stopping what runs");
-        }
-        for end in held.values() {
-            end.now(why);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, End>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A loop of this process has just done its work.
     pub(super) fn beat(&self, part: &'static str) {
         self.health.beat(part, health_limit(&self.options));
     }
+
+    /// A loop of this process has tried to do its work in vain.
+    pub(super) fn turn(&self, part: &'static str) {
+        self.health.turn(part);
+    }
 }
 
-/// Names under which health is reported: a worker that cannot renew its lease, or asks for no work, does none.
+/// Names under which health is reported: a worker that cannot renew its lease, asks for no work, or has a queue
+/// without anybody to run its jobs, does none.
 pub(super) const HEARTBEAT: &str = "heartbeat";
 /// See [`HEARTBEAT`].
 pub(super) const EXCHANGE: &str = "exchange";
+/// See [`HEARTBEAT`].
+pub(super) const QUEUES: &str = "queues";
 
 fn health_limit(options: &QueueOptions) -> Duration {
     options.lease.max(options.poll * 5)
@@ -205,18 +139,23 @@ pub async fn run(
 ) {
     let shared = Shared::new(db, options, metrics, health);
     let options = Arc::clone(&shared.options);
-    for part in [HEARTBEAT, EXCHANGE] {
+    for part in [HEARTBEAT, EXCHANGE, QUEUES] {
         shared.health.expect(part, health_limit(&options));
     }
     // Registered before the first claim; the loop waits for the database for as long as it takes.
+    let mut outage = Outage::default();
     while let Err(error) = heartbeat::beat(&shared, &mut HashSet::new()).await {
-        tracing::warn!(error = %error, "waiting for the database");
+        outage.failed(&error, "work begins when the database answers");
         shared.metrics.queue_errors.inc();
+        for part in [HEARTBEAT, EXCHANGE, QUEUES] {
+            shared.turn(part);
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }
+    outage.answered("the database");
     let most: u32 = options.queues.iter().map(|(_, n)| *n + most_ahead(*n)).sum();
     let (ended_tx, ended_rx) = mpsc::channel(most.max(1) as usize);
     let runner = Runner { shared: shared.clone(), handler, tracker: TaskTracker::new(), stop: stop.clone() };
@@ -227,12 +166,12 @@ pub async fn run(
     let mut lanes = Lanes::new(Arc::clone(&shared.wake));
     for (queue, slots) in &options.queues {
         let (tickets_tx, tickets_rx) = mpsc::channel((*slots + most_ahead(*slots)).max(1) as usize);
-        lanes.push(queue, *slots, tickets_tx);
+        let lane = lanes.push(queue, *slots, tickets_tx);
         let tickets: Tickets = Arc::new(Mutex::new(tickets_rx));
         let (ended, runner, name) = (ended_tx.clone(), runner.clone(), format!("{queue}@{}", options.worker));
         monitor = monitor.register(move |restarts| {
             WorkerBuilder::new(format!("{name}#{restarts}"))
-                .backend(QueueBackend::new(Arc::clone(&tickets), ended.clone()))
+                .backend(QueueBackend::new(Arc::clone(&tickets), ended.clone(), Serving::new(&lane)))
                 .catch_panic()
                 .data(runner.clone())
                 .build(handle)
@@ -246,7 +185,7 @@ pub async fn run(
     }
     let exchange = tasks.spawn(exchange::run(shared.clone(), lanes, ended_rx, stop.clone()));
     let heart = tasks.spawn(heartbeat::run(shared.clone(), beating.clone()));
-    let stopping = stop.clone();
+    let (stopping, ending) = (stop.clone(), stop.clone());
     let workers = tasks.spawn(async move {
         // Told to stop, the workers take nothing more from their channels and finish what they run.
         let signal = async move {
@@ -255,6 +194,11 @@ pub async fn run(
         };
         if let Err(error) = monitor.run_with_signal(signal).await {
             tracing::error!(error = %error, "a queue's worker ended with an error");
+        }
+        if !ending.is_cancelled() {
+            tracing::error!(
+                "the workers of all queues have ended by themselves: this process runs no jobs any more"
+            );
         }
     });
     stop.cancelled().await;
@@ -266,7 +210,7 @@ pub async fn run(
         drop(heart.await);
     };
     if tokio::time::timeout(options.grace, grace).await.is_err() {
-        tracing::warn!(jobs = shared.held().len(), "the grace is over; giving running jobs back");
+        tracing::warn!(jobs = shared.held.keys().len(), "the grace is over; giving running jobs back");
         for end in ends {
             end.abort();
         }
@@ -333,7 +277,7 @@ async fn handle(ticket: Ticket, runner: Data<Runner>) -> Result<Ending, std::con
             Err(_) => Ending::from(JobError::snooze(Duration::ZERO, "stopped")),
         },
         () = tokio::time::sleep(limit) => Ending::retry("the attempt ran into its time limit"),
-        why = ticket.end.told() => told(why),
+        why = ticket.holding.told() => told(why),
     };
     let ran_ms = clock::monotonic_ms().saturating_sub(began);
     lane.ran(ran_ms.saturating_mul(1_000));
@@ -355,7 +299,7 @@ async fn admit<'a>(
     tokio::select! {
         biased;
         () = stop.cancelled() => Err(back("stopped")),
-        why = ticket.end.told() => Err(told(why)),
+        why = ticket.holding.told() => Err(told(why)),
         permit = lane.gate().acquire() => permit.map_err(|_| back("stopped")),
         () = tokio::time::sleep(AHEAD_WAIT) => {
             // What runs takes longer than what ran: others may be free.

@@ -1,0 +1,126 @@
+//! Slow maintenance, beside the rounds: local tasks exist, partitions are ahead, history is bounded.
+//!
+//! Invariant: no step is begun on a term that is over.
+
+use std::time::Duration;
+
+use shared::clock;
+use shared::config::SchedulerOptions;
+use shared::db::{Db, DbError, ScheduleTarget};
+use shared::models::{JobKind, LOCAL};
+
+use crate::lead::Lead;
+
+/// Workers whose lease ended this long ago are forgotten.
+const WORKER_MEMORY: Duration = Duration::from_secs(3_600);
+/// Days of single checks kept.
+const CHECK_DAYS: u16 = 90;
+/// Documents deleted per round once no relay has them.
+const ORPHANS: u32 = 1_000;
+
+/// What is done, in this order.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Tasks,
+    Limits,
+    Partitions,
+    History,
+    Checks,
+    Workers,
+    Hosts,
+    Schedule,
+    Statistics,
+    Documents,
+}
+
+impl Step {
+    const ALL: [Self; 10] = [
+        Self::Tasks,
+        Self::Limits,
+        Self::Partitions,
+        Self::History,
+        Self::Checks,
+        Self::Workers,
+        Self::Hosts,
+        Self::Schedule,
+        Self::Statistics,
+        Self::Documents,
+    ];
+
+    /// What a number of it means; none where the number says nothing to an operator.
+    const fn counts(self) -> Option<&'static str> {
+        match self {
+            Self::Tasks | Self::Hosts | Self::Statistics => None,
+            Self::Limits => Some("limits of the fleet published"),
+            Self::Partitions => Some("partitions made"),
+            Self::History => Some("days of history dropped"),
+            Self::Checks => Some("days of checks dropped"),
+            Self::Workers => Some("workers forgotten"),
+            Self::Schedule => Some("schedule rows reconciled"),
+            Self::Documents => Some("documents deleted"),
+        }
+    }
+}
+
+/// One round of it.
+#[derive(Debug)]
+pub(crate) struct Maintenance {
+    pub(crate) db: Db,
+    pub(crate) options: SchedulerOptions,
+    pub(crate) lead: Lead,
+    pub(crate) term: i64,
+}
+
+impl Maintenance {
+    /// Every step, as long as the lead is ours. A step that fails by itself does not keep the others from their work.
+    pub(crate) async fn run(self) -> Result<(), DbError> {
+        let (mut done, mut failed) = (Vec::new(), None);
+        for step in Step::ALL {
+            if !self.lead.stands(self.term) {
+                tracing::info!(term = self.term, "maintenance ends with the lead");
+                break;
+            }
+            match self.step(step).await {
+                Ok(n) if n > 0 => done.extend(step.counts().map(|what| format!("{n} {what}"))),
+                Ok(_) => {}
+                Err(error) if error.is_passing() => return Err(error),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        if !done.is_empty() {
+            tracing::info!(maintenance.done = done.join(", "), "maintenance");
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn step(&self, step: Step) -> Result<u64, DbError> {
+        let (db, options) = (&self.db, &self.options);
+        match step {
+            Step::Tasks => {
+                let task = |kind, target: &str| ScheduleTarget {
+                    kind,
+                    target: target.to_owned(),
+                    network: LOCAL.to_owned(),
+                    slack: Duration::from_secs(60),
+                };
+                let mut tasks: Vec<ScheduleTarget> =
+                    options.discover_tasks.iter().map(|target| task(JobKind::Discover, target)).collect();
+                tasks.push(task(JobKind::Refresh, "views"));
+                db.schedule_ensure(&tasks).await.map(|_| 0)
+            }
+            Step::Limits => db.fleet_limits_set(&options.limits).await,
+            Step::Partitions => {
+                let since =
+                    options.archive_days.map_or(0, |days| clock::unix_now() - i64::from(days) * 86_400);
+                db.partition_maintain(since).await
+            }
+            Step::History => db.job_retire(options.history_days).await,
+            Step::Checks => db.check_retire(CHECK_DAYS).await,
+            Step::Workers => db.worker_retire(WORKER_MEMORY).await,
+            Step::Hosts => db.host_retire().await,
+            Step::Schedule => db.schedule_reconcile().await,
+            Step::Statistics => db.statistics_maintain().await.map(|_| 0),
+            Step::Documents => db.orphan_metadata_delete(ORPHANS).await,
+        }
+    }
+}
