@@ -227,21 +227,20 @@ async fn who_is_excluded_is_no_candidate_has_no_schedule_and_no_job() {
 async fn a_relay_keeps_what_it_was_proved_by_and_a_candidate_what_it_failed_by() {
     let Some(test) = migrated().await else { return };
     let ctx = context(&test, config());
-    for (name, proof) in [
-        ("honest", "eose ok none t t"),
-        ("auth_required", "closed refused auth_required t f"),
-        ("closed", "closed refused"),
-        ("silent", ""),
+    let events = Factory::new(1).events(5);
+    let named = |name: &str| Script::named(name, &events).unwrap();
+    let refusing = |why: &str| Script::honest(&events, 10).closing(1, why);
+    for (script, proof) in [
+        (named("honest"), "eose ok none t t"),
+        (named("auth_required"), "closed refused auth_required"),
+        (refusing("error: must specify kinds"), "closed refused closed_error error: must specify kinds t f"),
+        (refusing("blocked: authors are required here"), "closed refused blocked blocked: authors"),
+        (named("silent"), ""),
     ] {
-        let mut script = Script::named(name, &Factory::new(1).events(5)).unwrap();
-        if let Some(exception) = &mut script.exception {
-            // Every request, not only the second.
-            exception.request = 0;
-        }
         let relay = ScriptedRelay::start(script).await;
         candidates(&ctx.db, &[&relay.url()]).await;
         run(&ctx, JobKind::Validate, url(&relay.url()).as_str()).await.unwrap();
-        let kept = value(&test, "SELECT concat_ws(' ', proof, proof_outcome, proof_reason, proof_open_ms IS NOT NULL, proof_read_ms IS NOT NULL) FROM relay ORDER BY id DESC LIMIT 1").await;
+        let kept = value(&test, "SELECT concat_ws(' ', proof, proof_outcome, proof_reason, proof_detail, proof_open_ms IS NOT NULL, proof_read_ms IS NOT NULL) FROM relay ORDER BY id DESC LIMIT 1").await;
         let failed = value(
             &test,
             "SELECT string_agg(last_reason || ' ' || (last_open_ms IS NOT NULL), ' ') FROM candidate",
@@ -250,7 +249,7 @@ async fn a_relay_keeps_what_it_was_proved_by_and_a_candidate_what_it_failed_by()
         if proof.is_empty() {
             assert_eq!(failed, "silent true");
         } else {
-            assert!(kept.starts_with(proof), "{name}: {kept}");
+            assert!(kept.starts_with(proof), "{proof}: {kept}");
         }
     }
 }
