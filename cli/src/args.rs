@@ -1,6 +1,8 @@
 //! The command line: what can be asked, and the help that teaches it.
 
 mod candidate;
+mod look;
+mod publish;
 
 use std::path::PathBuf;
 
@@ -8,6 +10,8 @@ use clap::{Args, Parser, Subcommand};
 use shared::models::JobKind;
 
 pub(crate) use candidate::{Candidate, Exclusion};
+pub(crate) use look::{Check, Url};
+pub(crate) use publish::Publish;
 
 /// Observes, archives and monitors Nostr relays.
 #[derive(Debug, Parser)]
@@ -70,6 +74,9 @@ pub(crate) enum Command {
     /// URLs that may be relays
     #[command(subcommand)]
     Candidate(Candidate),
+    /// What is published of relays (NIP-66): where it stands, and what would be said
+    #[command(subcommand)]
+    Publish(Publish),
     /// Jobs: queues with their numbers, single jobs with their past, and what operators do to them
     #[command(subcommand)]
     Queue(Queue),
@@ -150,36 +157,6 @@ pub(crate) struct Seed {
     /// Files with one URL a line; - is standard input
     #[arg(value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
-    /// Accept loopback, private addresses and local names
-    #[arg(long)]
-    pub(crate) allow_local: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "EXAMPLES:
-  bigbrotr check wss://relay.example
-  bigbrotr check --allow-local ws://127.0.0.1:7777
-  bigbrotr check --json wss://relay.example
-
-Exit code 0: the relay speaks Nostr; 1: it does not, or could not be reached.")]
-pub(crate) struct Check {
-    /// The relay
-    pub(crate) url: String,
-    /// Permit loopback, private ranges and local names
-    #[arg(long)]
-    pub(crate) allow_local: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "EXAMPLES:
-  bigbrotr url WSS://Relay.Example:443/ ws://abc.example//x/
-  bigbrotr url --json - < list.txt     one object per line: input, url, network, reason
-
-Exit code 1 when any text was refused.")]
-pub(crate) struct Url {
-    /// Texts to read; - reads them from standard input, one per line
-    #[arg(required = true, value_name = "TEXT")]
-    pub(crate) texts: Vec<String>,
     /// Accept loopback, private addresses and local names
     #[arg(long)]
     pub(crate) allow_local: bool,

@@ -15,7 +15,7 @@ use shared::config::{Config, Flag};
 use shared::db::Db;
 use shared::process;
 
-use args::{Cli, Command, Global};
+use args::{Cli, Command, Global, Publish};
 use embedded::Layout;
 use output::Fail;
 
@@ -82,6 +82,7 @@ fn run(session: &Session, command: Command) -> Result<(), Fail> {
         Command::Seed(seed) => seed.allow_local,
         Command::Check(check) => check.allow_local,
         Command::Url(url) => url.allow_local,
+        Command::Publish(Publish::Preview { allow_local, .. }) => *allow_local,
         _ => false,
     };
     let allow_local = Flag { key: "network.allow_local", value: "true".to_owned(), name: "--allow-local" };
@@ -105,6 +106,7 @@ async fn dispatch(session: &Session, config: &Config, command: Command) -> Resul
         Command::Url(args) => commands::url(session, config, &args),
         Command::Relay(args) => commands::relay(session, config, &args).await,
         Command::Candidate(args) => commands::candidate(session, config, &args).await,
+        Command::Publish(args) => commands::publish(session, config, &args).await,
         Command::Queue(args) => commands::queue(session, config, &args).await,
         Command::Why(args) => commands::why(session, config, &args).await,
         Command::Top(args) => commands::top(session, config, &args).await,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use shared::clock;
 use shared::config::SchedulerOptions;
 use shared::db::{Db, DbError, ScheduleTarget};
+use shared::jobs::publish;
 use shared::models::{JobKind, LOCAL};
 
 use crate::lead::Lead;
@@ -15,6 +16,8 @@ use crate::lead::Lead;
 const WORKER_MEMORY: Duration = Duration::from_secs(3_600);
 /// Days of single checks kept.
 const CHECK_DAYS: u16 = 90;
+/// Days what we and other monitors said of relays is kept.
+const REPORT_DAYS: u16 = 90;
 /// Documents deleted per round once no relay has them.
 const ORPHANS: u32 = 1_000;
 
@@ -26,6 +29,7 @@ enum Step {
     Partitions,
     History,
     Checks,
+    Publications,
     Workers,
     Hosts,
     Schedule,
@@ -34,12 +38,13 @@ enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Tasks,
         Self::Limits,
         Self::Partitions,
         Self::History,
         Self::Checks,
+        Self::Publications,
         Self::Workers,
         Self::Hosts,
         Self::Schedule,
@@ -55,6 +60,7 @@ impl Step {
             Self::Partitions => Some("partitions made"),
             Self::History => Some("days of history dropped"),
             Self::Checks => Some("days of checks dropped"),
+            Self::Publications => Some("publications forgotten"),
             Self::Workers => Some("workers forgotten"),
             Self::Schedule => Some("schedule rows reconciled"),
             Self::Documents => Some("documents deleted"),
@@ -106,6 +112,7 @@ impl Maintenance {
                 let mut tasks: Vec<ScheduleTarget> =
                     options.discover_tasks.iter().map(|target| task(JobKind::Discover, target)).collect();
                 tasks.push(task(JobKind::Refresh, "views"));
+                tasks.extend(options.publish.then(|| task(JobKind::Monitor, publish::TASK)));
                 db.schedule_ensure(&tasks).await.map(|_| 0)
             }
             Step::Limits => db.fleet_limits_set(&options.limits).await,
@@ -116,6 +123,7 @@ impl Maintenance {
             }
             Step::History => db.job_retire(options.history_days).await,
             Step::Checks => db.check_retire(CHECK_DAYS).await,
+            Step::Publications => db.publication_retire(options.publish, REPORT_DAYS).await,
             Step::Workers => db.worker_retire(WORKER_MEMORY).await,
             Step::Hosts => db.host_retire().await,
             Step::Schedule => db.schedule_reconcile().await,

@@ -17,6 +17,8 @@ mod factory;
 #[cfg(test)]
 mod fleet;
 #[cfg(test)]
+mod heard;
+#[cfg(test)]
 mod jobs;
 #[cfg(test)]
 mod limits;
@@ -40,6 +42,8 @@ mod pooler;
 mod programs;
 #[cfg(test)]
 mod proxy;
+#[cfg(test)]
+mod publish;
 #[cfg(test)]
 mod queue;
 #[cfg(test)]

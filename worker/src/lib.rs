@@ -27,6 +27,7 @@ pub async fn run(
     health: Health,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    config.require_publishing()?;
     let worker = format!("worker-{}-{}", std::process::id(), clock::random_hex(4));
     let queue_db = Db::lazy(config.database_url(), "bigbrotr worker queue", 3)?;
     let db = Db::lazy(config.database_url(), "bigbrotr worker", config.max_connections())?;

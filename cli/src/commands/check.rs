@@ -1,7 +1,7 @@
 //! `check`: what the monitor would see of one relay, now and without a database.
 
 use serde_json::{Value, json};
-use shared::checks::{CheckKind, MonitorReport, Observation, run_all};
+use shared::checks::{CheckKind, Looks, MonitorReport, Observation, run_all};
 use shared::clock;
 use shared::config::Config;
 use shared::models::{Outcome, RelayUrl};
@@ -16,9 +16,23 @@ const WORDS_CHARS: usize = 60;
 const DAY_S: i64 = 86_400;
 
 pub(crate) async fn check(session: &Session, config: &Config, args: &Check) -> Result<(), Fail> {
-    let url = RelayUrl::parse(&args.url, &config.policy()).map_err(|error| {
-        Fail::Failed(format!("{}: {error} ({})", args.url.escape_debug(), error.reason()))
-    })?;
+    let (url, report) = look(config, &args.url, &config.looks().only(CheckKind::ALL)).await?;
+    if session.global.json {
+        print_json(&url, &report);
+    } else {
+        print_text(&url, &report);
+    }
+    if report.up { Ok(()) } else { Err(Fail::Found) }
+}
+
+/// Looks at a relay from here.
+pub(super) async fn look(
+    config: &Config,
+    text: &str,
+    looks: &Looks,
+) -> Result<(RelayUrl, MonitorReport), Fail> {
+    let url = RelayUrl::parse(text, &config.policy())
+        .map_err(|error| Fail::Failed(format!("{}: {error} ({})", text.escape_debug(), error.reason())))?;
     let dialer = Dialer::new(config.net_config()?).map_err(|error| Fail::Usage(error.to_string()))?;
     if !dialer.serves(url.network()) {
         let network = url.network();
@@ -27,13 +41,8 @@ pub(crate) async fn check(session: &Session, config: &Config, args: &Check) -> R
             if network.is_overlay() { format!(" and network.{network}.proxy") } else { String::new() }
         )));
     }
-    let report = Box::pin(run_all(&dialer, &url, &config.looks().only(CheckKind::ALL))).await;
-    if session.global.json {
-        print_json(&url, &report);
-    } else {
-        print_text(&url, &report);
-    }
-    if report.up { Ok(()) } else { Err(Fail::Found) }
+    let report = Box::pin(run_all(&dialer, &url, looks)).await;
+    Ok((url, report))
 }
 
 fn print_json(url: &RelayUrl, report: &MonitorReport) {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use shared::config::Config;
-use shared::db::{CoverageLine, Db, DbError, JobLine, RelayLine};
+use shared::db::{CoverageLine, Db, DbError, DisagreementLine, JobLine, RelayLine};
 use shared::models::{AddressPolicy, RelayUrl};
 
 use super::exclusion::exclusion;
@@ -105,15 +105,17 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
         )));
     };
     let coverage = db.relay_coverage(url).await?;
+    let others = db.disagreement_list(url).await?;
     let mut jobs = db.job_list(None, Some(url.as_str()), JOBS).await?;
     jobs.extend(db.job_past(None, url.as_str(), JOBS).await?);
     if json {
         let mut value = relay_json(&relay);
         value["coverage"] = coverage.iter().map(coverage_json).collect();
+        value["monitors"] = others.iter().map(monitor_json).collect();
         value["jobs"] = jobs.iter().map(job_json).collect();
         line(&value.to_string());
     } else {
-        print_relay(&relay, &coverage, &jobs);
+        print_relay(&relay, &coverage, &others, &jobs);
     }
     Ok(())
 }
@@ -125,7 +127,51 @@ fn coverage_json(stretch: &CoverageLine) -> Value {
     })
 }
 
-fn print_relay(relay: &RelayLine, coverage: &[CoverageLine], jobs: &[JobLine]) {
+fn monitor_json(other: &DisagreementLine) -> Value {
+    json!({
+        "monitor": other.monitor, "seen_at": other.seen_at, "says": other.their_state, "open_ms": other.their_open_ms,
+        "auth": other.their_needs[0], "payment": other.their_needs[1], "disagrees": other.disagrees,
+    })
+}
+
+/// What other monitors say, each for itself.
+fn print_monitors(others: &[DisagreementLine]) {
+    if others.is_empty() {
+        return;
+    }
+    line("other monitors");
+    let needs = |name: &str, says: Option<bool>| match says {
+        Some(true) => format!("asks for {name}"),
+        Some(false) => format!("no {name}"),
+        None => String::new(),
+    };
+    let rows: Vec<Vec<String>> = others
+        .iter()
+        .map(|other| {
+            let mut words = vec![
+                other.their_state.clone(),
+                other.their_open_ms.map(|ms| format!("open {ms} ms")).unwrap_or_default(),
+                needs("auth", other.their_needs[0]),
+                needs("payment", other.their_needs[1]),
+            ];
+            words.retain(|word| !word.is_empty());
+            let differs = if other.disagrees.is_empty() {
+                String::new()
+            } else {
+                format!("we differ: {}", other.disagrees.join(", "))
+            };
+            vec![
+                format!("  {}", &other.monitor[..16.min(other.monitor.len())]),
+                utc(other.seen_at),
+                words.join(", "),
+                differs,
+            ]
+        })
+        .collect();
+    table(&rows);
+}
+
+fn print_relay(relay: &RelayLine, coverage: &[CoverageLine], others: &[DisagreementLine], jobs: &[JobLine]) {
     line(&relay.url.to_string());
     let ms = |ms: Option<i32>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
     let reason = if relay.reason == "none" { String::new() } else { format!(" ({})", relay.reason) };
@@ -159,6 +205,7 @@ fn print_relay(relay: &RelayLine, coverage: &[CoverageLine], jobs: &[JobLine]) {
         })
         .collect();
     table(&stretches);
+    print_monitors(others);
     line("jobs");
     table(&jobs.iter().map(job_row).collect::<Vec<_>>());
 }

@@ -103,6 +103,10 @@ const fn permits(path: &'static str, preset: i64) -> Key {
     int(path, preset, 0, 100_000, "Jobs that run at once on this network, all workers together.")
 }
 
+const fn profile(path: &'static str, max: usize, doc: &'static str) -> Key {
+    key(path, Kind::Text { max }, Preset::Unset, doc)
+}
+
 const fn gb_per_day(path: &'static str) -> Key {
     key(
         path,
@@ -266,6 +270,20 @@ pub(super) const KEYS: &[Key] = &[
         Preset::Unset,
         "Size of the database, GB, beyond which syncing stops, or \"unlimited\".",
     ),
+    key(
+        "publish.enabled",
+        Kind::Bool,
+        Preset::Bool(false),
+        "Publish what is found (NIP-66), signed with the key in BIGBROTR_IDENTITY_KEY or NOSTR_PRIVATE_KEY.",
+    ),
+    key("publish.relays", Kind::List(Item::Relay), Preset::Empty, "Relays to publish to, at most 16."),
+    key("publish.geohash", Kind::Text { max: 12 }, Preset::Unset, "Where the monitor is, a geohash."),
+    profile("publish.profile.name", 128, "Name of the monitor (kind 0)."),
+    profile("publish.profile.about", 256, "What it is, in a sentence."),
+    profile("publish.profile.picture", 256, "URL of its picture."),
+    profile("publish.profile.website", 256, "URL of its site."),
+    profile("publish.profile.nip05", 256, "Address that names its key (NIP-05)."),
+    profile("publish.profile.lud16", 256, "Its Lightning address."),
     int("discover.interval_s", 60, 1, MONTH_S, "Seconds between two looks for relay URLs in new events."),
     key(
         "discover.sources",

@@ -4,10 +4,12 @@
 //! unknown key is an error that names the nearest right one. Later code never reads the environment, and
 //! passwords are never printed. This room composes the options of the other rooms and decides nothing else.
 
+mod identity;
 mod keys;
 mod load;
 mod options;
 mod print;
+mod publish;
 mod suggest;
 mod value;
 
@@ -22,6 +24,7 @@ use std::time::Duration;
 
 use crate::jobs::HttpSource;
 use crate::models::{AddressPolicy, JobKind, Network, RelayUrl};
+use crate::nips::Keys;
 use load::Values;
 use value::Value;
 
@@ -53,6 +56,8 @@ pub struct Config {
     canaries: Vec<RelayUrl>,
     sources: Vec<HttpSource>,
     kinds: Vec<JobKind>,
+    identity: Option<Keys>,
+    publish_relays: Vec<RelayUrl>,
 }
 
 impl Config {
@@ -74,7 +79,7 @@ impl Config {
         env: &BTreeMap<String, String>,
         flags: &[Flag],
     ) -> Result<Self, ConfigError> {
-        Self::from_values(load::load(path, env, flags)?)
+        Self::from_values(load::load(path, env, flags)?, identity::read(env))
     }
 
     /// The environment of this process: the only place that reads it.
@@ -86,12 +91,15 @@ impl Config {
             .collect()
     }
 
-    fn from_values(values: Values) -> Result<Self, ConfigError> {
+    fn from_values(values: Values, identity: Result<Option<Keys>, ConfigError>) -> Result<Self, ConfigError> {
+        let identity = identity?;
         let mut config = Self {
             policy: AddressPolicy::public(),
             canaries: Vec::new(),
             sources: Vec::new(),
             kinds: Vec::new(),
+            identity,
+            publish_relays: Vec::new(),
             values,
         };
         config.policy = options::policy(&config);
@@ -99,6 +107,7 @@ impl Config {
         let mut problems = Vec::new();
         config.canaries = options::canaries(&config, &mut problems);
         config.sources = options::sources(&config, &mut problems);
+        config.publish_relays = publish::relays(&config, &mut problems);
         config.check(&mut problems);
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     }
@@ -127,6 +136,11 @@ impl Config {
         if self.list("worker.kinds").is_empty() {
             problems.push("worker.kinds is []: a worker needs at least one kind of jobs".to_owned());
         }
+    }
+
+    /// Our key, if the environment holds one.
+    pub fn identity(&self) -> Option<Keys> {
+        self.identity.clone()
     }
 
     /// Where the file was, if one was read.

@@ -37,6 +37,8 @@ pub struct SchedulerOptions {
     pub limits: FleetLimits,
     /// Tasks of discover that there is work for.
     pub discover_tasks: Vec<&'static str>,
+    /// Whether what is found is published.
+    pub publish: bool,
 }
 
 /// The keys that say whether a network is dialled, and through what.
@@ -144,6 +146,11 @@ impl Config {
         }
     }
 
+    /// How long one step on a network may take.
+    pub(super) fn time_limit(&self, network: Network) -> Duration {
+        self.seconds(network_details(network).0)
+    }
+
     fn trust(&self) -> Result<Vec<Vec<u8>>, ConfigError> {
         let mut roots = Vec::new();
         for path in self.list("network.trust") {
@@ -181,6 +188,7 @@ impl Config {
             rescan: self.seconds("sync.rescan_s"),
             canaries: self.canaries.clone(),
             looks: self.looks(),
+            publish: self.publishing(),
         }
     }
 
@@ -251,6 +259,9 @@ impl Config {
             if slots == 0 {
                 continue;
             }
+            if *kind == JobKind::Monitor && self.publishes() {
+                queues.push((format!("{kind}.{LOCAL}"), 1));
+            }
             if kind.is_remote() {
                 queues.extend(networks.iter().map(|network| (format!("{kind}.{network}"), slots)));
             } else {
@@ -278,6 +289,7 @@ impl Config {
             archive_days: self.archive_days(),
             limits: self.fleet_limits(),
             discover_tasks: self.discover_tasks(),
+            publish: self.publishes(),
             history_days: u16::try_from(self.int("scheduler.history_days")).unwrap_or(u16::MAX),
         }
     }

@@ -62,6 +62,36 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
+fn publishing_needs_relays_to_load_and_a_key_only_where_it_is_signed() {
+    let text = File::new(
+        "[publish]\nenabled = true\nrelays = [\"wss://a.example\", \"wss://A.example/\"]\ngeohash = \"u33d\"\n\
+         [publish.profile]\nname = \"watcher\"\n",
+    );
+    let keyless = Config::load(Some(&text.0), &BTreeMap::new()).unwrap();
+    assert!(keyless.require_publishing().unwrap_err().to_string().contains("BIGBROTR_IDENTITY_KEY"));
+    assert!(keyless.publishing().is_none() && keyless.scheduler_options().publish);
+    let secret = "67".repeat(32);
+    for variable in ["BIGBROTR_IDENTITY_KEY", "NOSTR_PRIVATE_KEY"] {
+        let config = Config::load(Some(&text.0), &env(&[(variable, &secret)])).unwrap();
+        config.require_publishing().unwrap();
+        let publishing = config.jobs_config().publish.unwrap();
+        assert_eq!(
+            (publishing.about.relays.len(), publishing.about.profile.name.as_deref()),
+            (1, Some("watcher"))
+        );
+        assert!(config.queue_options("w").queues.contains(&("monitor.local".to_owned(), 1)));
+        assert!(!format!("{config:?}{config}{:?}", config.jobs_config()).contains(&secret));
+    }
+    assert!(file("").unwrap().publishing().is_none());
+    assert!(problem("[publish]\nenabled = true\n").contains("publish.relays is []"));
+    assert!(problem("[publish]\ngeohash = \"ail\"\n").contains("must be a geohash"));
+    assert!(problem("[publish]\nrelays = [\"ws://127.0.0.1\"]\n").contains("publish.relays holds"));
+    assert!(problem(&format!("[identity]\nkey = \"{secret}\"\n")).contains("is not read"));
+    let bad = Config::load(None, &env(&[("NOSTR_PRIVATE_KEY", "hunter2")])).unwrap_err().to_string();
+    assert!(bad.contains("NOSTR_PRIVATE_KEY") && !bad.contains("hunter2"), "{bad}");
+}
+
+#[test]
 fn a_value_out_of_range_is_refused_with_key_value_and_range() {
     let said = problem("[monitor]\ninterval_s = 0\n");
     assert!(said.starts_with("monitor.interval_s is 0 (in "), "{said}");

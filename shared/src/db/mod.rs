@@ -16,8 +16,10 @@ mod lead;
 mod listen;
 mod maintain;
 mod migrate;
+mod monitors;
 mod observe;
 mod operate;
+mod publish;
 mod read;
 mod rows;
 mod verify;
@@ -45,8 +47,10 @@ pub use maintain::Rescued;
 pub use migrate::{
     DIRECT_LOCK, MIGRATOR, MigrateOptions, apply_grants, connect_direct, prepare_roles, run_migrations,
 };
+pub use monitors::DisagreementLine;
 pub use observe::{CheckRow, MonitorResult, RelayRow, ScheduleTarget};
 pub use operate::{Actor, Autoscale, Board, OperationLine, Selection, WhyLine};
+pub use publish::{DeliveryRow, NewPublication, PendingPublication, PublicationLine, PublishingRelay, Visit};
 pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPage};
 pub use verify::{Corruption, VerifyReport};
 pub use views::VIEWS;

@@ -15,6 +15,8 @@ pub struct RelayRow {
     pub id: i32,
     /// State, absent before the first check.
     pub state: Option<String>,
+    /// What the latest check gave for it.
+    pub reason: Option<String>,
     /// When the state began, Unix seconds.
     pub since_at: Option<i64>,
     /// Consecutive failed checks.
@@ -113,7 +115,7 @@ impl Db {
         let rows = self
             .all(
                 sqlx::query(
-                    "SELECT relay_id, network, state, since_at, failures, successes FROM relay_get($1, $2)",
+                    "SELECT relay_id, network, state, reason, since_at, failures, successes FROM relay_get($1, $2)",
                 )
                 .bind(vec![url.as_str().to_owned()])
                 .bind(vantage),
@@ -134,6 +136,7 @@ impl Db {
         Ok(Some(RelayRow {
             id: get(row, "relay_id")?,
             state: get(row, "state")?,
+            reason: get(row, "reason")?,
             since_at: get(row, "since_at")?,
             failures: u32::try_from(failures).unwrap_or(0),
             successes: u32::try_from(successes).unwrap_or(0),

@@ -7,8 +7,10 @@
 pub mod cadence;
 mod discover;
 mod egress;
+mod heard;
 pub mod liveness;
 mod monitor;
+pub mod publish;
 mod refresh;
 pub mod seed;
 mod sync;
@@ -24,12 +26,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checks::Looks;
 use crate::db::{Db, DbError};
-use crate::models::{AddressPolicy, Fence, JobKind, Network, RelayUrl, Verdict};
+use crate::models::{AddressPolicy, Fence, JobKind, LOCAL, Network, RelayUrl, Verdict};
 use crate::net::{Dialer, Target};
 use crate::telemetry::Metrics;
 
 pub use discover::{ARCHIVE, HTTP, HttpSource, Mined, NIP05, mine};
 pub use egress::{Egress, Standing};
+pub use heard::Heard;
 
 /// What every kind of job has, apart from its code.
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +109,8 @@ pub struct JobsConfig {
     pub canaries: Vec<RelayUrl>,
     /// What the monitor looks at.
     pub looks: Looks,
+    /// What is published, where an operator wants that.
+    pub publish: Option<publish::Publishing>,
 }
 
 impl Default for JobsConfig {
@@ -129,6 +134,7 @@ impl Default for JobsConfig {
             rescan: Duration::from_secs(3_600),
             canaries: Vec::new(),
             looks: Looks::default(),
+            publish: None,
         }
     }
 }
@@ -285,12 +291,21 @@ impl Handler for Ctx {
             match attempt.kind {
                 JobKind::Discover => discover::run(&ctx, &attempt).await,
                 JobKind::Validate => validate::run(&ctx, &attempt).await,
+                JobKind::Monitor if attempt.network == LOCAL => local(&ctx, &attempt).await,
                 JobKind::Monitor => monitor::run(&ctx, &attempt).await,
                 JobKind::Sync => sync::run(&ctx, &attempt).await,
                 JobKind::Refresh => refresh::run(&ctx, &attempt).await,
             }
         }
         .boxed()
+    }
+}
+
+/// The tasks of the monitor that visit no relay it looks at.
+async fn local(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
+    match attempt.target.as_str() {
+        publish::TASK => publish::run(ctx, attempt).await,
+        other => Err(JobError::cancel(format!("no task is called {other}"))),
     }
 }
 

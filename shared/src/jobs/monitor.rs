@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::liveness::{Liveness, State, judge};
 use super::validate::{blame, sick};
-use super::{Attempt, Ctx, JobError, Report, Standing, cadence, lost, target_url};
+use super::{Attempt, Ctx, JobError, Report, Standing, cadence, lost, publish, target_url};
 use crate::checks::{MonitorReport, run_on};
 use crate::clock;
 use crate::db::{CheckRow, MonitorResult, RelayRow};
@@ -47,6 +47,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     for check in &result.checks {
         ctx.metrics.checks.get_or_create(&Labels::new(check.kind, "", check.outcome.as_str())).inc();
     }
+    publish::record(ctx, attempt, &url, &relay, &report).await?;
     if !ctx.db.monitor_finish(&ctx.config.vantage, &[result]).await?.is_empty() {
         return Err(lost());
     }

@@ -13,6 +13,7 @@ mod network;
 mod outcome;
 mod policy;
 mod relay_url;
+mod report;
 mod service_state;
 mod source;
 
@@ -27,5 +28,6 @@ pub use network::Network;
 pub use outcome::{Outcome, Reason};
 pub use policy::{AddressPolicy, IpRange, IpRangeError};
 pub use relay_url::{MAX_URL_BYTES, RelayUrl, UrlError};
+pub use report::{MonitorAnnouncementRow, MonitorReportRow};
 pub use service_state::{MAX_STATE_KEY_BYTES, ServiceName, ServiceState, ServiceStateError, StateType};
 pub use source::Source;

@@ -3,16 +3,19 @@
 //! Knows no socket, no clock, no database: the driver in `relay` joins it to a stream. A relay's
 //! behaviour, however hostile, is a value here and never an error of ours.
 
+pub mod delivery;
 pub mod filter;
 pub mod frame;
 pub mod keys;
 pub mod nip11;
 pub mod nip19;
+pub mod nip66;
 pub mod page;
 pub mod refusal;
 pub mod session;
 pub mod walk;
 
+pub use delivery::{Delivery, Parcel, Settled};
 pub use filter::Filter;
 pub use frame::{EoseHint, FrameError, RelayFrame};
 pub use keys::{KeyError, Keys};

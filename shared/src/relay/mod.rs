@@ -4,6 +4,7 @@
 //! database, jobs, or what a page is for. Invariant: while a page is under way the socket is drained,
 //! and what is kept of it is bounded by the page's limits.
 
+mod deliver;
 mod probe;
 mod socket;
 

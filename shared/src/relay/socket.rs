@@ -136,12 +136,22 @@ impl RelaySocket {
     }
 
     /// The next thing read before `deadline_ms`; a peer that never pauses cannot outrun the clock.
-    async fn read(&mut self, deadline_ms: u64) -> Option<WsRead> {
+    pub(super) async fn read(&mut self, deadline_ms: u64) -> Option<WsRead> {
         let left = deadline_ms.saturating_sub(clock::monotonic_ms());
         if left == 0 {
             return None;
         }
         timeout(Duration::from_millis(left), self.ws.next()).await.ok()
+    }
+
+    /// Sends one frame; a connection that does not take it is of no further use.
+    pub(super) async fn send(&mut self, text: String) {
+        self.spent |= self.ws.send_text(text).await.is_err();
+    }
+
+    /// Marks the connection as of no further use.
+    pub(super) const fn spend(&mut self) {
+        self.spent = true;
     }
 
     /// Ends the subscription on the relay's side, unless the relay did.

@@ -89,6 +89,8 @@ pub enum Writes {
     Refuse(String),
     /// No answer.
     Silent,
+    /// `OK true`, for an event nobody sent.
+    AnotherId,
 }
 
 /// An event as the relay sends it: raw text, and the fields a filter asks for.

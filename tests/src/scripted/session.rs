@@ -156,6 +156,9 @@ impl Session<'_> {
         let verified = Event::from_json(event.to_string()).is_ok_and(|event| event.verify().is_ok());
         let (accepted, message) = match &script.writes {
             Writes::Silent => return Ok(()),
+            Writes::AnotherId => {
+                return self.send(json!(["OK", "ab".repeat(32), true, ""]).to_string()).await;
+            }
             Writes::Refuse(message) => (false, message.as_str()),
             Writes::Accept if !verified => (false, "invalid: the id or signature is wrong"),
             Writes::Accept => {

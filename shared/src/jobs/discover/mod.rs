@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Attempt, Ctx, JobError, Report, cadence, lost};
+use super::{Attempt, Ctx, Heard, JobError, Report, cadence, lost};
 use crate::clock;
 use crate::db::{Found, Sighted, Sighting, UnminedEvent};
 use crate::models::AddressPolicy;
@@ -43,7 +43,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
 }
 
 async fn archive(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
-    let (mut events, mut urls, mut refused, mut names) = (0_u64, 0_u64, 0_u64, 0_u64);
+    let (mut events, mut urls, mut refused, mut names, mut reports) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
     let mut sum = Sighted::default();
     let until_ms = clock::monotonic_ms() + TIME_BOX_MS;
     let due = cadence::local(ctx.config.discover_interval, &attempt.target);
@@ -51,7 +51,9 @@ async fn archive(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
         let batch = ctx.db.discover_take(BATCH).await?;
         let done = batch.is_empty();
         let last = done || attempt.stop.is_cancelled() || clock::monotonic_ms() >= until_ms;
-        let (mined, keys) = mine_batch(batch, &ctx.policy).await?;
+        let (mined, keys, heard) = mine_batch(batch, &ctx.policy).await?;
+        // Before the events count as mined: keeping it twice is keeping it once.
+        reports += heard.keep(&ctx.db).await?;
         events += keys.len() as u64;
         urls += mined.found.len() as u64;
         refused += mined.refused;
@@ -81,20 +83,27 @@ async fn archive(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
         if last {
             return Ok(json!({
                 "events": events, "urls": urls, "new_candidates": sum.new, "refused": refused, "over_cap": sum.over_cap,
-                "excluded": sum.excluded, "nip05_names": names,
+                "excluded": sum.excluded, "nip05_names": names, "reports": reports,
             }));
         }
     }
 }
 
 /// Mines off the async threads: a batch of large events is work for a core. Returns the keys of the events that
-/// were looked at.
-async fn mine_batch(batch: Vec<UnminedEvent>, policy: &AddressPolicy) -> Result<(Mined, Vec<i64>), JobError> {
+/// were looked at, and what other monitors say in them.
+async fn mine_batch(
+    batch: Vec<UnminedEvent>,
+    policy: &AddressPolicy,
+) -> Result<(Mined, Vec<i64>, Heard), JobError> {
     let policy = policy.clone();
     tokio::task::spawn_blocking(move || {
         let mined = mine(&batch, &policy);
         let keys = batch.iter().take(mined.events).map(|event| event.key).collect();
-        (mined, keys)
+        let mut heard = Heard::default();
+        for event in batch.iter().take(mined.events) {
+            heard.hear(event, &policy);
+        }
+        (mined, keys, heard)
     })
     .await
     .map_err(|error| JobError::Retry { why: format!("mining events failed: {error}") })

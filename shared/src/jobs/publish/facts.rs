@@ -1,0 +1,146 @@
+//! The one place where a look at a relay becomes what is published of it.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::checks::{CheckKind, MonitorReport};
+use crate::models::{Outcome, Reason, RelayUrl};
+use crate::nips::nip66::{DiscoveryFacts, Draft, discovery};
+
+/// A stored document: what the check saw stands under `data`.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+/// The event about a relay that this look found alive; nothing for any other.
+pub fn draft_of(url: &RelayUrl, report: &MonitorReport) -> Option<Draft> {
+    let seen = |kind: CheckKind| report.observations.iter().find(|seen| seen.kind == kind);
+    let rtt = seen(CheckKind::Rtt)?;
+    let open_ms = rtt.rtt_ms[0].filter(|_| report.up)?;
+    let mut fields = Map::new();
+    for seen in report.observations.iter().filter(|seen| seen.kind != CheckKind::Nip11) {
+        if let Some(Value::Object(data)) =
+            seen.document.as_ref().and_then(|document| data(document.canonical()))
+        {
+            fields.extend(data);
+        }
+    }
+    let document = seen(CheckKind::Nip11).and_then(|seen| seen.document.as_ref());
+    let document: Option<Envelope<'_>> =
+        document.and_then(|document| serde_json::from_str(document.canonical()).ok());
+    Some(discovery(&DiscoveryFacts {
+        url,
+        open_ms,
+        read_ms: rtt.rtt_ms[1],
+        write_ms: rtt.rtt_ms[2],
+        read_needs_auth: needs_auth(rtt.outcome, report.reason),
+        write_refused: rtt.rtt_ms[2].map(|_| false),
+        document: document.and_then(|envelope| envelope.data).map(RawValue::get),
+        fields: &fields,
+        dns_ttl_s: report.dns_ttl_s,
+    }))
+}
+
+fn data(canonical: &str) -> Option<Value> {
+    let envelope: Envelope<'_> = serde_json::from_str(canonical).ok()?;
+    serde_json::from_str(envelope.data?.get()).ok()
+}
+
+/// A relay that answered a request of nobody in particular does not ask who that is.
+const fn needs_auth(outcome: Outcome, reason: Reason) -> Option<bool> {
+    match (outcome, reason) {
+        (Outcome::Ok, _) => Some(false),
+        (_, Reason::AuthRequired) => Some(true),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::checks::Observation;
+    use crate::models::{AddressPolicy, Metadata, MetadataType};
+
+    fn observation(
+        kind: CheckKind,
+        rtt_ms: [Option<u32>; 3],
+        document: Option<(MetadataType, &str)>,
+    ) -> Observation {
+        Observation {
+            kind,
+            outcome: Outcome::Ok,
+            reason: Reason::None,
+            detail: String::new(),
+            rtt_ms,
+            document: document.map(|(kind, text)| Metadata::new(kind, text).unwrap()),
+        }
+    }
+
+    fn report(up: bool, open_ms: Option<u32>) -> MonitorReport {
+        let nip11 = r#"{"data":{"name":"r","supported_nips":[1]},"logs":{"success":true}}"#;
+        let dns = r#"{"data":{"dns_ips":["8.8.8.8"]},"logs":{"success":true}}"#;
+        MonitorReport {
+            observations: vec![
+                observation(CheckKind::Dns, [None; 3], Some((MetadataType::Nip66Dns, dns))),
+                observation(CheckKind::Rtt, [open_ms, Some(7), None], None),
+                observation(CheckKind::Nip11, [None; 3], Some((MetadataType::Nip11Info, nip11))),
+            ],
+            up,
+            evidence: if up { "eose" } else { "" },
+            reason: Reason::None,
+            ours: false,
+            addresses: Vec::new(),
+            info: None,
+            tls: None,
+            dns_ttl_s: Some(60),
+        }
+    }
+
+    fn url() -> RelayUrl {
+        RelayUrl::parse("wss://relay.example", &AddressPolicy::public()).unwrap()
+    }
+
+    #[test]
+    fn a_look_gives_its_times_its_documents_and_what_it_measured() {
+        let draft = draft_of(&url(), &report(true, Some(5))).unwrap();
+        let tags = serde_json::json!(draft.tags).to_string();
+        for tag in [
+            r#"["rtt-open","5"]"#,
+            r#"["rtt-read","7"]"#,
+            r#"["N","1"]"#,
+            r#"["dns-ip","8.8.8.8"]"#,
+            r#"["dns-ttl","60"]"#,
+            r#"["R","!auth"]"#,
+        ] {
+            assert!(tags.contains(tag), "{tag} in {tags}");
+        }
+        assert_eq!(draft.content, r#"{"name":"r","supported_nips":[1]}"#, "the document, not its envelope");
+    }
+
+    #[test]
+    fn a_policy_refusal_is_alive_and_says_so() {
+        let mut refused = report(true, Some(5));
+        refused.reason = Reason::AuthRequired;
+        refused.observations[1].outcome = Outcome::Refused;
+        let draft = draft_of(&url(), &refused).unwrap();
+        assert!(draft.tags.contains(&vec!["R".to_owned(), "auth".to_owned()]), "{draft:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_said_of_a_relay_that_is_not_up(
+            open in proptest::option::of(any::<u32>()), reason in 0..Reason::ALL.len(), kept in 0_usize..8,
+        ) {
+            let mut looked = report(false, open);
+            looked.reason = Reason::ALL[reason];
+            let mut index = 0;
+            looked.observations.retain(|_| { index += 1; kept & (1 << (index - 1)) != 0 });
+            prop_assert_eq!(draft_of(&url(), &looked), None);
+        }
+    }
+}

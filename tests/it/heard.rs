@@ -1,0 +1,115 @@
+//! What other monitors publish: from their events on a relay to the difference with what we say.
+
+use serde_json::{Value, json};
+use shared::clock;
+use shared::models::{AddressPolicy, JobKind, LOCAL, MonitorAnnouncementRow};
+use shared::nips::nip66::parse_report;
+use tests::factory::Factory;
+use tests::pg::Role;
+use tests::scripted::Script;
+
+use super::jobs::context;
+use super::publish::{honest, keys, publishing, run, run_kind, watched};
+use super::support::{handle, migrated, value};
+
+#[tokio::test]
+async fn a_report_in_the_archive_stands_beside_our_own_words() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, publishing(&["ws://127.0.0.1:1"]));
+    let (_seen, seen) = watched(&ctx, honest()).await;
+    run(&ctx, seen.as_str()).await.unwrap();
+    let tag = |name: &str, value: &str| vec![name.to_owned(), value.to_owned()];
+    let factory = Factory::new(5);
+    let now = clock::unix_now() - 5;
+    let without_slash =
+        vec![tag("d", seen.as_str()), tag("rtt-open", "31"), tag("R", "payment"), tag("R", "auth")];
+    let events = [
+        factory.sign(0, 30_166, without_slash, "{}", now),
+        factory.sign(0, 10_166, vec![tag("frequency", "3600")], "", now),
+    ];
+    let (_source, source) = watched(&ctx, Script::honest(&events, 10)).await;
+    run_kind(&ctx, JobKind::Sync, "clearnet", source.as_str()).await.unwrap();
+    let mined = run_kind(&ctx, JobKind::Discover, LOCAL, "archive").await.unwrap();
+    assert_eq!(mined["reports"], 2, "{mined}");
+    let lines = handle(&test, Role::Reader).disagreement_list(&seen).await.unwrap();
+    assert_eq!(lines[0].monitor, factory.author(0).public_key().to_hex());
+    assert_eq!((lines[0].their_open_ms, &lines[0].disagrees), (Some(31), &vec!["auth".to_owned()]));
+    assert_eq!(value(&test, "SELECT frequency_s::text FROM monitor_announcement").await, "3600");
+}
+
+#[tokio::test]
+async fn other_monitors_words_stand_beside_ours_and_differences_are_named() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, publishing(&["ws://127.0.0.1:1"]));
+    let (_relay, watched) = watched(&ctx, honest()).await;
+    run(&ctx, watched.as_str()).await.unwrap();
+    let now = clock::unix_now();
+    let report = |monitor: u8, at: i64, tags: Value| {
+        let mut all: Vec<Vec<String>> = serde_json::from_value(tags).unwrap();
+        all.insert(0, vec!["d".to_owned(), watched.to_nip66_d()]);
+        parse_report(30_166, [monitor; 32], at, &all, &AddressPolicy::local()).unwrap()
+    };
+    let unknown = {
+        let tags = vec![vec!["d".to_owned(), "wss://unknown.example/".to_owned()]];
+        parse_report(30_166, [1; 32], now, &tags, &AddressPolicy::local()).unwrap()
+    };
+    let ours = report(0, now, json!([]));
+    let own = shared::models::MonitorReportRow { monitor: keys().pubkey(), ..ours };
+    let rows = [
+        report(1, now - 50, json!([["rtt-open", "9"], ["R", "auth"]])),
+        report(1, now - 10, json!([["rtt-open", "7"], ["R", "auth"], ["N", "1"], ["N", "50"]])),
+        report(2, now - 400_000, json!([["R", "!auth"]])),
+        report(3, now + 5_000, json!([])),
+        unknown,
+        own,
+    ];
+    assert_eq!(ctx.db.monitor_report_put(&rows).await.unwrap(), 2);
+    assert_eq!(ctx.db.monitor_report_put(&rows).await.unwrap(), 0, "the newest stands");
+    let announced = MonitorAnnouncementRow {
+        monitor: [2; 32],
+        created_at: now,
+        frequency_s: Some(3_600),
+        checks: vec!["open".to_owned(), "a \"quoted\\\" one".to_owned()],
+        timeouts_ms: vec![("open".to_owned(), 5_000), (String::new(), 1)],
+        geohash: None,
+    };
+    assert_eq!(ctx.db.monitor_announcement_put(&[announced.clone(), announced]).await.unwrap(), 1);
+    let reader = handle(&test, Role::Reader);
+    let lines = reader.disagreement_list(&watched).await.unwrap();
+    let said: Vec<(String, &str, Vec<String>, Option<i32>)> = lines
+        .iter()
+        .map(|line| {
+            (
+                line.monitor[..2].to_owned(),
+                line.their_state.as_str(),
+                line.disagrees.clone(),
+                line.their_open_ms,
+            )
+        })
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ("01".to_owned(), "alive", vec!["auth".to_owned()], Some(7)),
+            ("02".to_owned(), "absent", vec!["liveness".to_owned()], None),
+        ]
+    );
+    assert_eq!(
+        value(&test, "SELECT nips::text FROM monitor_report WHERE monitor = decode(repeat('01', 32), 'hex')")
+            .await,
+        "{1,50}"
+    );
+    assert_eq!(
+        value(&test, "SELECT checks[2] || (timeouts ->> 'open') FROM monitor_announcement").await,
+        "a \"quoted\\\" one5000"
+    );
+    // Keys cost nothing: who makes a thousand of them fills no table.
+    let crowd: Vec<_> = (0..1_000_u16)
+        .map(|i| {
+            let mut row = report(9, now, json!([]));
+            row.monitor[..2].copy_from_slice(&i.to_be_bytes());
+            row
+        })
+        .collect();
+    assert_eq!(ctx.db.monitor_report_put(&crowd).await.unwrap(), 98);
+}
