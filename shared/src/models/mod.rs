@@ -3,6 +3,7 @@
 //! No I/O, no clock, no database here; what comes back from outside is validated again.
 
 mod canonical;
+mod capability;
 mod closed;
 mod coverage;
 mod event;
@@ -16,6 +17,7 @@ mod relay_url;
 mod service_state;
 
 pub use canonical::{DocumentError, MAX_DOCUMENT_BYTES};
+pub use capability::{Answer, AuthSeen, By, Claims, MEASURED_NIPS, Measured, Support, Until};
 pub use closed::UnknownWord;
 pub use coverage::{Coverage, CoverageError, Interval};
 pub use event::{EnvelopeFacts, Event, EventError, EventId, KindClass, MAX_EVENT_BYTES, event_key, tag_hash};

@@ -3,15 +3,22 @@
 //! Knows no socket, no clock, no database: the driver in `relay` joins it to a stream. A relay's
 //! behaviour, however hostile, is a value here and never an error of ours.
 
+pub mod ask;
+pub mod auth;
+pub mod capability;
 pub mod filter;
 pub mod frame;
 pub mod keys;
 pub mod nip11;
 pub mod page;
+pub mod pow;
 pub mod refusal;
 pub mod session;
 pub mod walk;
 
+pub use ask::{Exchange, Question, Reply};
+pub use auth::{Auth, AuthState};
+pub use capability::{Probe, ReadSeen, Survey, claimed};
 pub use filter::Filter;
 pub use frame::{EoseHint, FrameError, RelayFrame};
 pub use keys::{KeyError, Keys};
