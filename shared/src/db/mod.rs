@@ -6,6 +6,7 @@
 //! of the Nostr protocol, or of job handlers.
 
 mod archive;
+mod capability;
 mod error;
 mod fleet;
 mod inspect;
@@ -28,6 +29,7 @@ use sqlx::query::Query;
 use sqlx::{ConnectOptions, Connection, Postgres};
 
 pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored, UnminedEvent};
+pub use capability::{CapabilityResult, CapabilityRow, DifferenceLine, WriteRow};
 pub use error::DbError;
 pub use fleet::{FleetLimits, HostPermit};
 pub use inspect::{LeaderLine, Unsettled};

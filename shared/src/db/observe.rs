@@ -123,11 +123,11 @@ fn slack_s(duration: Duration) -> i32 {
     i32::try_from(duration.as_secs()).unwrap_or(i32::MAX)
 }
 
-fn ms(value: Option<u32>) -> Option<i32> {
+pub(super) fn ms(value: Option<u32>) -> Option<i32> {
     value.map(|v| i32::try_from(v).unwrap_or(i32::MAX))
 }
 
-fn lost(rows: &[PgRow]) -> Result<Vec<usize>, DbError> {
+pub(super) fn lost(rows: &[PgRow]) -> Result<Vec<usize>, DbError> {
     rows.iter()
         .map(|row| {
             let position: i32 = get(row, "o")?;
