@@ -19,6 +19,7 @@ fn is_other(variable: &str) -> bool {
     matches!(
         variable,
         FILE_VARIABLE
+            | super::identity::VARIABLE
             | "BIGBROTR_ROLE_PREFIX"
             | "BIGBROTR_SKIP_LOG"
             | "BIGBROTR_PG_STATE"
@@ -136,6 +137,8 @@ fn read_table(
                 Some(value) => values.set(key, value, file),
                 None => problems.push(wrong(&path, &shown(value), Some(file), key)),
             }
+        } else if path == super::identity::NOT_A_KEY {
+            problems.push(super::identity::never_in_a_file(file));
         } else if let toml::Value::Table(inner) = value {
             read_table(&path, inner, file, values, problems);
         } else if KEYS.iter().any(|key| key.path.starts_with(&format!("{path}."))) {

@@ -4,6 +4,7 @@
 //! unknown key is an error that names the nearest right one. Later code never reads the environment, and
 //! passwords are never printed. This room composes the options of the other rooms and decides nothing else.
 
+mod identity;
 mod keys;
 mod load;
 mod options;
@@ -21,6 +22,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::models::{AddressPolicy, JobKind, Network, RelayUrl};
+use crate::nips::Keys;
 use load::Values;
 use value::Value;
 
@@ -51,6 +53,7 @@ pub struct Config {
     policy: AddressPolicy,
     canaries: Vec<RelayUrl>,
     kinds: Vec<JobKind>,
+    identity: Option<Keys>,
 }
 
 impl Config {
@@ -72,7 +75,7 @@ impl Config {
         env: &BTreeMap<String, String>,
         flags: &[Flag],
     ) -> Result<Self, ConfigError> {
-        Self::from_values(load::load(path, env, flags)?)
+        Self::from_values(load::load(path, env, flags)?, identity::read(env))
     }
 
     /// The environment of this process: the only place that reads it.
@@ -84,9 +87,15 @@ impl Config {
             .collect()
     }
 
-    fn from_values(values: Values) -> Result<Self, ConfigError> {
-        let mut config =
-            Self { policy: AddressPolicy::public(), canaries: Vec::new(), kinds: Vec::new(), values };
+    fn from_values(values: Values, identity: Result<Option<Keys>, ConfigError>) -> Result<Self, ConfigError> {
+        let identity = identity?;
+        let mut config = Self {
+            policy: AddressPolicy::public(),
+            canaries: Vec::new(),
+            kinds: Vec::new(),
+            identity,
+            values,
+        };
         config.policy = options::policy(&config);
         config.kinds = config.list("worker.kinds").iter().filter_map(|word| word.parse().ok()).collect();
         let mut problems = Vec::new();
@@ -116,9 +125,19 @@ impl Config {
                 "sync.page_idle_s is {idle}: it must not exceed sync.page_total_s, which is {total}"
             ));
         }
+        let writes = self.text("monitor.write_probe").is_some_and(|whose| whose != "off");
+        if self.identity.is_none() {
+            identity::wanted("identity.auth", self.bool("identity.auth"), problems);
+            identity::wanted("monitor.write_probe", writes, problems);
+        }
         if self.list("worker.kinds").is_empty() {
             problems.push("worker.kinds is []: a worker needs at least one kind of jobs".to_owned());
         }
+    }
+
+    /// Our key, if the environment holds one.
+    pub fn identity(&self) -> Option<Keys> {
+        self.identity.clone()
     }
 
     /// Where the file was, if one was read.

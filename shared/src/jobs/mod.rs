@@ -5,6 +5,7 @@
 //! attempt's [`Fence`]. This room does not know how jobs are queued.
 
 pub mod cadence;
+mod capability;
 mod discover;
 mod egress;
 pub mod liveness;
@@ -26,6 +27,7 @@ use crate::checks::Looks;
 use crate::db::{Db, DbError};
 use crate::models::{AddressPolicy, Fence, JobKind, Network, RelayUrl, Verdict};
 use crate::net::{Dialer, Target};
+use crate::nips::Keys;
 use crate::telemetry::Metrics;
 
 pub use egress::{Egress, Standing};
@@ -97,6 +99,29 @@ pub struct JobsConfig {
     pub canaries: Vec<RelayUrl>,
     /// What the monitor looks at.
     pub looks: Looks,
+    /// Between two surveys of what a relay can do.
+    pub capability_interval: Duration,
+    /// Whose relays events are published to as a probe.
+    pub write_probe: WriteTo,
+}
+
+/// Whose relays the monitor publishes an ephemeral event to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum WriteTo {
+    /// Nobody's.
+    #[default]
+    Nobody,
+    /// At each look those of these hosts, which are the operator's own.
+    Own(Vec<String>),
+    /// Those as well, and everybody's as often as what they can do is surveyed.
+    All(Vec<String>),
+}
+
+impl JobsConfig {
+    /// The key that relays which ask for one are shown, where the operator wants that.
+    pub fn identity(&self) -> Option<Keys> {
+        self.looks.speak.identity.clone().filter(|_| self.looks.speak.auth)
+    }
 }
 
 impl Default for JobsConfig {
@@ -116,6 +141,8 @@ impl Default for JobsConfig {
             rescan: Duration::from_secs(3_600),
             canaries: Vec::new(),
             looks: Looks::default(),
+            capability_interval: Duration::from_secs(86_400),
+            write_probe: WriteTo::Nobody,
         }
     }
 }
