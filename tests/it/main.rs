@@ -35,6 +35,8 @@ mod schema;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod speak;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tidy;
