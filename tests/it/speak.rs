@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use shared::checks::{Looks, MonitorReport, Speak, run_all};
+use shared::db::CapabilityResult;
 use shared::jobs::{Ctx, JobsConfig, WriteTo};
 use shared::models::{
     AddressPolicy, AuthSeen, By, JobKind, Measured, Network, Outcome, Reason, RelayUrl, Support, Until,
@@ -17,7 +18,7 @@ use tests::publish::publish;
 use tests::scripted::{AuthScript, Extra, Script, ScriptedRelay, Speech, When, Writes};
 
 use super::jobs::{config, context, known_relay, run};
-use super::support::{handle, migrated, pairs, value};
+use super::support::{claim_one, handle, migrated, pairs, value};
 
 const SECRET: &str = "67dea2ed018072d675f5415ecfaed7d2597555e202d85b3d65ea4e58d2d92ffa";
 
@@ -390,4 +391,28 @@ async fn the_python_relay_is_seen_as_it_is() {
         assert_eq!((measured.without_kinds.seen, measured.search.seen), (Support::Refused, Support::Ignored));
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_record_of_a_lost_lease_is_not_written_and_its_neighbour_is() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    let url = |text: &str| RelayUrl::parse(text, &AddressPolicy::public()).unwrap();
+    let (lost, held) = (url("wss://lost.example"), url("wss://held.example"));
+    db.relay_insert(&[(lost.clone(), 1), (held.clone(), 1)]).await.unwrap();
+    let record = |fence, url: &RelayUrl| CapabilityResult {
+        fence,
+        url: url.clone(),
+        at: 1_700_000_000,
+        claims: None,
+        measured: Some(Measured::default()),
+        write: None,
+    };
+    let (_, gone) = claim_one(&db, "w1", JobKind::Monitor, lost.as_str()).await;
+    db.worker_stop("w1").await.unwrap();
+    let (_, fence) = claim_one(&db, "w2", JobKind::Monitor, held.as_str()).await;
+    let results = [record(gone, &lost), record(fence, &held)];
+    assert_eq!(db.capability_put("test", &results).await.unwrap(), [0]);
+    let written = "SELECT string_agg(url, ' ') FROM relay_capability JOIN relay r ON r.id = relay_id";
+    assert_eq!(value(&test, written).await, held.as_str());
 }
