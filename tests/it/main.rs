@@ -57,6 +57,8 @@ mod scripted;
 #[cfg(test)]
 mod skew;
 #[cfg(test)]
+mod speak;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tidy;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use shared::config::Config;
-use shared::db::{CoverageLine, Db, DbError, DisagreementLine, JobLine, RelayLine};
+use shared::db::{CoverageLine, Db, DbError, DifferenceLine, DisagreementLine, JobLine, RelayLine};
 use shared::models::{AddressPolicy, RelayUrl};
 
 use super::exclusion::exclusion;
@@ -106,18 +106,36 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     };
     let coverage = db.relay_coverage(url).await?;
     let others = db.disagreement_list(url).await?;
+    let differences = db.relay_differences(url).await?;
     let mut jobs = db.job_list(None, Some(url.as_str()), JOBS).await?;
     jobs.extend(db.job_past(None, url.as_str(), JOBS).await?);
     if json {
         let mut value = relay_json(&relay);
+        value["differences"] = differences.iter().map(difference_json).collect();
         value["coverage"] = coverage.iter().map(coverage_json).collect();
         value["monitors"] = others.iter().map(monitor_json).collect();
         value["jobs"] = jobs.iter().map(job_json).collect();
         line(&value.to_string());
     } else {
         print_relay(&relay, &coverage, &others, &jobs);
+        print_differences(&differences);
     }
     Ok(())
+}
+
+fn difference_json(difference: &DifferenceLine) -> Value {
+    json!({
+        "subject": difference.subject, "claimed": difference.claimed, "measured": difference.measured, "at": difference.at,
+    })
+}
+
+fn print_differences(differences: &[DifferenceLine]) {
+    if differences.is_empty() {
+        return;
+    }
+    line("does otherwise than it says");
+    let lines = differences.iter().map(|d| row([&format!("  {}", d.subject), &d.claimed, "->", &d.measured]));
+    table(&lines.collect::<Vec<_>>());
 }
 
 fn coverage_json(stretch: &CoverageLine) -> Value {

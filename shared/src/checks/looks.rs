@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{CheckKind, DataFiles};
+use super::{CheckKind, DataFiles, Speak};
 
 /// What one look at a relay does. Cheap to clone; clones share open files.
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub struct Looks {
     pub places: DataFiles,
     /// Files for the net check.
     pub networks: DataFiles,
+    /// What is asked beyond reading.
+    pub speak: Speak,
 }
 
 impl Default for Looks {
@@ -34,7 +36,7 @@ impl Looks {
             CheckKind::Net => !networks.is_empty(),
             _ => true,
         });
-        Self { enabled, insecure_tls: false, places, networks }
+        Self { enabled, insecure_tls: false, places, networks, speak: Speak::default() }
     }
 
     /// Only these checks.

@@ -12,6 +12,7 @@ mod net;
 mod nip11;
 mod rtt;
 mod run;
+mod speak;
 mod ssl;
 
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use files::DataFiles;
 pub use geo::geohash;
 pub use looks::Looks;
 pub use run::{MonitorReport, run_all, run_on};
+pub use speak::{Speak, Spoken};
 
 /// A check the monitor makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

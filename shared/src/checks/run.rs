@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use tokio::time::timeout;
 
-use super::{CheckKind, Looks, Observation, dns, geo, http, net, nip11, rtt, ssl};
+use super::{CheckKind, Looks, Observation, Spoken, dns, geo, http, net, nip11, rtt, ssl};
 use crate::models::{Outcome, Reason, RelayUrl};
 use crate::net::{DialFailure, Dialer, Seen, Target, TlsFacts};
 use crate::nips::InfoView;
@@ -37,6 +37,8 @@ pub struct MonitorReport {
     pub tls: Option<TlsFacts>,
     /// Smallest time to live of the address records, seconds: volatile, hence in no document.
     pub dns_ttl_s: Option<u32>,
+    /// What was found out beyond reading.
+    pub spoken: Spoken,
 }
 
 impl MonitorReport {
@@ -78,9 +80,9 @@ pub async fn run_on(
     let mut seen = Seen::default();
     let placed = placed(looks, target.addresses(), wanted(CheckKind::Geo), wanted(CheckKind::Net));
     let zone = async { if wanted(CheckKind::Dns) { dialer.zone(&target).await } else { None } };
-    let read = Box::pin(read(dialer, &target, &mut seen, wanted(CheckKind::Nip11)));
+    let read = Box::pin(read(dialer, &target, &mut seen, looks, wanted(CheckKind::Nip11)));
     let ((read, zone), (mut geo, mut net)) = tokio::join!(beside(read, Box::pin(zone)), placed);
-    let Read { verdict, failure, document, info } = read;
+    let Read { verdict, failure, document, info, spoken } = read;
     let mut observations: Vec<Observation> = CheckKind::ALL
         .iter()
         .filter(|&&kind| wanted(kind))
@@ -88,7 +90,7 @@ pub async fn run_on(
             CheckKind::Dns => target.dns().map(|answer| dns::judge(answer, zone.as_ref())),
             CheckKind::Geo => geo.take(),
             CheckKind::Net => net.take(),
-            CheckKind::Rtt => Some(rtt::judge(&verdict)),
+            CheckKind::Rtt => Some(rtt::judge(&verdict, spoken.write.as_ref())),
             CheckKind::Ssl => Some(ssl::judge(seen.tls.as_ref(), failure.as_ref())),
             CheckKind::Http => Some(http::judge(seen.head.as_ref(), failure.as_ref())),
             CheckKind::Nip11 => None,
@@ -105,6 +107,7 @@ pub async fn run_on(
         info,
         tls: seen.tls,
         dns_ttl_s: target.dns().and_then(crate::net::DnsAnswer::ttl_s),
+        spoken,
     }
 }
 
@@ -147,10 +150,12 @@ struct Read {
     failure: Option<DialFailure>,
     document: Option<Observation>,
     info: Option<InfoView>,
+    spoken: Spoken,
 }
 
-/// Opens; then the read probe and the document, side by side on their two connections.
-async fn read(dialer: &Dialer, target: &Target, seen: &mut Seen, document: bool) -> Read {
+/// Opens; then the read probe and the document, side by side on their two connections; then
+/// what the document may bear on.
+async fn read(dialer: &Dialer, target: &Target, seen: &mut Seen, looks: &Looks, document: bool) -> Read {
     let get = async || {
         if !document {
             return (None, None);
@@ -159,10 +164,23 @@ async fn read(dialer: &Dialer, target: &Target, seen: &mut Seen, document: bool)
         (Some(observation), info)
     };
     match RelaySocket::open_seen(dialer, target, seen).await {
-        Ok(socket) => {
+        Ok(mut socket) => {
             let timeout_ms = dialer.config().network(target.url().network()).connect_timeout_ms;
-            let (verdict, (document, info)) = tokio::join!(rtt::observe(socket, timeout_ms), get());
-            Read { verdict, failure: None, document, info }
+            let probe = async {
+                let verdict = socket.probe(timeout_ms).await;
+                if looks.speak.has_questions(&verdict) {
+                    return (verdict, Some(socket));
+                }
+                socket.close().await;
+                (verdict, None)
+            };
+            let ((verdict, socket), (document, info)) = tokio::join!(probe, get());
+            let mut spoken = Spoken::default();
+            if let Some(mut socket) = socket {
+                spoken = looks.speak.ask(&mut socket, &verdict, info.as_ref(), timeout_ms).await;
+                socket.close().await;
+            }
+            Read { verdict, failure: None, document, info, spoken }
         }
         Err(failure) => {
             let (document, info) = if only_the_upgrade_failed(failure.reason) {
@@ -170,7 +188,13 @@ async fn read(dialer: &Dialer, target: &Target, seen: &mut Seen, document: bool)
             } else {
                 (document.then(|| Observation::failed(CheckKind::Nip11, failure.clone())), None)
             };
-            Read { verdict: ProbeVerdict::unreached(&failure), failure: Some(failure), document, info }
+            Read {
+                verdict: ProbeVerdict::unreached(&failure),
+                failure: Some(failure),
+                document,
+                info,
+                spoken: Spoken::default(),
+            }
         }
     }
 }
@@ -186,6 +210,7 @@ fn unreached(failure: &DialFailure, kinds: impl Iterator<Item = CheckKind>) -> M
         info: None,
         tls: None,
         dns_ttl_s: None,
+        spoken: Spoken::default(),
     }
 }
 

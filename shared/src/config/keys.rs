@@ -53,6 +53,7 @@ pub(super) const PREFIX: &str = "BIGBROTR_";
 
 /// The words of `worker.kinds`, in the order of [`JobKind::ALL`].
 const KINDS: &[&str] = &["discover", "validate", "monitor", "sync", "refresh"];
+const WRITE_PROBES: &[&str] = &["off", "own", "all"];
 const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 
 const fn key(path: &'static str, kind: Kind, preset: Preset, doc: &'static str) -> Key {
@@ -233,6 +234,32 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Bool,
         Preset::Bool(false),
         "Look at relays also when their certificate does not verify; the ssl check still says so.",
+    ),
+    int(
+        "monitor.capability_interval_s",
+        DAY_S,
+        60,
+        MONTH_S,
+        "Seconds between two surveys of what a relay can do: seven small requests at most.",
+    ),
+    key(
+        "monitor.write_probe",
+        Kind::Words(WRITE_PROBES),
+        Preset::Text("off"),
+        "Whose relays an ephemeral event is published to: \"own\" at each check, \"all\" others too, at each survey.",
+    ),
+    key(
+        "monitor.write_probe_relays",
+        Kind::List(Item::Relay),
+        Preset::Empty,
+        "The operator's own relays; their hosts count.",
+    ),
+    int("monitor.pow_max", 16, 0, 28, "Most bits of proof of work done for a write probe."),
+    key(
+        "identity.auth",
+        Kind::Bool,
+        Preset::Bool(false),
+        "Whether relays that ask who we are (NIP-42) are told, by the key in BIGBROTR_IDENTITY_KEY or NOSTR_PRIVATE_KEY.",
     ),
     key(
         "geo.places",

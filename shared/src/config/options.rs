@@ -9,9 +9,9 @@ use tracing::Level;
 
 use super::value::{Value, name_server};
 use super::{Config, ConfigError};
-use crate::checks::Looks;
+use crate::checks::{Looks, Speak};
 use crate::db::FleetLimits;
-use crate::jobs::{ARCHIVE, HTTP, HttpSource, JobsConfig, NIP05};
+use crate::jobs::{ARCHIVE, HTTP, HttpSource, JobsConfig, NIP05, WriteTo};
 use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl};
 use crate::net::{NetConfig, NetworkConfig, Traffic};
 use crate::queue::QueueOptions;
@@ -189,15 +189,35 @@ impl Config {
             canaries: self.canaries.clone(),
             looks: self.looks(),
             publish: self.publishing(),
+            capability_interval: self.seconds("monitor.capability_interval_s"),
+            write_probe: self.write_probe(),
         }
     }
 
     /// For [`crate::checks`].
     pub fn looks(&self) -> Looks {
+        let speak = Speak {
+            identity: self.identity.clone(),
+            auth: self.bool("identity.auth"),
+            pow_max: self.number("monitor.pow_max"),
+            ..Speak::default()
+        };
         let paths = |key| self.list(key).iter().map(PathBuf::from).collect();
         Looks {
             insecure_tls: self.bool("monitor.insecure_tls"),
+            speak,
             ..Looks::with_files(paths("geo.places"), paths("geo.networks"))
+        }
+    }
+
+    fn write_probe(&self) -> WriteTo {
+        let relays = self.list("monitor.write_probe_relays");
+        let urls = relays.iter().filter_map(|text| RelayUrl::parse(text, &self.policy).ok());
+        let hosts = urls.map(|url| url.host().to_owned()).collect();
+        match self.text("monitor.write_probe") {
+            Some("own") => WriteTo::Own(hosts),
+            Some("all") => WriteTo::All(hosts),
+            _ => WriteTo::Nobody,
         }
     }
 

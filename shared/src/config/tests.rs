@@ -278,3 +278,40 @@ fn sources_are_texts_or_tables_and_a_wrong_expression_is_a_configuration_error()
     let said = problem("[discover]\nsources = [{ url = \"https://a.example/\" }]\n");
     assert!(said.contains("tables { url, expression }"), "{said}");
 }
+
+const SECRET: &str = "67dea2ed018072d675f5415ecfaed7d2597555e202d85b3d65ea4e58d2d92ffa";
+const OTHER: &str = "0000000000000000000000000000000000000000000000000000000000000001";
+
+#[test]
+fn our_key_comes_from_the_environment_and_is_printed_nowhere() {
+    let text = File::new(
+        "[identity]\nauth = true\n[monitor]\nwrite_probe = \"own\"\nwrite_probe_relays = [\"wss://relay.example\"]\npow_max = 8\n",
+    );
+    let both = env(&[("NOSTR_PRIVATE_KEY", OTHER), ("BIGBROTR_IDENTITY_KEY", SECRET)]);
+    let config = Config::load(Some(&text.0), &both).unwrap();
+    let jobs = config.jobs_config();
+    assert!(jobs.identity().unwrap().pubkey_hex().starts_with("7e7e9c42"), "ours wins over the general one");
+    assert_eq!(jobs.write_probe, crate::jobs::WriteTo::Own(vec!["relay.example".to_owned()]));
+    assert_eq!(jobs.looks.speak.pow_max, 8);
+    let printed = format!("{config} {config:?} {jobs:?} {:?}", config.entries());
+    assert!(!printed.contains(SECRET) && !printed.contains(OTHER), "{printed}");
+    let quiet = Config::load(Some(&File::new("").0), &both).unwrap().jobs_config();
+    assert!(quiet.identity().is_none(), "known, and shown to nobody");
+}
+
+#[test]
+fn a_key_that_is_missing_wrong_or_in_a_file_is_named_and_not_quoted() {
+    for (text, wanted) in [
+        ("[identity]\nauth = true", "identity.auth needs a key of ours: set BIGBROTR_IDENTITY_KEY"),
+        ("[monitor]\nwrite_probe = \"all\"", "monitor.write_probe needs a key of ours"),
+        (&format!("[identity]\nkey = \"{SECRET}\""), "set the variable BIGBROTR_IDENTITY_KEY"),
+    ] {
+        let problem = problem(text);
+        assert!(problem.contains(wanted) && !problem.contains(SECRET), "{problem}");
+    }
+    let wrong = format!("{SECRET}0");
+    for name in ["BIGBROTR_IDENTITY_KEY", "NOSTR_PRIVATE_KEY"] {
+        let error = Config::load(Some(&File::new("").0), &env(&[(name, &wrong)])).unwrap_err().to_string();
+        assert!(error.contains(name) && !error.contains(SECRET), "{error}");
+    }
+}

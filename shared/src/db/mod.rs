@@ -7,6 +7,7 @@
 
 mod archive;
 mod candidates;
+mod capability;
 mod discover;
 mod error;
 mod fleet;
@@ -36,6 +37,7 @@ pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored};
 pub use candidates::{
     CandidateLine, CandidateRow, ExclusionLine, NewCandidate, SourceLine, Sources, ValidateResult,
 };
+pub use capability::{CapabilityResult, CapabilityRow, DifferenceLine, WriteRow};
 pub use discover::{Asked, Found, Sighted, Sighting, UnminedEvent};
 pub use error::DbError;
 pub use fleet::{FleetLimits, HostPermit};

@@ -5,6 +5,7 @@
 //! attempt's [`Fence`]. This room does not know how jobs are queued.
 
 pub mod cadence;
+mod capability;
 mod discover;
 mod egress;
 mod heard;
@@ -28,6 +29,7 @@ use crate::checks::Looks;
 use crate::db::{Db, DbError};
 use crate::models::{AddressPolicy, Fence, JobKind, LOCAL, Network, RelayUrl, Verdict};
 use crate::net::{Dialer, Target};
+use crate::nips::Keys;
 use crate::telemetry::Metrics;
 
 pub use discover::{ARCHIVE, HTTP, HttpSource, Mined, NIP05, mine};
@@ -111,6 +113,29 @@ pub struct JobsConfig {
     pub looks: Looks,
     /// What is published, where an operator wants that.
     pub publish: Option<publish::Publishing>,
+    /// Between two surveys of what a relay can do.
+    pub capability_interval: Duration,
+    /// Whose relays events are published to as a probe.
+    pub write_probe: WriteTo,
+}
+
+/// Whose relays the monitor publishes an ephemeral event to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum WriteTo {
+    /// Nobody's.
+    #[default]
+    Nobody,
+    /// At each look those of these hosts, which are the operator's own.
+    Own(Vec<String>),
+    /// Those as well, and everybody's as often as what they can do is surveyed.
+    All(Vec<String>),
+}
+
+impl JobsConfig {
+    /// The key that relays which ask for one are shown, where the operator wants that.
+    pub fn identity(&self) -> Option<Keys> {
+        self.looks.speak.identity.clone().filter(|_| self.looks.speak.auth)
+    }
 }
 
 impl Default for JobsConfig {
@@ -135,6 +160,8 @@ impl Default for JobsConfig {
             canaries: Vec::new(),
             looks: Looks::default(),
             publish: None,
+            capability_interval: Duration::from_secs(86_400),
+            write_probe: WriteTo::Nobody,
         }
     }
 }

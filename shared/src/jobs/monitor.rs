@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::liveness::{Liveness, State, judge};
 use super::validate::{blame, sick};
-use super::{Attempt, Ctx, JobError, Report, Standing, cadence, lost, publish, target_url};
+use super::{Attempt, Ctx, JobError, Report, Standing, cadence, capability, lost, publish, target_url};
 use crate::checks::{MonitorReport, run_on};
 use crate::clock;
 use crate::db::{CheckRow, MonitorResult, RelayRow};
@@ -22,7 +22,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     if let Ok(target) = &resolved {
         ctx.permit(attempt, target).await?;
     }
-    let report = run_on(&ctx.dialer, &url, resolved, &ctx.config.looks).await;
+    let looks = capability::looks(ctx, &url, relay.id).await?;
+    let report = Box::pin(run_on(&ctx.dialer, &url, resolved, &looks)).await;
     let reached = report.reached();
     let was_alive = relay.state.as_deref() == Some(State::Alive.as_str());
     ctx.egress.record(url.network(), (!reached).then_some(report.reason), was_alive);
@@ -47,6 +48,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     for check in &result.checks {
         ctx.metrics.checks.get_or_create(&Labels::new(check.kind, "", check.outcome.as_str())).inc();
     }
+    capability::put(ctx, attempt, &url, &report).await?;
     publish::record(ctx, attempt, &url, &relay, &report).await?;
     if !ctx.db.monitor_finish(&ctx.config.vantage, &[result]).await?.is_empty() {
         return Err(lost());

@@ -3,6 +3,7 @@
 //! No I/O, no clock, no database here; what comes back from outside is validated again.
 
 mod canonical;
+mod capability;
 mod closed;
 mod coverage;
 mod event;
@@ -18,6 +19,7 @@ mod service_state;
 mod source;
 
 pub use canonical::{DocumentError, MAX_DOCUMENT_BYTES};
+pub use capability::{Answer, AuthSeen, By, Claims, MEASURED_NIPS, Measured, Support, Until};
 pub use closed::UnknownWord;
 pub use coverage::{Coverage, CoverageError, Interval};
 pub use event::{EnvelopeFacts, Event, EventError, EventId, KindClass, MAX_EVENT_BYTES, event_key, tag_hash};

@@ -118,6 +118,10 @@ closed_set! {
         DataNoRecord = "data_no_record",
         /// More frames than we take for one request.
         TooManyFrames = "too_many_frames",
+        /// The relay did not take our event, for another reason.
+        WriteRefused = "write_refused",
+        /// The relay demands more proof of work than we do.
+        PowDemanded = "pow_demanded",
     }
 }
 

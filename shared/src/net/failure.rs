@@ -53,7 +53,8 @@ pub const fn outcome_of(reason: Reason) -> Outcome {
         | Reason::NetworkDisabled
         | Reason::DataMissing
         | Reason::DataCorrupt
-        | Reason::DataNoRecord => Outcome::Skipped,
+        | Reason::DataNoRecord
+        | Reason::PowDemanded => Outcome::Skipped,
         Reason::ConnectTimeout | Reason::Silent | Reason::IdleTimeout | Reason::TotalTimeout => {
             Outcome::Timeout
         }
@@ -71,6 +72,7 @@ pub const fn outcome_of(reason: Reason) -> Outcome {
         | Reason::Unsupported
         | Reason::InvalidRequest
         | Reason::ClosedError
+        | Reason::WriteRefused
         | Reason::Notice => Outcome::Refused,
         Reason::AddressRefused
         | Reason::TlsExpired

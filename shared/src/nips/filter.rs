@@ -22,6 +22,8 @@ pub struct Filter {
     pub until: Option<i64>,
     /// At most this many, the newest.
     pub limit: Option<u32>,
+    /// Words to search for (NIP-50): how a relay reads them is its own affair, so [`Filter::matches`] does not.
+    pub search: Option<String>,
 }
 
 impl Filter {
@@ -41,6 +43,9 @@ impl Filter {
             if let Some(number) = number {
                 object.insert(key.to_owned(), Value::from(number));
             }
+        }
+        if let Some(search) = &self.search {
+            object.insert("search".to_owned(), Value::from(search.as_str()));
         }
         Value::Object(object).to_string()
     }
@@ -73,6 +78,7 @@ mod tests {
             since: Some(0),
             until: Some(4_294_967_295),
             limit: Some(500),
+            search: None,
         };
         let value: Value = serde_json::from_str(&filter.to_json()).unwrap();
         assert_eq!(value["ids"][0], "ab".repeat(32));

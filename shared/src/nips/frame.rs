@@ -1,5 +1,5 @@
-//! The frames of NIP-01, NIP-42 and NIP-67: what a relay says, read from hostile text, and the two
-//! frames we send.
+//! The frames of NIP-01, NIP-42, NIP-45, NIP-67 and NIP-77: what a relay says, read from hostile text, and
+//! those we send.
 //!
 //! Knows nothing of sockets, time or what a frame means for a subscription. Invariant: no text makes
 //! [`parse`] panic, recurse without bound, or allocate more than a constant over the text's own size.
@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::filter::Filter;
+use crate::models::Event;
 
 /// Largest frame read, in bytes: twice the biggest message limit seen in NIP-11 documents (1 MiB), and
 /// the cap of the WebSocket layer.
@@ -39,7 +40,13 @@ pub enum RelayFrame<'a> {
     Ok { id: Cow<'a, str>, accepted: bool, message: String },
     /// `["AUTH", challenge]` (NIP-42).
     Auth { challenge: Cow<'a, str> },
-    /// A frame of another label (COUNT, NEG-MSG, …).
+    /// `["COUNT", sub, {"count": n, "approximate": bool?}]` (NIP-45).
+    Count { sub: Cow<'a, str>, count: u64, approximate: bool },
+    /// `["NEG-MSG", sub, hex]` (NIP-77): the message as sent.
+    NegMsg { sub: Cow<'a, str>, message: Cow<'a, str> },
+    /// `["NEG-ERR", sub, reason, max records?]` (NIP-77).
+    NegErr { sub: Cow<'a, str>, message: String },
+    /// A frame of another label.
     Unknown { label: String },
 }
 
@@ -87,8 +94,26 @@ pub fn parse(text: &str) -> Result<RelayFrame<'_>, FrameError> {
             message: head.message(3),
         }),
         "AUTH" => Ok(RelayFrame::Auth { challenge: head.text(1).ok_or(FrameError::Shape("challenge"))? }),
+        "COUNT" => {
+            let body: Counted =
+                serde_json::from_str(head.object(2)?).map_err(|_| FrameError::Shape("count"))?;
+            Ok(RelayFrame::Count { sub: head.sub()?, count: body.count, approximate: body.approximate })
+        }
+        "NEG-MSG" => Ok(RelayFrame::NegMsg {
+            sub: head.sub()?,
+            message: head.text(2).ok_or(FrameError::Shape("negentropy message"))?,
+        }),
+        "NEG-ERR" => Ok(RelayFrame::NegErr { sub: head.sub()?, message: head.message(2) }),
         other => Ok(RelayFrame::Unknown { label: capped(other) }),
     }
+}
+
+/// The body of a COUNT; the hyperloglog registers are passed over.
+#[derive(Deserialize)]
+struct Counted {
+    count: u64,
+    #[serde(default)]
+    approximate: bool,
 }
 
 /// The first [`ELEMENTS_MAX`] elements of an array, unread. What follows is skipped by the parser's
@@ -207,141 +232,30 @@ pub fn req(sub: &str, filter: &Filter) -> String {
     format!(r#"["REQ",{},{}]"#, serde_json::Value::from(sub), filter.to_json())
 }
 
+/// The text of `["COUNT", sub, filter]` (NIP-45).
+pub fn count(sub: &str, filter: &Filter) -> String {
+    format!(r#"["COUNT",{},{}]"#, serde_json::Value::from(sub), filter.to_json())
+}
+
+/// The text of `["NEG-OPEN", sub, filter, hex]` (NIP-77).
+pub fn neg_open(sub: &str, filter: &Filter, message: &str) -> String {
+    format!(r#"["NEG-OPEN",{},{},"{message}"]"#, serde_json::Value::from(sub), filter.to_json())
+}
+
+/// The text of `["NEG-CLOSE", sub]` (NIP-77).
+pub fn neg_close(sub: &str) -> String {
+    format!(r#"["NEG-CLOSE",{}]"#, serde_json::Value::from(sub))
+}
+
+/// The text of `["EVENT", event]` or `["AUTH", event]`.
+pub fn labelled(label: &str, event: &Event) -> String {
+    format!(r#"["{label}",{}]"#, event.to_json())
+}
+
 /// The text of `["CLOSE", sub]`.
 pub fn close(sub: &str) -> String {
     format!(r#"["CLOSE",{}]"#, serde_json::Value::from(sub))
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn eose(hint: Option<EoseHint>) -> RelayFrame<'static> {
-        RelayFrame::Eose { sub: "s".into(), hint }
-    }
-
-    #[test]
-    fn each_frame_reads_as_its_value() {
-        let table = [
-            (r#"["EVENT","s",{"id":1}]"#, RelayFrame::Event { sub: "s".into(), event: r#"{"id":1}"# }),
-            (" [ \"EVENT\" , \"\\u0073\" , { } , 7 ] ", RelayFrame::Event { sub: "s".into(), event: "{ }" }),
-            (r#"["EOSE","s"]"#, eose(None)),
-            (r#"["EOSE","s",[]]"#, eose(None)),
-            (r#"["EOSE","s",["finish"]]"#, eose(Some(EoseHint::Finish))),
-            (r#"["EOSE","s",["more"]]"#, eose(Some(EoseHint::More))),
-            (r#"["EOSE","s",["x",3,{"a":[]},"finish"]]"#, eose(Some(EoseHint::Finish))),
-            (r#"["EOSE","s",["finish","more"]]"#, eose(Some(EoseHint::More))),
-            (r#"["EOSE","s",["FINISH"]]"#, eose(None)),
-            (r#"["EOSE","s","finish"]"#, eose(None)),
-            (r#"["EOSE","s",null,["finish"]]"#, eose(None)),
-            (
-                r#"["CLOSED","s","error: x"]"#,
-                RelayFrame::Closed { sub: "s".into(), message: "error: x".into() },
-            ),
-            (r#"["CLOSED","s"]"#, RelayFrame::Closed { sub: "s".into(), message: String::new() }),
-            (r#"["NOTICE","a\nb"]"#, RelayFrame::Notice { message: "a\nb".into() }),
-            (r#"["NOTICE",{"a":1}]"#, RelayFrame::Notice { message: String::new() }),
-            (
-                r#"["OK","ab",false,"pow: 3"]"#,
-                RelayFrame::Ok { id: "ab".into(), accepted: false, message: "pow: 3".into() },
-            ),
-            (
-                r#"["OK","ab",true]"#,
-                RelayFrame::Ok { id: "ab".into(), accepted: true, message: String::new() },
-            ),
-            (r#"["AUTH","c"]"#, RelayFrame::Auth { challenge: "c".into() }),
-            (r#"["NEG-MSG","s","61"]"#, RelayFrame::Unknown { label: "NEG-MSG".into() }),
-            (r#"["event","s",{}]"#, RelayFrame::Unknown { label: "event".into() }),
-        ];
-        for (text, frame) in table {
-            assert_eq!(parse(text), Ok(frame), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_frame_is_named_and_never_guessed() {
-        let table = [
-            ("", FrameError::NotArray),
-            ("null", FrameError::NotArray),
-            ("{}", FrameError::NotArray),
-            (r#""EVENT""#, FrameError::NotArray),
-            (r#"["EOSE","s"] x"#, FrameError::NotArray),
-            (r#"["EOSE","s""#, FrameError::NotArray),
-            ("\u{feff}[\"EOSE\",\"s\"]", FrameError::NotArray),
-            ("[]", FrameError::Shape("label")),
-            ("[7]", FrameError::Shape("label")),
-            (r#"["\ud800"]"#, FrameError::Shape("label")),
-            (r#"["EVENT"]"#, FrameError::Shape("subscription id")),
-            (r#"["EVENT",1,{}]"#, FrameError::Shape("subscription id")),
-            (r#"["EVENT","s"]"#, FrameError::Shape("event object")),
-            (r#"["EVENT","s","{}"]"#, FrameError::Shape("event object")),
-            (r#"["EVENT",{"id":1}]"#, FrameError::Shape("subscription id")),
-            (r#"["EOSE",["s"]]"#, FrameError::Shape("subscription id")),
-            (r#"["OK",1,true,""]"#, FrameError::Shape("event id")),
-            (r#"["OK","ab","true",""]"#, FrameError::Shape("accepted")),
-            (r#"["AUTH"]"#, FrameError::Shape("challenge")),
-        ];
-        for (text, error) in table {
-            assert_eq!(parse(text), Err(error), "{text}");
-        }
-    }
-
-    #[test]
-    fn depth_and_length_cost_neither_stack_nor_memory() {
-        let deep = format!("[\"EVENT\",\"s\",{}", "[".repeat(FRAME_MAX_BYTES - 13));
-        assert_eq!(parse(&deep), Err(FrameError::NotArray));
-        let nested = format!("[\"X\",{}{}]", "[".repeat(900_000), "]".repeat(900_000));
-        assert_eq!(parse(&nested), Ok(RelayFrame::Unknown { label: "X".into() }));
-        let deep_hint = format!("[\"EOSE\",\"s\",[{}{}]]", "[".repeat(900_000), "]".repeat(900_000));
-        assert_eq!(parse(&deep_hint), Ok(eose(None)));
-        let wide = format!("[\"X\"{}]", ",1".repeat(900_000));
-        assert_eq!(parse(&wide), Ok(RelayFrame::Unknown { label: "X".into() }));
-        assert_eq!(parse(&" ".repeat(FRAME_MAX_BYTES + 1)), Err(FrameError::TooLarge));
-        let notice = format!("[\"NOTICE\",\"{}\"]", "é".repeat(1000));
-        let Ok(RelayFrame::Notice { message }) = parse(&notice) else { panic!("not a notice") };
-        assert!(message.len() <= MESSAGE_MAX_BYTES && message.len() > MESSAGE_MAX_BYTES - 4);
-    }
-
-    #[test]
-    fn our_frames_escape_the_subscription_id() {
-        assert_eq!(close("a\"b"), r#"["CLOSE","a\"b"]"#);
-        assert_eq!(req("a\"b", &Filter::default()), r#"["REQ","a\"b",{}]"#);
-    }
-
-    /// Whatever the text is, it reads without a panic and what is kept of it is capped.
-    fn reads_within_caps(text: &str) -> bool {
-        match parse(text) {
-            Ok(RelayFrame::Notice { message } | RelayFrame::Unknown { label: message }) => {
-                message.len() <= MESSAGE_MAX_BYTES
-            }
-            Ok(RelayFrame::Event { event, .. }) => event.len() < text.len(),
-            Ok(_) | Err(_) => true,
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_makes_the_parser_panic(text in "\\PC{0,80}") {
-            prop_assert!(reads_within_caps(&text));
-        }
-
-        #[test]
-        fn no_mutation_of_a_frame_makes_the_parser_panic(
-            index in 0_usize..6, at in 0_usize..64, cut in 0_usize..8, put in "[\\[\\]{}\",:\\\\a-z0-9 \u{0}-\u{1f}é]{0,6}",
-        ) {
-            let seeds = [
-                r#"["EVENT","sub",{"id":"00","tags":[["e","x"]]}]"#, r#"["EOSE","sub",["finish","more"]]"#,
-                r#"["CLOSED","sub","auth-required: no"]"#, r#"["NOTICE","err\u00e9\ud83d\ude00"]"#,
-                r#"["OK","abcd",true,"dup"]"#, r#"["AUTH","challenge"]"#,
-            ];
-            let mut chars: Vec<char> = seeds[index].chars().collect();
-            let at = at.min(chars.len());
-            let end = (at + cut).min(chars.len());
-            chars.splice(at..end, put.chars());
-            let text: String = chars.into_iter().collect();
-            prop_assert!(reads_within_caps(&text));
-        }
-    }
-}
+mod tests;

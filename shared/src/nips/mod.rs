@@ -3,6 +3,9 @@
 //! Knows no socket, no clock, no database: the driver in `relay` joins it to a stream. A relay's
 //! behaviour, however hostile, is a value here and never an error of ours.
 
+pub mod ask;
+pub mod auth;
+pub mod capability;
 pub mod delivery;
 pub mod filter;
 pub mod frame;
@@ -11,10 +14,14 @@ pub mod nip11;
 pub mod nip19;
 pub mod nip66;
 pub mod page;
+pub mod pow;
 pub mod refusal;
 pub mod session;
 pub mod walk;
 
+pub use ask::{Exchange, Question, Reply};
+pub use auth::{Auth, AuthState};
+pub use capability::{Probe, ReadSeen, Survey, claimed};
 pub use delivery::{Delivery, Parcel, Settled};
 pub use filter::Filter;
 pub use frame::{EoseHint, FrameError, RelayFrame};

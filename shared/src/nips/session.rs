@@ -12,7 +12,7 @@ use super::filter::Filter;
 use super::frame::{self, EoseHint, RelayFrame};
 use super::page::{PageEnd, PageFacts};
 use super::refusal::{CloseClass, classify};
-use crate::models::{EnvelopeFacts, EventId};
+use crate::models::{EnvelopeFacts, EventId, Reason};
 
 /// How long a relay that refused by NOTICE may still begin to answer, in milliseconds. strfry ≤ 1.0
 /// refuses by NOTICE alone; waiting the whole idle time for nothing would cost a slot.
@@ -42,6 +42,17 @@ pub enum Cut {
     Oversize,
     /// The WebSocket protocol was broken.
     Protocol,
+}
+
+impl Cut {
+    /// The end in the words of a check.
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Disconnected => Reason::Disconnected,
+            Self::Oversize => Reason::Oversize,
+            Self::Protocol => Reason::WsProtocol,
+        }
+    }
 }
 
 /// What one input brought.

@@ -7,9 +7,12 @@
 mod deliver;
 mod probe;
 mod socket;
+mod survey;
+mod write;
 
 #[cfg(test)]
 mod tests;
 
 pub use probe::{ProbeVerdict, speaks_nostr};
 pub use socket::{Page, RelaySocket};
+pub use write::{Work, WriteProbe};

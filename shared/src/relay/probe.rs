@@ -9,7 +9,7 @@
 use super::socket::{Driven, RelaySocket};
 use crate::models::{Outcome, Reason};
 use crate::net::{DialFailure, Dialer, Target, outcome_of};
-use crate::nips::{CloseClass, Filter, Limits, PageEnd, RelayFrame, classify, frame};
+use crate::nips::{CloseClass, Filter, Limits, PageEnd, ReadSeen, RelayFrame, classify, frame};
 
 /// The kind asked for: filters without a kind are refused by some relays.
 const PROBE_KIND: u16 = 1;
@@ -61,6 +61,8 @@ pub struct ProbeVerdict {
     pub open_ms: Option<u32>,
     /// Milliseconds from REQ to EOSE; none without EOSE.
     pub read_ms: Option<u32>,
+    /// What a survey of the relay goes on from.
+    pub read: ReadSeen,
 }
 
 impl ProbeVerdict {
@@ -74,6 +76,7 @@ impl ProbeVerdict {
             detail: failure.detail.clone(),
             open_ms: None,
             read_ms: None,
+            read: ReadSeen::default(),
         }
     }
 
@@ -142,6 +145,11 @@ fn judge(driven: &Driven, open_ms: u32) -> ProbeVerdict {
         detail: DialFailure::new(reason, detail).detail,
         open_ms: Some(open_ms),
         read_ms: (evidence == "eose").then_some(page.end_ms),
+        read: ReadSeen {
+            newest: page.facts.seen.first().map(|(second, _)| *second),
+            eose: page.end.is_eose(),
+            hint: if let PageEnd::Eose { hint } = page.end { hint } else { None },
+        },
     }
 }
 

@@ -1,4 +1,7 @@
-//! An open relay: one REQ at a time, drained until the session says the page has ended.
+//! An open relay: one request at a time, drained until the session says that it has ended.
+//!
+//! Where it was given our key, it answers a challenge once, when a request was refused for want of it, and makes
+//! that request once more (NIP-42).
 
 use std::time::Duration;
 
@@ -6,12 +9,19 @@ use tokio::time::timeout;
 
 use crate::clock;
 use crate::net::{DialFailure, Dialer, Seen, Target, WsRead, WsStream, elapsed_ms};
-use crate::nips::{Cut, Filter, Limits, PageEnd, PageFacts, Step, Subscription, frame};
+use crate::nips::{
+    Auth, AuthState, Cut, Exchange, Filter, Keys, Limits, PageEnd, PageFacts, Question, Reply, Step,
+    Subscription, auth, frame,
+};
 
 /// Random bytes of a subscription id: unguessable, so that nothing can answer before it was asked.
 const SUB_BYTES: usize = 8;
 /// Pings, binary messages and greetings borne during one page; more is a flood.
 const IGNORED_MAX: u32 = 1_000;
+/// How long a challenge may come after the refusal that speaks of it, and how long the answer to ours may take,
+/// in milliseconds; never longer than a page may stay idle.
+const CHALLENGE_MS: u64 = 2_000;
+const VERDICT_MS: u64 = 10_000;
 
 /// A WebSocket to a relay, used for one subscription after another.
 #[derive(Debug)]
@@ -19,6 +29,9 @@ pub struct RelaySocket {
     ws: WsStream,
     open_ms: u32,
     spent: bool,
+    url: String,
+    identity: Option<Keys>,
+    auth: Auth,
 }
 
 /// What one REQ brought.
@@ -56,7 +69,18 @@ impl RelaySocket {
     /// [`RelaySocket::open`], leaving in `seen` what showed on the way, also when it fails.
     pub async fn open_seen(dialer: &Dialer, target: &Target, seen: &mut Seen) -> Result<Self, DialFailure> {
         let (ws, open_ms) = Box::pin(dialer.websocket_seen(target, seen)).await?;
-        Ok(Self { ws, open_ms, spent: false })
+        let url = target.url().to_string();
+        Ok(Self { ws, open_ms, spent: false, url, identity: None, auth: Auth::default() })
+    }
+
+    /// Answers challenges with this key from now on, where a request is refused for want of it.
+    pub fn identify(&mut self, identity: Option<Keys>) {
+        self.identity = identity;
+    }
+
+    /// How far NIP-42 went.
+    pub fn auth(&self) -> AuthState {
+        self.auth.state()
     }
 
     /// Milliseconds the open took, without DNS.
@@ -79,12 +103,112 @@ impl RelaySocket {
         self.ws.close().await;
     }
 
+    /// Asks one question and reads until it is answered. On a spent connection: cut at once. The milliseconds
+    /// are those of the answer alone.
+    pub async fn ask(&mut self, question: &Question, timeout_ms: u64) -> (Reply, u32) {
+        let (reply, ms) = self.ask_once(question, timeout_ms).await;
+        if !auth::wanted_by(&reply) || !self.authenticate(timeout_ms).await {
+            return (reply, ms);
+        }
+        self.ask_once(question, timeout_ms).await
+    }
+
     /// The page; `admit` may keep a text from the session, given the subscription id.
     pub(super) async fn drive(
         &mut self,
         filter: Filter,
         limits: Limits,
         admit: impl Fn(&str, &str) -> bool,
+    ) -> Driven {
+        let started = clock::monotonic_ms();
+        let mut driven = self.drive_once(filter.clone(), limits, &admit).await;
+        if !auth::wants_auth(&driven.page.end) || self.identity.is_none() {
+            return driven;
+        }
+        if self.authenticate(limits.idle_ms).await {
+            let spent_ms = clock::monotonic_ms().saturating_sub(started);
+            let total_ms = limits.total_ms.saturating_sub(spent_ms).max(limits.idle_ms);
+            return self.drive_once(filter, Limits { total_ms, ..limits }, &admit).await;
+        }
+        if let AuthState::Refused(message) = self.auth.state() {
+            driven.page.end = auth::refused(&message);
+        }
+        driven
+    }
+
+    async fn ask_once(&mut self, question: &Question, timeout_ms: u64) -> (Reply, u32) {
+        let started = clock::monotonic_ms();
+        let (mut exchange, text) =
+            Exchange::start(clock::random_hex(SUB_BYTES), question, timeout_ms, started);
+        if self.spent || self.ws.send_text(text).await.is_err() {
+            self.spent = true;
+            return (Reply::Cut(Cut::Disconnected), 0);
+        }
+        let mut ignored = 0;
+        let reply = loop {
+            let reply = match self.read(exchange.deadline_ms()).await {
+                None => exchange.on_tick(clock::monotonic_ms()),
+                Some(WsRead::Text(text)) => {
+                    self.auth.on_text(&text);
+                    exchange.on_text(clock::monotonic_ms(), &text)
+                }
+                Some(WsRead::Ignored) => {
+                    ignored += 1;
+                    (ignored > IGNORED_MAX).then_some(Reply::Flood)
+                }
+                Some(over) => {
+                    self.spent = true;
+                    Some(exchange.on_closed(cut(&over)))
+                }
+            };
+            if let Some(reply) = reply {
+                break reply;
+            }
+        };
+        let ms = elapsed_ms(started);
+        if let Some(text) = exchange.farewell(&reply) {
+            self.spent |= self.ws.send_text(text).await.is_err();
+        }
+        (reply, ms)
+    }
+
+    /// Says who we are, once per connection; whether the relay took it.
+    async fn authenticate(&mut self, wait_ms: u64) -> bool {
+        let Some(keys) = self.identity.clone() else { return false };
+        if self.auth.state() == AuthState::Unasked {
+            self.listen(wait_ms.min(CHALLENGE_MS), AuthState::Unasked).await;
+        }
+        // A time before 1970 is the only error, and no clock of ours.
+        let Ok(Some(text)) = self.auth.answer(&keys, &self.url, clock::unix_now()) else { return false };
+        if self.spent || self.ws.send_text(text).await.is_err() {
+            self.spent = true;
+            return false;
+        }
+        self.listen(wait_ms.min(VERDICT_MS), AuthState::Answered).await;
+        self.auth.state() == AuthState::Accepted
+    }
+
+    /// Reads until NIP-42 has left this state, or the time is up.
+    async fn listen(&mut self, wait_ms: u64, state: AuthState) {
+        let deadline = clock::monotonic_ms().saturating_add(wait_ms);
+        while self.auth.state() == state {
+            match self.read(deadline).await {
+                None => return,
+                Some(WsRead::Text(text)) => self.auth.on_text(&text),
+                Some(WsRead::Ignored) => {}
+                Some(_) => {
+                    self.spent = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn drive_once(
+        &mut self,
+        filter: Filter,
+        limits: Limits,
+        admit: &impl Fn(&str, &str) -> bool,
     ) -> Driven {
         let started = clock::monotonic_ms();
         let sub = clock::random_hex(SUB_BYTES);
@@ -101,6 +225,7 @@ impl RelaySocket {
                 Some(WsRead::Text(text)) => {
                     driven.frames += 1;
                     driven.page.bytes += text.len() as u64;
+                    self.auth.on_text(&text);
                     if admit(&sub, &text) {
                         session.on_text(clock::monotonic_ms(), &text)
                     } else {

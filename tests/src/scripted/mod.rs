@@ -6,6 +6,7 @@
 
 mod script;
 mod session;
+mod speech;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 pub use script::{Answer, Exception, HttpBody, Script, Stored, Writes};
+pub use speech::{AuthScript, Extra, Speech, When};
 
 /// A running scripted relay; it and its connections end when it is dropped.
 #[derive(Debug)]
@@ -42,6 +44,10 @@ pub struct Counts {
     pub closes: u64,
     /// EVENT frames received.
     pub writes: u64,
+    /// AUTH frames received.
+    pub auths: u64,
+    /// COUNT and NEG-OPEN frames received.
+    pub extras: u64,
     /// EVENT frames sent.
     pub events_sent: u64,
     /// Bytes of frames received.
@@ -90,6 +96,8 @@ struct Counters {
     reqs: AtomicU64,
     closes: AtomicU64,
     writes: AtomicU64,
+    auths: AtomicU64,
+    extras: AtomicU64,
     events_sent: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
@@ -153,6 +161,8 @@ impl ScriptedRelay {
             reqs: get(&counters.reqs),
             closes: get(&counters.closes),
             writes: get(&counters.writes),
+            auths: get(&counters.auths),
+            extras: get(&counters.extras),
             events_sent: get(&counters.events_sent),
             bytes_in: get(&counters.bytes_in),
             bytes_out: get(&counters.bytes_out),

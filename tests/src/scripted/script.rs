@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use crate::factory::Factory;
 use crate::hostile;
 
+use super::speech::Speech;
+
 /// The whole behaviour of a scripted relay. [`Script::honest`] is the base; the fields are there to be changed.
 #[derive(Debug, Clone)]
 pub struct Script {
@@ -25,6 +27,8 @@ pub struct Script {
     pub exception: Option<Exception>,
     /// What happens to a published event.
     pub writes: Writes,
+    /// What it does beyond NIP-01.
+    pub speech: Speech,
 }
 
 /// The body of an HTTP answer.
@@ -91,6 +95,8 @@ pub enum Writes {
     Silent,
     /// `OK true`, for an event nobody sent.
     AnotherId,
+    /// This many bits of proof of work (NIP-13), demanded in words, or this text where there is one.
+    Work(u32, Option<String>),
 }
 
 /// An event as the relay sends it: raw text, and the fields a filter asks for.
@@ -179,6 +185,7 @@ impl Script {
             answer: Answer::Serve,
             exception: None,
             writes: Writes::Accept,
+            speech: Speech::default(),
         }
     }
 
@@ -193,6 +200,20 @@ impl Script {
     #[must_use]
     pub fn closing(mut self, request: u64, message: &str) -> Self {
         self.exception = Some(Exception { request, message: message.to_owned() });
+        self
+    }
+
+    /// This script, speaking so.
+    #[must_use]
+    pub fn speaking(mut self, speech: Speech) -> Self {
+        self.speech = speech;
+        self
+    }
+
+    /// This script with another NIP-11 document.
+    #[must_use]
+    pub fn saying(mut self, document: &Value) -> Self {
+        self.http = Some(HttpBody::nip11(document));
         self
     }
 

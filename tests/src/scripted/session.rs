@@ -16,6 +16,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::script::{Answer, HttpBody, Script, Stored, Writes};
+use super::speech::{AuthScript, CHALLENGE, When, answers, judge_auth};
 use super::{Shared, Socket};
 
 /// A request head longer than this is no client of ours.
@@ -60,8 +61,9 @@ impl Session<'_> {
         for frame in &script.greeting {
             self.send(frame.clone()).await?;
         }
-        if script.answer == Answer::AuthRequired {
-            self.send(json!(["AUTH", "challenge-of-the-script"]).to_string()).await?;
+        let at_once = script.speech.auth.as_ref().is_some_and(|auth| auth.when == When::Connected);
+        if script.answer == Answer::AuthRequired || at_once {
+            self.challenge().await?;
         }
         while let Some(message) = self.socket.next().await {
             let Message::Text(text) = message? else { continue };
@@ -93,11 +95,9 @@ impl Session<'_> {
             (Answer::Notice(text), ..) => self.send(json!(["NOTICE", text]).to_string()).await,
             (_, Some("REQ"), Some(request)) => self.on_req(&script, &frame, request).await,
             (_, Some("EVENT"), _) => self.on_event(&script, &frame[1]).await,
-            (_, Some("AUTH"), _) => {
-                self.authenticated = true;
-                self.send(json!(["OK", frame[1]["id"], true, ""]).to_string()).await
-            }
-            (_, Some("CLOSE"), _) => Ok(()),
+            (_, Some("AUTH"), _) => self.on_auth(&script, &frame[1]).await,
+            (_, Some("CLOSE" | "NEG-CLOSE"), _) => Ok(()),
+            (_, Some(label @ ("COUNT" | "NEG-OPEN")), _) => self.on_extra(&script, label, &frame).await,
             (_, label, _) => {
                 self.send(json!(["NOTICE", format!("unknown message {label:?}")]).to_string()).await
             }
@@ -110,6 +110,9 @@ impl Session<'_> {
             && (exception.request == 0 || exception.request == request)
         {
             return self.closed(sub, &exception.message).await;
+        }
+        if let Some(refusal) = self.refusal(script, frame) {
+            return self.refuse(script, refusal, |message| json!(["CLOSED", sub, message])).await;
         }
         match &script.answer {
             Answer::AuthRequired if !self.authenticated => {
@@ -136,8 +139,81 @@ impl Session<'_> {
     }
 
     async fn serve_page(&mut self, script: &Script, frame: &Value) -> anyhow::Result<()> {
-        self.send_events(&frame[1], page(script, frame)).await?;
-        self.send(json!(["EOSE", frame[1]]).to_string()).await
+        let events = page(script, frame);
+        let all = frame[2]["limit"].as_u64().map_or(script.cap, |limit| usize::try_from(limit).unwrap_or(0));
+        let hint = if events.len() < all.min(script.cap) { "finish" } else { "more" };
+        self.send_events(&frame[1], events).await?;
+        let eose =
+            if script.speech.hints { json!(["EOSE", frame[1], [hint]]) } else { json!(["EOSE", frame[1]]) };
+        self.send(eose.to_string()).await
+    }
+
+    async fn challenge(&mut self) -> anyhow::Result<()> {
+        self.send(json!(["AUTH", CHALLENGE]).to_string()).await
+    }
+
+    /// Why this client is refused, if it is.
+    fn refusal(&self, script: &Script, frame: &Value) -> Option<String> {
+        let speech = &script.speech;
+        if let Some(auth) = &speech.auth {
+            if auth.required && !self.authenticated {
+                return Some("auth-required: who are you".to_owned());
+            }
+            if let Some(message) = &auth.restricted {
+                return Some(message.clone());
+            }
+        }
+        let kindless = frame[0] == "REQ" && frame[2]["kinds"].is_null();
+        (speech.needs_kinds && kindless).then(|| "invalid: must specify kinds".to_owned())
+    }
+
+    /// Refuses, with the challenge before or after it where the script says so.
+    async fn refuse(
+        &mut self,
+        script: &Script,
+        message: String,
+        frame: impl FnOnce(String) -> Value,
+    ) -> anyhow::Result<()> {
+        let when = script.speech.auth.as_ref().map(|auth| auth.when).filter(|_| !self.authenticated);
+        if when == Some(When::Asked) {
+            self.challenge().await?;
+        }
+        self.send(frame(message).to_string()).await?;
+        if when == Some(When::Refused) {
+            self.challenge().await?;
+        }
+        Ok(())
+    }
+
+    async fn on_auth(&mut self, script: &Script, event: &Value) -> anyhow::Result<()> {
+        self.shared.counters.auths.fetch_add(1, Ordering::SeqCst);
+        let host = self.socket.get_ref().local_addr()?.to_string();
+        let refused = match &script.speech.auth {
+            None => None,
+            Some(AuthScript { refuses: Some(message), .. }) => Some(message.as_str()),
+            Some(_) => judge_auth(event, &host).err(),
+        };
+        self.authenticated = refused.is_none();
+        self.send(json!(["OK", event["id"], refused.is_none(), refused.unwrap_or_default()]).to_string())
+            .await
+    }
+
+    async fn on_extra(&mut self, script: &Script, label: &str, frame: &Value) -> anyhow::Result<()> {
+        self.shared.counters.extras.fetch_add(1, Ordering::SeqCst);
+        let sub = &frame[1];
+        if let Some(refusal) = self.refusal(script, frame) {
+            return self.refuse(script, refusal, |message| json!(["CLOSED", sub, message])).await;
+        }
+        let frames = if label == "COUNT" {
+            let count = script.events.iter().filter(|event| event.matches(&frame[2])).count();
+            answers(&script.speech.count, label, sub, json!(["COUNT", sub, { "count": count }]))
+        } else {
+            answers(&script.speech.negentropy, label, sub, json!(["NEG-MSG", sub, "61000002"]))
+        };
+        for frame in frames {
+            self.send(frame.to_string()).await?;
+        }
+        Ok(())
     }
 
     async fn closed(&mut self, sub: &Value, message: &str) -> anyhow::Result<()> {
@@ -153,15 +229,23 @@ impl Session<'_> {
     }
 
     async fn on_event(&mut self, script: &Script, event: &Value) -> anyhow::Result<()> {
+        if let Some(refusal) = self.refusal(script, &json!(["EVENT"])) {
+            return self.refuse(script, refusal, |message| json!(["OK", event["id"], false, message])).await;
+        }
         let verified = Event::from_json(event.to_string()).is_ok_and(|event| event.verify().is_ok());
+        let demand;
         let (accepted, message) = match &script.writes {
             Writes::Silent => return Ok(()),
             Writes::AnotherId => {
                 return self.send(json!(["OK", "ab".repeat(32), true, ""]).to_string()).await;
             }
+            Writes::Work(bits, text) if !worked(event, *bits) => {
+                demand = text.clone().unwrap_or_else(|| format!("pow: {bits} bits needed"));
+                (false, demand.as_str())
+            }
             Writes::Refuse(message) => (false, message.as_str()),
             Writes::Accept if !verified => (false, "invalid: the id or signature is wrong"),
-            Writes::Accept => {
+            Writes::Accept | Writes::Work(..) => {
                 self.shared.store(Stored::raw(event.to_string()));
                 (true, "")
             }
@@ -199,15 +283,46 @@ impl Session<'_> {
 /// The events a REQ gets: those any of its filters asks for, at most the smallest of limit and cap.
 fn page<'a>(script: &'a Script, frame: &Value) -> Vec<&'a Stored> {
     let filters = frame.as_array().map(|frame| &frame[2..]).unwrap_or_default();
+    let speech = &script.speech;
     let limit = filters.iter().filter_map(|filter| filter["limit"].as_u64()).max();
-    let limit =
-        limit.map_or(script.cap, |limit| script.cap.min(usize::try_from(limit).unwrap_or(usize::MAX)));
+    let limit = match limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)) {
+        None => speech.default_limit.unwrap_or(script.cap),
+        Some(limit) if limit > script.cap => speech.above_cap.unwrap_or(script.cap),
+        Some(limit) => limit,
+    };
+    if speech.searches && filters.iter().any(|filter| filter["search"].is_string()) {
+        return vec![];
+    }
+    let filters: Vec<Value> = filters.iter().map(|filter| older(filter, speech.exclusive_until)).collect();
     let ignores = script.answer == Answer::IgnoreFilter;
     let asked = |event: &&Stored| ignores || filters.iter().any(|filter| event.matches(filter));
     if script.answer == Answer::OldestFirst {
         return script.events.iter().rev().filter(asked).take(limit).collect();
     }
     script.events.iter().filter(asked).take(limit).collect()
+}
+
+/// The filter as a relay reads it that takes `until` as exclusive, or as it is.
+fn older(filter: &Value, exclusive: bool) -> Value {
+    let mut filter = filter.clone();
+    if let Some(until) = filter["until"].as_i64().filter(|_| exclusive) {
+        filter["until"] = json!(until - 1);
+    }
+    filter
+}
+
+/// Whether an event's id begins with so many zero bits.
+fn worked(event: &Value, bits: u32) -> bool {
+    let digits = event["id"].as_str().unwrap_or_default().chars();
+    let zeros: u32 = digits
+        .map(|digit| digit.to_digit(16).unwrap_or(0))
+        .scan(true, |open, digit| {
+            let counted = open.then(|| digit.leading_zeros() - 28);
+            *open = digit == 0;
+            counted
+        })
+        .sum();
+    zeros >= bits
 }
 
 /// Reads to the end of the request's head; what came after it is returned apart.

@@ -37,7 +37,7 @@ pub fn draft_of(url: &RelayUrl, report: &MonitorReport) -> Option<Draft> {
         read_ms: rtt.rtt_ms[1],
         write_ms: rtt.rtt_ms[2],
         read_needs_auth: needs_auth(rtt.outcome, report.reason),
-        write_refused: rtt.rtt_ms[2].map(|_| false),
+        write_refused: report.spoken.write.as_ref().and_then(|write| refused(write.outcome, write.reason)),
         document: document.and_then(|envelope| envelope.data).map(RawValue::get),
         fields: &fields,
         dns_ttl_s: report.dns_ttl_s,
@@ -58,12 +58,21 @@ const fn needs_auth(outcome: Outcome, reason: Reason) -> Option<bool> {
     }
 }
 
+/// Whether writing has conditions: an event that was taken says no, one refused for what we are says yes.
+const fn refused(outcome: Outcome, reason: Reason) -> Option<bool> {
+    match (outcome, reason) {
+        (Outcome::Ok, _) => Some(false),
+        (_, Reason::AuthRequired | Reason::Restricted | Reason::Blocked) => Some(true),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::checks::Observation;
+    use crate::checks::{Observation, Spoken};
     use crate::models::{AddressPolicy, Metadata, MetadataType};
 
     fn observation(
@@ -98,6 +107,7 @@ mod tests {
             info: None,
             tls: None,
             dns_ttl_s: Some(60),
+            spoken: Spoken::default(),
         }
     }
 

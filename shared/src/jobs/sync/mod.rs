@@ -96,7 +96,10 @@ async fn connect(
     let opened = match ctx.dialer.resolve(url).await {
         Ok(target) => {
             ctx.permit(attempt, &target).await?;
-            RelaySocket::open(&ctx.dialer, &target).await.map(|socket| (socket, target))
+            RelaySocket::open(&ctx.dialer, &target).await.map(|mut socket| {
+                socket.identify(ctx.config.identity());
+                (socket, target)
+            })
         }
         Err(failure) => Err(failure),
     };
@@ -201,6 +204,7 @@ impl Pass<'_> {
         match RelaySocket::open(&self.ctx.dialer, target).await {
             Ok(fresh) => {
                 *socket = fresh;
+                socket.identify(self.ctx.config.identity());
                 true
             }
             Err(_) => false,

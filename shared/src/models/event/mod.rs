@@ -217,6 +217,18 @@ impl Event {
         Ok(event)
     }
 
+    /// The id that an event of these fields has, whoever signs it.
+    pub fn id_of(
+        pubkey: [u8; 32],
+        created_at: i64,
+        kind: u16,
+        tags: Vec<Vec<String>>,
+        content: &str,
+    ) -> EventId {
+        let content = content.to_owned();
+        Self { id: EventId([0; 32]), pubkey, created_at, kind, tags, content, sig: [0; 64] }.computed_id()
+    }
+
     /// Reads what [`Event::tags_json`] wrote.
     pub fn parse_tags(json: &str) -> Result<Vec<Vec<String>>, EventError> {
         serde_json::from_str(json)

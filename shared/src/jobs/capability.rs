@@ -1,0 +1,72 @@
+//! The capability record within a monitor job: when it is due, and where it goes.
+
+use super::{Attempt, Ctx, JobError, WriteTo, lost};
+use crate::checks::{Looks, MonitorReport};
+use crate::clock;
+use crate::db::{CapabilityResult, CapabilityRow, WriteRow};
+use crate::models::RelayUrl;
+
+/// What this look at the relay is to find out.
+pub(super) async fn looks(ctx: &Ctx, url: &RelayUrl, relay_id: i32) -> Result<Looks, JobError> {
+    let known = ctx.db.capability_get(relay_id).await?;
+    let interval_s = i64::try_from(ctx.config.capability_interval.as_secs()).unwrap_or(i64::MAX);
+    let mut looks = ctx.config.looks.clone();
+    let now = clock::unix_now();
+    looks.speak.survey = is_due(known.as_ref().and_then(|known| known.measured_at), now, interval_s);
+    let written_at = known.as_ref().and_then(CapabilityRow::written_at);
+    looks.speak.write = match &ctx.config.write_probe {
+        WriteTo::Nobody => false,
+        WriteTo::Own(hosts) => owns(hosts, url),
+        WriteTo::All(hosts) => owns(hosts, url) || is_due(written_at, now, interval_s),
+    };
+    Ok(looks)
+}
+
+/// Stores what this look found out beyond its checks.
+pub(super) async fn put(
+    ctx: &Ctx,
+    attempt: &Attempt,
+    url: &RelayUrl,
+    report: &MonitorReport,
+) -> Result<(), JobError> {
+    let spoken = &report.spoken;
+    let write = spoken.write.as_ref().map(|write| WriteRow {
+        outcome: write.outcome,
+        reason: write.reason,
+        detail: write.detail.clone(),
+        write_ms: write.write_ms,
+        pow: write.pow,
+    });
+    if spoken.measured.is_none() && write.is_none() {
+        return Ok(());
+    }
+    let result = CapabilityResult {
+        fence: attempt.fence.clone(),
+        url: url.clone(),
+        at: clock::unix_now(),
+        claims: spoken.claims.clone(),
+        measured: spoken.measured.clone(),
+        write,
+    };
+    if ctx.db.capability_put(&ctx.config.vantage, &[result]).await?.is_empty() { Ok(()) } else { Err(lost()) }
+}
+
+fn owns(hosts: &[String], url: &RelayUrl) -> bool {
+    hosts.iter().any(|host| host == url.host())
+}
+
+fn is_due(last: Option<i64>, now: i64, interval_s: i64) -> bool {
+    last.is_none_or(|last| now.saturating_sub(last) >= interval_s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_never_done_is_due_and_then_once_an_interval() {
+        assert!(is_due(None, 5, 86_400));
+        assert!(!is_due(Some(0), 86_399, 86_400));
+        assert!(is_due(Some(0), 86_400, 86_400));
+    }
+}

@@ -1,0 +1,228 @@
+//! What a relay says it can do beside what it was seen to do.
+//!
+//! Claims come from its NIP-11 document, measurements from a handful of small requests. Both are kept, and
+//! neither corrects the other. Invariant: a limit stands here only when a page was proved to be cut at it; what
+//! a probe could not decide is `undecided`, never a guess.
+
+use serde::{Deserialize, Serialize};
+
+use super::closed::closed_set;
+use super::outcome::Reason;
+
+/// Longest words of a relay kept with an answer, in characters.
+const WORDS_CHARS: usize = 200;
+
+/// The NIPs whose claims are measured.
+pub const MEASURED_NIPS: [u16; 5] = [42, 45, 50, 67, 77];
+
+closed_set! {
+    /// Whether a relay does what it was asked.
+    Support, "capability" {
+        /// Not asked.
+        Untested = "untested",
+        /// It does.
+        Works = "works",
+        /// It says that it does not, or not for us.
+        Refused = "refused",
+        /// It answers as if the member of the filter were not there.
+        Ignored = "ignored",
+        /// It does not answer.
+        Silent = "silent",
+        /// It answers, and the answer decides nothing.
+        Undecided = "undecided",
+    }
+}
+
+closed_set! {
+    /// What the answer came in.
+    By, "kind of answer" {
+        /// Nothing came.
+        Nothing = "nothing",
+        /// EOSE.
+        Eose = "eose",
+        /// CLOSED.
+        Closed = "closed",
+        /// NOTICE, which names no request: taken for the answer to the only one outstanding.
+        Notice = "notice",
+        /// COUNT (NIP-45).
+        Count = "count",
+        /// NEG-MSG (NIP-77).
+        NegMsg = "neg_msg",
+        /// NEG-ERR (NIP-77): it speaks NIP-77, and refuses this.
+        NegErr = "neg_err",
+    }
+}
+
+closed_set! {
+    /// How a relay reads `until`, which NIP-01 has inclusive.
+    Until, "reading of until" {
+        /// Not asked.
+        Untested = "untested",
+        /// As NIP-01 has it.
+        Inclusive = "inclusive",
+        /// It serves only what is older.
+        Exclusive = "exclusive",
+        /// It serves what is newer too.
+        Ignored = "ignored",
+        /// The answer decides nothing.
+        Undecided = "undecided",
+    }
+}
+
+closed_set! {
+    /// How far NIP-42 went on one connection.
+    AuthSeen, "state of authentication" {
+        /// No challenge was seen.
+        None = "none",
+        /// It sent a challenge, and answers without.
+        Offered = "offered",
+        /// It answers only who authenticates.
+        Required = "required",
+        /// It required it, and took our key.
+        Accepted = "accepted",
+        /// It required it, and did not take our key.
+        Refused = "refused",
+    }
+}
+
+/// One measured answer with the relay's own words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The verdict.
+    pub seen: Support,
+    /// What it came in.
+    pub by: By,
+    /// What the relay said with a refusal.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub words: String,
+}
+
+impl Answer {
+    /// Not asked.
+    pub const UNTESTED: Self = Self { seen: Support::Untested, by: By::Nothing, words: String::new() };
+
+    /// An answer; control characters leave the words, and what is too long.
+    pub fn new(seen: Support, by: By, words: &str) -> Self {
+        let words = words.chars().filter(|c| !c.is_control()).take(WORDS_CHARS).collect();
+        Self { seen, by, words }
+    }
+}
+
+/// What the relay's NIP-11 document says of what is measured.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// Those of [`MEASURED_NIPS`] it lists; 77 also by strfry's `negentropy`.
+    pub nips: Vec<u16>,
+    /// `limitation.max_limit`.
+    pub max_limit: Option<u64>,
+    /// `limitation.default_limit`.
+    pub default_limit: Option<u64>,
+    /// `limitation.auth_required`.
+    pub auth_required: Option<bool>,
+    /// `limitation.restricted_writes`.
+    pub restricted_writes: Option<bool>,
+    /// `limitation.payment_required`.
+    pub payment_required: Option<bool>,
+    /// `limitation.min_pow_difficulty`.
+    pub min_pow_difficulty: Option<u64>,
+    /// `limitation.created_at_lower_limit`: only writing could measure it.
+    pub created_at_lower_limit: Option<u64>,
+    /// `limitation.created_at_upper_limit`: only writing could measure it.
+    pub created_at_upper_limit: Option<u64>,
+}
+
+/// What was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    /// NIP-42.
+    #[serde(rename = "nip42")]
+    pub auth: AuthSeen,
+    /// NIP-45.
+    #[serde(rename = "nip45")]
+    pub count: Answer,
+    /// NIP-50: works when a search for what nobody wrote finds less than the same request without it.
+    #[serde(rename = "nip50")]
+    pub search: Answer,
+    /// NIP-67: works when any EOSE carried a known hint.
+    #[serde(rename = "nip67")]
+    pub hint: Support,
+    /// NIP-77.
+    #[serde(rename = "nip77")]
+    pub negentropy: Answer,
+    /// A filter that names no kinds.
+    pub without_kinds: Answer,
+    /// How it reads `until`.
+    pub until: Until,
+    /// Events of a page that was proved to be cut although less was sent than asked for.
+    pub max_limit: Option<u32>,
+    /// Events of a page without `limit` that was proved to be cut.
+    pub default_limit: Option<u32>,
+    /// Whether asking for more than the limit brought less than asking for the limit.
+    pub above_brings_less: Option<bool>,
+    /// Most events that one page brought.
+    pub page_max: u32,
+    /// Requests made.
+    pub requests: u32,
+    /// What ended the probing early; none when everything was asked.
+    pub ended: Reason,
+}
+
+impl Default for Measured {
+    fn default() -> Self {
+        Self {
+            auth: AuthSeen::None,
+            count: Answer::UNTESTED,
+            search: Answer::UNTESTED,
+            hint: Support::Untested,
+            negentropy: Answer::UNTESTED,
+            without_kinds: Answer::UNTESTED,
+            until: Until::Untested,
+            max_limit: None,
+            default_limit: None,
+            above_brings_less: None,
+            page_max: 0,
+            requests: 0,
+            ended: Reason::None,
+        }
+    }
+}
+
+impl Measured {
+    /// The `limit` that yields most, as far as is known: what a page was proved to be cut at.
+    pub const fn best_limit(&self) -> Option<u32> {
+        self.max_limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written() {
+        let measured = Measured {
+            auth: AuthSeen::Offered,
+            count: Answer::new(Support::Works, By::Count, ""),
+            negentropy: Answer::new(Support::Refused, By::NegErr, "blocked: \u{0}no\n"),
+            max_limit: Some(500),
+            ..Measured::default()
+        };
+        let text = serde_json::to_string(&measured).unwrap();
+        assert!(
+            text.contains(r#""nip77":{"seen":"refused","by":"neg_err","words":"blocked: no"}"#),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<Measured>(&text).unwrap(), measured);
+    }
+
+    #[test]
+    fn a_word_of_no_set_is_no_record() {
+        let text = serde_json::to_string(&Measured::default()).unwrap();
+        assert!(serde_json::from_str::<Measured>(&text.replace("untested", "perhaps")).is_err());
+    }
+
+    #[test]
+    fn words_are_bounded() {
+        assert_eq!(Answer::new(Support::Refused, By::Closed, &"é".repeat(9_000)).words.chars().count(), 200);
+    }
+}

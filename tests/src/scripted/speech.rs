@@ -1,0 +1,116 @@
+//! What a scripted relay does beyond NIP-01, as data values.
+
+use nostr::event::Event;
+use serde_json::{Value, json};
+
+/// The challenge every script sends.
+pub(super) const CHALLENGE: &str = "challenge-of-the-script";
+
+/// How it speaks NIP-42, 45, 50, 67, 77, and how it bends filters. The default does none of it.
+#[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a behaviour of its own")]
+pub struct Speech {
+    /// NIP-42; `None` is never.
+    pub auth: Option<AuthScript>,
+    /// How a COUNT is answered.
+    pub count: Extra,
+    /// How a NEG-OPEN is answered.
+    pub negentropy: Extra,
+    /// Whether `search` narrows a page; ignored otherwise.
+    pub searches: bool,
+    /// Whether EOSE says whether everything was sent (NIP-67).
+    pub hints: bool,
+    /// Whether a filter without kinds is refused.
+    pub needs_kinds: bool,
+    /// Whether `until` means older than.
+    pub exclusive_until: bool,
+    /// Events for a filter without `limit`; `None` is the cap.
+    pub default_limit: Option<usize>,
+    /// Events for a `limit` above the cap; `None` is the cap.
+    pub above_cap: Option<usize>,
+}
+
+/// How a message beyond NIP-01 is answered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Extra {
+    /// By a NOTICE that the message is unknown.
+    #[default]
+    Unknown,
+    /// As its NIP says.
+    Works,
+    /// By CLOSED with this message.
+    Closed(String),
+    /// By NOTICE with this text.
+    Notice(String),
+    /// By NEG-ERR with this reason.
+    NegErr(String),
+    /// By EOSE.
+    Eose,
+    /// Not at all.
+    Silent,
+}
+
+/// When a challenge comes, and what becomes of the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthScript {
+    /// When the challenge is sent.
+    pub when: When,
+    /// Whether a request of somebody unknown is refused with `auth-required`.
+    pub required: bool,
+    /// The message with which every answer is refused; `None` takes one that is right.
+    pub refuses: Option<String>,
+    /// The message with which requests are refused even then.
+    pub restricted: Option<String>,
+}
+
+/// When a challenge is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// As soon as a client is connected.
+    Connected,
+    /// Before a request is refused.
+    Asked,
+    /// After it is refused.
+    Refused,
+}
+
+impl AuthScript {
+    /// Required, and given to whom answers rightly.
+    pub const fn required(when: When) -> Self {
+        Self { when, required: true, refuses: None, restricted: None }
+    }
+}
+
+/// What a right answer to the challenge is: kind, tags, time and signature; else why it is none.
+pub(super) fn judge_auth(event: &Value, host: &str) -> Result<(), &'static str> {
+    let Ok(event) = Event::from_json(event.to_string()) else { return Err("invalid: no event") };
+    let value = |name: &str| {
+        let mut tags = event.tags.iter().map(nostr::event::Tag::as_slice);
+        tags.find(|tag| tag.first().is_some_and(|first| first == name)).and_then(|tag| tag.get(1)).cloned()
+    };
+    let age = shared::clock::unix_now().abs_diff(i64::try_from(event.created_at.as_secs()).unwrap_or(0));
+    if event.verify().is_err() {
+        Err("invalid: bad signature")
+    } else if event.kind.as_u16() != 22_242 || age > 60 {
+        Err("invalid: wrong kind or time")
+    } else if value("challenge").as_deref() != Some(CHALLENGE) {
+        Err("invalid: wrong challenge")
+    } else if !value("relay").is_some_and(|relay| relay.contains(host)) {
+        Err("invalid: wrong relay")
+    } else {
+        Ok(())
+    }
+}
+
+/// The answers to a COUNT or a NEG-OPEN of `sub`; `works` is the one its NIP says.
+pub(super) fn answers(extra: &Extra, label: &str, sub: &Value, works: Value) -> Vec<Value> {
+    match extra {
+        Extra::Unknown => vec![json!(["NOTICE", format!("unknown message {label:?}")])],
+        Extra::Works => vec![works],
+        Extra::Closed(message) => vec![json!(["CLOSED", sub, message])],
+        Extra::Notice(text) => vec![json!(["NOTICE", text])],
+        Extra::NegErr(reason) => vec![json!(["NEG-ERR", sub, reason])],
+        Extra::Eose => vec![json!(["EOSE", sub])],
+        Extra::Silent => vec![],
+    }
+}
