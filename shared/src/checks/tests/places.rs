@@ -160,6 +160,8 @@ fn files_complete_one_another_in_their_order_and_a_v4_file_is_not_asked_about_v6
             ],
         ),
     );
+    let alone = geo::judge(&files(&[&first]), &ips(&["2001:db8::9"]));
+    assert_eq!(alone.reason, Reason::DataNoRecord, "it is not broken, it does not know");
     let files = files(&[&first, &second]);
     let seen = data(&geo::judge(&files, &ips(&["127.0.0.1"])));
     assert_eq!((&seen["geo_country"], &seen["geo_region"]), (&json!("AA"), &json!("California")));

@@ -213,3 +213,20 @@ async fn a_zone_that_fails_is_absent_and_one_that_is_silent_is_unknown() {
         assert_eq!(zone, ZoneFacts { complete, ..ZoneFacts::default() });
     }
 }
+
+#[tokio::test]
+async fn a_name_server_that_is_gone_leaves_the_zone_unknown() {
+    let dns = DnsServer::start(|name, kind| match kind {
+        RecordType::A => Some((ResponseCode::NoError, vec![a(name, [93, 184, 216, 34])])),
+        _ => Some((ResponseCode::NoError, Vec::new())),
+    })
+    .await;
+    let mut config = NetConfig { policy: AddressPolicy::public(), ..dns.config() };
+    // Long enough for the resolver to give up by itself.
+    config.network_mut(crate::models::Network::Clearnet).connect_timeout_ms = 60_000;
+    let dialer = Dialer::new(config).unwrap();
+    let target = dialer.resolve(&url("wss://relay.example.com")).await.unwrap();
+    drop(dns);
+    let zone = dialer.zone(&target).await.unwrap();
+    assert_eq!(zone, ZoneFacts { complete: false, ..ZoneFacts::default() });
+}
