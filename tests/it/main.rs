@@ -66,3 +66,5 @@ mod tidy;
 mod upgrade;
 #[cfg(test)]
 mod wishes;
+#[cfg(test)]
+mod written;

@@ -149,9 +149,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_reasons_and_only_those_are_skips() {
+    fn what_we_could_not_or_would_not_do_is_a_skip_and_nothing_else_is() {
         for &reason in Reason::ALL {
-            assert_eq!(outcome_of(reason) == Outcome::Skipped, reason.is_ours(), "{reason}");
+            // Work that a relay demands and we refuse is its demand, though nothing was sent.
+            let skipped = reason.is_ours() || reason == Reason::PowDemanded;
+            assert_eq!(outcome_of(reason) == Outcome::Skipped, skipped, "{reason}");
         }
     }
 
