@@ -13,7 +13,7 @@ use shared::nips::nip66::{Profile, parse_report};
 use tests::pg::{Role, TestDb};
 use tests::programs::{Kind, Program};
 use tests::publish::Client;
-use tests::scripted::{Answer, Script, ScriptedRelay, Writes};
+use tests::scripted::{Answer, AuthScript, Script, ScriptedRelay, Speech, When, Writes};
 use tokio_util::sync::CancellationToken;
 
 use super::jobs::{config, context};
@@ -227,6 +227,19 @@ async fn one_bad_publishing_relay_costs_the_others_nothing_and_its_words_are_kep
     test.execute("UPDATE publication_delivery SET event_id = digest(event_id, 'sha256')").await;
     run(&ctx, TASK).await.unwrap();
     assert_eq!(relays[0].counts().writes, writes[0] + 1);
+}
+
+#[tokio::test]
+async fn a_publishing_relay_that_asks_who_we_are_is_told_once_and_takes_everything() {
+    let Some(test) = migrated().await else { return };
+    let auth = Some(AuthScript::required(When::Asked));
+    let to =
+        ScriptedRelay::start(Script::honest(&[], 10).speaking(Speech { auth, ..Speech::default() })).await;
+    let ctx = context(&test, publishing(&[&to.url()]));
+    let report = run(&ctx, TASK).await.unwrap();
+    // What we say of ourselves: 0, 10002, 10166; the first is refused, then all are brought.
+    assert_eq!(report["visits"][0]["accepted"], 3, "{report}");
+    assert_eq!((to.counts().auths, report["visits"][0]["waiting"].clone()), (1, 0.into()), "{report}");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ pub struct RelaySocket {
     spent: bool,
     url: String,
     identity: Option<Keys>,
-    auth: Auth,
+    pub(super) auth: Auth,
 }
 
 /// What one REQ brought.
@@ -173,7 +173,7 @@ impl RelaySocket {
     }
 
     /// Says who we are, once per connection; whether the relay took it.
-    async fn authenticate(&mut self, wait_ms: u64) -> bool {
+    pub(super) async fn authenticate(&mut self, wait_ms: u64) -> bool {
         let Some(keys) = self.identity.clone() else { return false };
         if self.auth.state() == AuthState::Unasked {
             self.listen(wait_ms.min(CHALLENGE_MS), AuthState::Unasked).await;

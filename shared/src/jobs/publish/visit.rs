@@ -52,6 +52,8 @@ pub(super) async fn run(
             return Ok(Some(json!({ "relay": relay.url, "error": visit.words })));
         }
     };
+    // Our key signs what it gets: a relay the operator chose for that may ask for it.
+    socket.identify(ctx.config.publish.as_ref().map(|publish| publish.keys.clone()));
     // As long as it may take to open, it may take to verify and store.
     let idle_ms = ctx.dialer.config().network(relay.url.network()).connect_timeout_ms;
     let mut sums = [0_usize; 3];
