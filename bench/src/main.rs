@@ -7,6 +7,7 @@
 mod census;
 mod figure;
 mod idle;
+mod judge;
 mod process;
 mod queue;
 
@@ -20,7 +21,7 @@ use figure::Report;
 #[derive(Parser)]
 #[command(
     about,
-    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate and monitor start a durable server of their own with the tools of ./test; the peer of the last two needs root (a hosts file of its own)."
+    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor and judge start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
 )]
 struct Arguments {
     /// Which benchmark.
@@ -65,6 +66,13 @@ enum Bench {
         printing: Printing,
         #[command(flatten)]
         options: census::Options,
+    },
+    /// What one look at a relay costs the database: processor time and bytes.
+    Judge {
+        #[command(flatten)]
+        printing: Printing,
+        #[command(flatten)]
+        options: judge::Options,
     },
     /// The mock fleet of `validate` and `monitor`.
     #[command(hide = true)]
@@ -117,6 +125,10 @@ async fn measure(bench: Bench) -> anyhow::Result<bool> {
         Bench::Monitor { printing, options } => {
             report = Report::new(printing.json);
             census::monitor(&options, &mut report).await?;
+        }
+        Bench::Judge { printing, options } => {
+            report = Report::new(printing.json);
+            judge::run(&options, &mut report).await?;
         }
         Bench::MockFleet(arguments) => {
             census::mock(arguments).await?;

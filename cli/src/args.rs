@@ -3,6 +3,7 @@
 mod candidate;
 mod look;
 mod publish;
+mod relay;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use shared::models::JobKind;
 pub(crate) use candidate::{Candidate, Exclusion};
 pub(crate) use look::{Check, Url};
 pub(crate) use publish::Publish;
+pub(crate) use relay::{Alerts, Relay};
 
 /// Observes, archives and monitors Nostr relays.
 #[derive(Debug, Parser)]
@@ -77,6 +79,8 @@ pub(crate) enum Command {
     /// What is published of relays (NIP-66): where it stands, and what would be said
     #[command(subcommand)]
     Publish(Publish),
+    /// Changes of relays' states, newest first, and whether the webhook was told
+    Alerts(Alerts),
     /// Jobs: queues with their numbers, single jobs with their past, and what operators do to them
     #[command(subcommand)]
     Queue(Queue),
@@ -160,28 +164,6 @@ pub(crate) struct Seed {
     /// Accept loopback, private addresses and local names
     #[arg(long)]
     pub(crate) allow_local: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Relay {
-    /// Every relay with its state
-    #[command(after_help = "EXAMPLES:
-  bigbrotr relay list
-  bigbrotr relay list --state down --json")]
-    List {
-        /// Only this state
-        #[arg(long, value_parser = ["alive", "suspect", "down", "unchecked"])]
-        state: Option<String>,
-    },
-    /// One relay: state, checks, and which stretches of its timeline are archived with what proof
-    #[command(after_help = "EXAMPLES:
-  bigbrotr relay show wss://relay.example")]
-    Show {
-        /// The relay, in any spelling
-        url: String,
-    },
-    #[command(flatten)]
-    Exclusion(Exclusion),
 }
 
 #[derive(Debug, Subcommand)]

@@ -107,6 +107,7 @@ async fn dispatch(session: &Session, config: &Config, command: Command) -> Resul
         Command::Relay(args) => commands::relay(session, config, &args).await,
         Command::Candidate(args) => commands::candidate(session, config, &args).await,
         Command::Publish(args) => commands::publish(session, config, &args).await,
+        Command::Alerts(args) => commands::alerts(session, config, &args).await,
         Command::Queue(args) => commands::queue(session, config, &args).await,
         Command::Why(args) => commands::why(session, config, &args).await,
         Command::Top(args) => commands::top(session, config, &args).await,

@@ -7,15 +7,15 @@ use std::time::Duration;
 use shared::clock;
 use shared::config::SchedulerOptions;
 use shared::db::{Db, DbError, ScheduleTarget};
-use shared::jobs::publish;
+use shared::jobs::{alerts, publish};
 use shared::models::{JobKind, LOCAL};
 
 use crate::lead::Lead;
 
 /// Workers whose lease ended this long ago are forgotten.
 const WORKER_MEMORY: Duration = Duration::from_secs(3_600);
-/// Days of single checks kept.
-const CHECK_DAYS: u16 = 90;
+/// Days uptime is kept by the day, and changes of liveness are: three years.
+const UPTIME_DAYS: u16 = 1_096;
 /// Days what we and other monitors said of relays is kept.
 const REPORT_DAYS: u16 = 90;
 /// Documents deleted per round once no relay has them.
@@ -29,6 +29,8 @@ enum Step {
     Partitions,
     History,
     Checks,
+    Uptime,
+    Alerts,
     Publications,
     Workers,
     Hosts,
@@ -38,12 +40,14 @@ enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 13] = [
         Self::Tasks,
         Self::Limits,
         Self::Partitions,
         Self::History,
         Self::Checks,
+        Self::Uptime,
+        Self::Alerts,
         Self::Publications,
         Self::Workers,
         Self::Hosts,
@@ -60,6 +64,8 @@ impl Step {
             Self::Partitions => Some("partitions made"),
             Self::History => Some("days of history dropped"),
             Self::Checks => Some("days of checks dropped"),
+            Self::Uptime => Some("days of uptime rolled up"),
+            Self::Alerts => Some("changes of liveness forgotten"),
             Self::Publications => Some("publications forgotten"),
             Self::Workers => Some("workers forgotten"),
             Self::Schedule => Some("schedule rows reconciled"),
@@ -113,6 +119,7 @@ impl Maintenance {
                     options.discover_tasks.iter().map(|target| task(JobKind::Discover, target)).collect();
                 tasks.push(task(JobKind::Refresh, "views"));
                 tasks.extend(options.publish.then(|| task(JobKind::Monitor, publish::TASK)));
+                tasks.extend(options.alerts.then(|| task(JobKind::Monitor, alerts::TASK)));
                 db.schedule_ensure(&tasks).await.map(|_| 0)
             }
             Step::Limits => db.fleet_limits_set(&options.limits).await,
@@ -122,7 +129,12 @@ impl Maintenance {
                 db.partition_maintain(since).await
             }
             Step::History => db.job_retire(options.history_days).await,
-            Step::Checks => db.check_retire(CHECK_DAYS).await,
+            Step::Checks => db.check_retire(options.checks_days).await,
+            Step::Uptime => {
+                db.uptime_retire(UPTIME_DAYS).await?;
+                db.uptime_rollup(options.hours_days).await
+            }
+            Step::Alerts => db.alert_retire(UPTIME_DAYS, options.alerts).await,
             Step::Publications => db.publication_retire(options.publish, REPORT_DAYS).await,
             Step::Workers => db.worker_retire(WORKER_MEMORY).await,
             Step::Hosts => db.host_retire().await,

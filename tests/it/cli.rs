@@ -11,7 +11,7 @@ use tests::scripted::{Script, ScriptedRelay};
 
 use super::fleet::binary;
 
-fn bigbrotr(arguments: &[&str]) -> Output {
+pub(crate) fn bigbrotr(arguments: &[&str]) -> Output {
     let mut command = Command::new(binary("bigbrotr"));
     command.args(arguments);
     for (name, _) in std::env::vars_os() {
@@ -119,7 +119,8 @@ async fn up_turns_a_seed_list_into_an_archive_and_a_second_run_adds_nothing() {
     );
     let doctor = bigbrotr(&["doctor", "--verify", "all", "--data", data.text()]);
     let report = String::from_utf8_lossy(&doctor.stdout).into_owned();
-    assert!(report.contains("700 events verified, 0 corrupt"), "{report}");
+    let complaint = String::from_utf8_lossy(&doctor.stderr);
+    assert!(report.contains("700 events verified, 0 corrupt"), "{report}{complaint}");
     let server: u32 = std::fs::read_to_string(data.0.join("pgdata/postmaster.pid"))
         .unwrap()
         .lines()

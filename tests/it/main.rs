@@ -1,6 +1,8 @@
 //! The one integration binary: a file per scenario. `cfg(test)` tells the lints that helpers are tests too.
 
 #[cfg(test)]
+mod alerts;
+#[cfg(test)]
 mod archive;
 #[cfg(test)]
 mod chaos;
@@ -20,6 +22,8 @@ mod fleet;
 mod heard;
 #[cfg(test)]
 mod jobs;
+#[cfg(test)]
+mod judge;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
@@ -64,6 +68,8 @@ mod support;
 mod tidy;
 #[cfg(test)]
 mod upgrade;
+#[cfg(test)]
+mod uptime;
 #[cfg(test)]
 mod wishes;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Everything runs in worker processes against a durable server of the benchmark's own; ours is the real
 //! [`shared::queue`] with jobs of nothing. Measured by the times the database wrote down, not by the clients.
 
-mod cluster;
+pub(crate) mod cluster;
 mod enqueue;
 mod fleet;
 mod held;

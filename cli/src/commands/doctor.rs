@@ -17,6 +17,8 @@ const SKEW_S: i64 = 5;
 const SNAPSHOT_AGE: i64 = 1_000_000;
 /// A view that was refreshed longer ago than this is called old.
 const VIEW_AGE_S: i64 = 86_400;
+/// Alerts counted that wait.
+const ALERTS: u32 = 1_000;
 /// Live jobs read for what they wait for.
 const JOBS: u32 = 1_000;
 
@@ -80,6 +82,7 @@ pub(crate) async fn doctor(session: &Session, config: &Config, args: &Doctor) ->
     server(&db, &url, &mut findings).await?;
     if schema(&db, &mut findings).await? {
         fleet(&db, &mut findings).await?;
+        judgement(&db, config.jobs_config().vantages_for_down, &mut findings).await?;
         queues(&db, &mut findings).await?;
         order(&db, &mut findings).await?;
         listening(config.listen_url(), &mut findings).await;
@@ -187,6 +190,28 @@ async fn fleet(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
         "candidates": fleet.candidates, "database_bytes": fleet.database_bytes,
     });
     findings.add(Mark::Ok, "relays", text, data);
+    Ok(())
+}
+
+/// Whether a relay can be called down at all, and whether those who want to hear of it do.
+async fn judgement(db: &Db, for_down: u32, findings: &mut Findings) -> Result<(), DbError> {
+    let vantages = db.monitoring_vantages().await?;
+    let (n, wanted) = (vantages.len(), usize::try_from(for_down).unwrap_or(usize::MAX));
+    let (mark, text) = if n < wanted {
+        let text = format!(
+            "{n} vantages monitor and monitor.vantages_for_down is {wanted}: no relay can become down, only suspect"
+        );
+        (Mark::Note, text)
+    } else {
+        (Mark::Ok, format!("{n} vantages monitor, {wanted} must agree that a relay is down"))
+    };
+    findings.add(mark, "vantages", text, json!({ "vantages": vantages, "for_down": for_down }));
+    let waiting = db.alert_list(None, true, ALERTS).await?;
+    if let Some(failed) = waiting.iter().find(|line| line.alert.tries > 0) {
+        let answer = failed.answer.as_deref().unwrap_or("no answer");
+        let text = format!("{} alerts wait for the webhook, which failed: {answer}", waiting.len());
+        findings.add(Mark::Problem, "alerts", text, json!({ "waiting": waiting.len(), "answer": answer }));
+    }
     Ok(())
 }
 

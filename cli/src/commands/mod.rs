@@ -12,6 +12,7 @@ mod queue;
 mod relay;
 mod seed;
 mod top;
+mod uptime;
 mod url;
 mod why;
 
@@ -25,6 +26,7 @@ pub(crate) use queue::{queue, queue_json};
 pub(crate) use relay::relay;
 pub(crate) use seed::{read_lists, seed};
 pub(crate) use top::{autoscale, top};
+pub(crate) use uptime::alerts;
 pub(crate) use url::url;
 pub(crate) use why::why;
 

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 use shared::config::Config;
-use shared::db::{CoverageLine, Db, DbError, DifferenceLine, DisagreementLine, JobLine, RelayLine};
+use shared::db::{
+    CoverageLine, Db, DbError, DifferenceLine, DisagreementLine, JobLine, LivenessLine, RelayLine,
+};
 use shared::models::{AddressPolicy, RelayUrl};
 
 use super::exclusion::exclusion;
@@ -23,27 +25,25 @@ pub(crate) async fn relay(session: &Session, config: &Config, args: &Relay) -> R
     match args {
         Relay::Exclusion(_) => Ok(()),
         Relay::List { state } => list(&db, state.as_deref(), json).await,
-        Relay::Show { url } => {
-            // Whatever policy let it in, it may be looked at.
-            let url = RelayUrl::parse(url, &AddressPolicy::any()).map_err(|error| {
-                Fail::Failed(format!("{}: {error} ({})", url.escape_debug(), error.reason()))
-            })?;
-            show(&db, &url, json).await
-        }
+        Relay::Show { url } => show(&db, &known(url)?, json).await,
+        Relay::Uptime { url } => super::uptime::uptime(&db, &known(url)?, json).await,
     }
+}
+
+/// A relay's URL in any spelling; whatever policy let it in, it may be looked at.
+fn known(url: &str) -> Result<RelayUrl, Fail> {
+    RelayUrl::parse(url, &AddressPolicy::any())
+        .map_err(|error| Fail::Failed(format!("{}: {error} ({})", url.escape_debug(), error.reason())))
 }
 
 async fn list(db: &Db, state: Option<&str>, json: bool) -> Result<(), Fail> {
     let mut after = String::new();
-    // The database knows no word for a relay without a state.
-    let (asked, unchecked) = if state == Some("unchecked") { (None, true) } else { (state, false) };
     let mut bad: Vec<DbError> = Vec::new();
-    let mut rows = vec![row(["URL", "STATE", "REASON", "OPEN", "CHECKED"])];
+    let mut rows = vec![row(["URL", "STATE", "VANTAGES", "REASON", "OPEN", "CHECKED"])];
     loop {
-        let page = db.relay_list(&after, asked, None).await?;
+        let page = db.relay_list(&after, state, None).await?;
         for relay in page.lines {
             match relay {
-                Ok(relay) if unchecked && relay.state != "unchecked" => {}
                 Ok(relay) if json => line(&relay_json(&relay).to_string()),
                 Ok(relay) => rows.push(relay_row(&relay)),
                 // One bad row hides no other; the exit code tells of it.
@@ -70,8 +70,10 @@ async fn list(db: &Db, state: Option<&str>, json: bool) -> Result<(), Fail> {
 }
 
 fn relay_json(relay: &RelayLine) -> Value {
+    let [alive, suspect, down] = relay.vantages;
     json!({
         "url": relay.url.as_str(), "network": relay.url.network(), "state": relay.state, "reason": relay.reason,
+        "since_at": relay.since_at, "vantages": { "alive": alive, "suspect": suspect, "down": down },
         "discovered_at": relay.discovered_at, "checked_at": relay.checked_at, "open_ms": relay.open_ms,
         "read_ms": relay.read_ms, "checks": checks(relay), "excluded": relay.excluded, "proof": relay.proof,
     })
@@ -91,10 +93,17 @@ fn relay_row(relay: &RelayLine) -> Vec<String> {
     vec![
         relay.url.to_string(),
         relay.excluded.clone().unwrap_or_else(|| relay.state.clone()),
+        vantages(relay),
         relay.reason.clone(),
         relay.open_ms.map(|ms| format!("{ms} ms")).unwrap_or_default(),
         relay.checked_at.map(utc).unwrap_or_default(),
     ]
+}
+
+/// How many vantages say what, such as `2 alive, 1 down`.
+fn vantages(relay: &RelayLine) -> String {
+    let said = ["alive", "suspect", "down"].iter().zip(relay.vantages).filter(|(_, n)| *n > 0);
+    said.map(|(state, n)| format!("{n} {state}")).collect::<Vec<_>>().join(", ")
 }
 
 async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
@@ -107,17 +116,19 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     let coverage = db.relay_coverage(url).await?;
     let others = db.disagreement_list(url).await?;
     let differences = db.relay_differences(url).await?;
+    let opinions = db.relay_opinions(url).await?;
     let mut jobs = db.job_list(None, Some(url.as_str()), JOBS).await?;
     jobs.extend(db.job_past(None, url.as_str(), JOBS).await?);
     if json {
         let mut value = relay_json(&relay);
         value["differences"] = differences.iter().map(difference_json).collect();
+        value["opinions"] = opinions.iter().map(opinion_json).collect();
         value["coverage"] = coverage.iter().map(coverage_json).collect();
         value["monitors"] = others.iter().map(monitor_json).collect();
         value["jobs"] = jobs.iter().map(job_json).collect();
         line(&value.to_string());
     } else {
-        print_relay(&relay, &coverage, &others, &jobs);
+        print_relay(&relay, &opinions, &coverage, &others, &jobs);
         print_differences(&differences);
     }
     Ok(())
@@ -136,6 +147,13 @@ fn print_differences(differences: &[DifferenceLine]) {
     line("does otherwise than it says");
     let lines = differences.iter().map(|d| row([&format!("  {}", d.subject), &d.claimed, "->", &d.measured]));
     table(&lines.collect::<Vec<_>>());
+}
+
+fn opinion_json(opinion: &LivenessLine) -> Value {
+    json!({
+        "vantage": opinion.vantage, "state": opinion.state, "reason": opinion.reason, "since_at": opinion.since_at,
+        "checked_at": opinion.checked_at, "stands": opinion.stands,
+    })
 }
 
 fn coverage_json(stretch: &CoverageLine) -> Value {
@@ -189,14 +207,21 @@ fn print_monitors(others: &[DisagreementLine]) {
     table(&rows);
 }
 
-fn print_relay(relay: &RelayLine, coverage: &[CoverageLine], others: &[DisagreementLine], jobs: &[JobLine]) {
+fn print_relay(
+    relay: &RelayLine,
+    opinions: &[LivenessLine],
+    coverage: &[CoverageLine],
+    others: &[DisagreementLine],
+    jobs: &[JobLine],
+) {
     line(&relay.url.to_string());
     let ms = |ms: Option<i32>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
-    let reason = if relay.reason == "none" { String::new() } else { format!(" ({})", relay.reason) };
+    let because = |reason: &str| if reason == "none" { String::new() } else { format!(" ({reason})") };
+    let since = relay.since_at.map(|at| format!(" since {}", utc(at))).unwrap_or_default();
     let checked = relay.checked_at.map_or_else(|| "never".to_owned(), utc);
     table(&[
         row(["  network", relay.url.network().as_str()]),
-        row(["  state", &format!("{}{reason}", relay.state)]),
+        row(["  state", &format!("{}{}{since}", relay.state, because(&relay.reason))]),
         row(["  excluded", relay.excluded.as_deref().unwrap_or("no")]),
         row([
             "  known since",
@@ -206,6 +231,17 @@ fn print_relay(relay: &RelayLine, coverage: &[CoverageLine], others: &[Disagreem
         row(["  rtt", &format!("open {}, read {}", ms(relay.open_ms), ms(relay.read_ms))]),
         row(["  checks", &relay.checks.join(", ")]),
     ]);
+    line("vantages");
+    let said = |opinion: &LivenessLine| {
+        let old = if opinion.stands { "" } else { ", no longer counted" };
+        let state = format!("{}{}", opinion.state, because(&opinion.reason));
+        row([
+            &format!("  {}", opinion.vantage),
+            &state,
+            &format!("looked at {}{old}", utc(opinion.checked_at)),
+        ])
+    };
+    table(&opinions.iter().map(said).collect::<Vec<_>>());
     line("coverage");
     if coverage.is_empty() {
         line("  nothing has been asked yet");

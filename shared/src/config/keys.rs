@@ -54,6 +54,8 @@ pub(super) const PREFIX: &str = "BIGBROTR_";
 /// The words of `worker.kinds`, in the order of [`JobKind::ALL`].
 const KINDS: &[&str] = &["discover", "validate", "monitor", "sync", "refresh"];
 const WRITE_PROBES: &[&str] = &["off", "own", "all"];
+/// The words of `alert.states`, as `jobs::liveness` spells them.
+const STATES: &[&str] = &["alive", "suspect", "down"];
 const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 
 const fn key(path: &'static str, kind: Kind, preset: Preset, doc: &'static str) -> Key {
@@ -255,6 +257,9 @@ pub(super) const KEYS: &[Key] = &[
         "The operator's own relays; their hosts count.",
     ),
     int("monitor.pow_max", 16, 0, 28, "Most bits of proof of work done for a write probe."),
+    int("monitor.vantages_for_down", 1, 1, 100, "Vantages that must agree that a relay is down."),
+    int("monitor.checks_days", 90, 1, 3_650, "Days single checks are kept."),
+    int("monitor.hours_days", 14, 1, 365, "Days uptime is kept by the hour, before it is by the day."),
     key(
         "identity.auth",
         Kind::Bool,
@@ -272,6 +277,18 @@ pub(super) const KEYS: &[Key] = &[
         Kind::List(Item::Text),
         Preset::Empty,
         "Files (.mmdb) that know whose network addresses are in; empty: no net check.",
+    ),
+    key(
+        "alert.webhook",
+        Kind::Web,
+        Preset::Unset,
+        "http or https URL told of changes of relays' states; its path and query are hidden when printed.",
+    ),
+    key(
+        "alert.states",
+        Kind::List(Item::Words(STATES)),
+        Preset::Everything,
+        "States of which the webhook is told when a relay comes to them.",
     ),
     int("sync.interval_s", 900, 1, MONTH_S, "Seconds between two passes over a relay that is up to date."),
     int("sync.page_limit", 500, 1, 5_000, "Events asked for per page."),

@@ -260,6 +260,11 @@ impl Config {
         Duration::from_secs(u64::from(self.number(path)))
     }
 
+    /// A number of days whose range lies within `u16`.
+    fn days(&self, path: &'static str) -> u16 {
+        u16::try_from(self.int(path)).unwrap_or(u16::MAX)
+    }
+
     fn millis(&self, path: &'static str) -> Duration {
         Duration::from_millis(u64::from(self.number(path)))
     }

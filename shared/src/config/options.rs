@@ -33,6 +33,12 @@ pub struct SchedulerOptions {
     pub archive_days: Option<u32>,
     /// Days finished jobs are remembered.
     pub history_days: u16,
+    /// Days single checks are kept.
+    pub checks_days: u16,
+    /// Days uptime is kept by the hour.
+    pub hours_days: u16,
+    /// Whether somebody is told of changes of liveness.
+    pub alerts: bool,
     /// What the fleet is allowed; published while leading.
     pub limits: FleetLimits,
     /// Tasks of discover that there is work for.
@@ -172,6 +178,9 @@ impl Config {
         JobsConfig {
             vantage: self.text("worker.vantage").unwrap_or_default().to_owned(),
             monitor_interval: self.seconds("monitor.interval_s"),
+            vantages_for_down: self.number("monitor.vantages_for_down"),
+            alert_webhook: self.text("alert.webhook").map(str::to_owned),
+            alert_states: self.list("alert.states").to_vec(),
             sync_interval: self.seconds("sync.interval_s"),
             refresh_interval: self.seconds("refresh.interval_s"),
             discover_interval: self.seconds("discover.interval_s"),
@@ -279,7 +288,7 @@ impl Config {
             if slots == 0 {
                 continue;
             }
-            if *kind == JobKind::Monitor && self.publishes() {
+            if *kind == JobKind::Monitor && (self.publishes() || self.alerts()) {
                 queues.push((format!("{kind}.{LOCAL}"), 1));
             }
             if kind.is_remote() {
@@ -310,8 +319,16 @@ impl Config {
             limits: self.fleet_limits(),
             discover_tasks: self.discover_tasks(),
             publish: self.publishes(),
-            history_days: u16::try_from(self.int("scheduler.history_days")).unwrap_or(u16::MAX),
+            history_days: self.days("scheduler.history_days"),
+            checks_days: self.days("monitor.checks_days"),
+            hours_days: self.days("monitor.hours_days"),
+            alerts: self.alerts(),
         }
+    }
+
+    /// Whether somebody is told of changes of liveness.
+    fn alerts(&self) -> bool {
+        self.text("alert.webhook").is_some()
     }
 
     fn discover_tasks(&self) -> Vec<&'static str> {

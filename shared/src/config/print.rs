@@ -33,6 +33,15 @@ pub fn redact_url(url: &str) -> String {
     format!("{scheme}://{rest}{}", query.unwrap_or_default())
 }
 
+/// Scheme and host of an http URL: what stands behind them is often the key to the place.
+pub(super) fn redact_web(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
+    match rest.find(['/', '?', '#']) {
+        Some(end) if end + 1 < rest.len() => format!("{scheme}://{}/***", &rest[..end]),
+        _ => url.to_owned(),
+    }
+}
+
 /// The value as TOML; nothing for one that is unset and has no word for that.
 fn literal(key: &Key, value: &Value) -> Option<String> {
     // JSON escapes are TOML escapes.
@@ -46,6 +55,7 @@ fn literal(key: &Key, value: &Value) -> Option<String> {
         Value::Int(number) => Some(number.to_string()),
         Value::Amount(number) => Some(number.to_string()),
         Value::Text(text) if key.kind == Kind::Url => Some(quoted(&redact_url(text))),
+        Value::Text(text) if key.kind == Kind::Web => Some(quoted(&redact_web(text))),
         Value::Text(text) => Some(quoted(text)),
         Value::List(entries) => {
             Some(format!("[{}]", entries.iter().map(|entry| quoted(entry)).collect::<Vec<_>>().join(", ")))
@@ -77,6 +87,7 @@ pub(super) fn to_toml(values: &Values) -> String {
 pub(super) fn to_json(key: &Key, value: &Value) -> serde_json::Value {
     match value {
         Value::Text(text) if key.kind == Kind::Url => redact_url(text).into(),
+        Value::Text(text) if key.kind == Kind::Web => redact_web(text).into(),
         Value::Unset => match key.kind {
             Kind::IntOr { word, .. } | Kind::AmountOr { word, .. } => word.into(),
             _ => serde_json::Value::Null,
@@ -106,7 +117,7 @@ fn put(text: &mut String, line: std::fmt::Arguments<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use super::redact_url;
+    use super::{redact_url, redact_web};
 
     #[test]
     fn passwords_never_show_wherever_they_stand() {
@@ -117,5 +128,12 @@ mod tests {
         );
         assert_eq!(redact_url("postgres:///n?host=/run/x"), "postgres:///n?host=/run/x");
         assert_eq!(redact_url("hunter2"), "***");
+    }
+
+    #[test]
+    fn of_a_webhook_only_the_host_is_printed() {
+        assert_eq!(redact_web("https://hooks.example/services/T0/secret?x=1"), "https://hooks.example/***");
+        assert_eq!(redact_web("https://hooks.example?token=secret"), "https://hooks.example/***");
+        assert_eq!(redact_web("http://127.0.0.1:9/"), "http://127.0.0.1:9/");
     }
 }

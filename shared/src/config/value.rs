@@ -60,6 +60,8 @@ pub(super) enum Kind {
     Words(&'static [&'static str]),
     /// A PostgreSQL URL; holds a password.
     Url,
+    /// An http or https URL; its path may be a secret.
+    Web,
     /// `host:port`.
     HostPort,
     /// An IP address and a port.
@@ -98,6 +100,7 @@ impl Kind {
             Self::Text { max } => format!("a text of 1 to {max} bytes without control characters"),
             Self::Words(words) => format!("one of {}", words.join(", ")),
             Self::Url => "a URL of the form postgres://user:password@host:port/name".to_owned(),
+            Self::Web => "a URL of the form https://host/path, without user and password".to_owned(),
             Self::HostPort => "host:port".to_owned(),
             Self::Socket => "an IP address and a port, such as 127.0.0.1:8080".to_owned(),
             Self::List(item) => format!("a list of {}", item.expects()),
@@ -117,7 +120,7 @@ impl Kind {
                 (text == word).then_some(Value::Unset)
             }
             (
-                Self::Text { .. } | Self::Words(_) | Self::Url | Self::HostPort | Self::Socket,
+                Self::Text { .. } | Self::Words(_) | Self::Url | Self::Web | Self::HostPort | Self::Socket,
                 toml::Value::String(text),
             ) => self.parse(text),
             (Self::List(item), toml::Value::Array(entries)) => entries
@@ -152,6 +155,7 @@ impl Kind {
             Self::Words(words) => words.contains(&text).then(|| Value::Text(text.to_owned())),
             Self::Url => (text.starts_with("postgres://") || text.starts_with("postgresql://"))
                 .then(|| Value::Text(text.to_owned())),
+            Self::Web => is_web(text).then(|| Value::Text(text.to_owned())),
             Self::HostPort => is_host_port(text).then(|| Value::Text(text.to_owned())),
             Self::Socket => text.parse::<SocketAddr>().is_ok().then(|| Value::Text(text.to_owned())),
             Self::List(item) => text
@@ -212,6 +216,13 @@ impl Item {
 pub(super) fn name_server(text: &str) -> Option<SocketAddr> {
     let port_53 = |ip: IpAddr| SocketAddr::new(ip, 53);
     text.parse().ok().or_else(|| text.parse().ok().map(port_53))
+}
+
+fn is_web(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let authority = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
+    let plain = !text.contains(|c: char| c.is_control() || c.is_whitespace());
+    !authority.is_empty() && !authority.contains('@') && plain && text.len() <= 2_048
 }
 
 fn is_host_port(text: &str) -> bool {

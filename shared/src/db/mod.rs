@@ -5,6 +5,7 @@
 //! an unnamed one outside a transaction, fails now and then). This room knows nothing of sockets to relays,
 //! of the Nostr protocol, or of job handlers.
 
+mod alerts;
 mod archive;
 mod candidates;
 mod capability;
@@ -13,6 +14,7 @@ mod error;
 mod fleet;
 mod inspect;
 mod jobs;
+mod judge;
 mod lead;
 mod listen;
 mod maintain;
@@ -23,6 +25,7 @@ mod operate;
 mod publish;
 mod read;
 mod rows;
+mod uptime;
 mod verify;
 mod views;
 
@@ -33,6 +36,7 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow
 use sqlx::query::Query;
 use sqlx::{ConnectOptions, Connection, Postgres};
 
+pub use alerts::{AlertLine, AlertRow, Delivery};
 pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored};
 pub use candidates::{
     CandidateLine, CandidateRow, ExclusionLine, NewCandidate, SourceLine, Sources, ValidateResult,
@@ -43,6 +47,7 @@ pub use error::DbError;
 pub use fleet::{FleetLimits, HostPermit};
 pub use inspect::{LeaderLine, Unsettled};
 pub use jobs::{Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Unreadable, Wanted};
+pub use judge::{CheckRow, MonitorResult, OpinionRow, RelayRow};
 pub use lead::{Tick, TickKind};
 pub use listen::JobListener;
 pub use maintain::Rescued;
@@ -50,10 +55,11 @@ pub use migrate::{
     DIRECT_LOCK, MIGRATOR, MigrateOptions, apply_grants, connect_direct, prepare_roles, run_migrations,
 };
 pub use monitors::DisagreementLine;
-pub use observe::{CheckRow, MonitorResult, RelayRow, ScheduleTarget};
+pub use observe::ScheduleTarget;
 pub use operate::{Actor, Autoscale, Board, OperationLine, Selection, WhyLine};
 pub use publish::{DeliveryRow, NewPublication, PendingPublication, PublicationLine, PublishingRelay, Visit};
 pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPage};
+pub use uptime::{LivenessLine, Percentiles, ReliabilityLine, UptimeLine};
 pub use verify::{Corruption, VerifyReport};
 pub use views::VIEWS;
 

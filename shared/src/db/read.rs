@@ -14,10 +14,14 @@ pub struct RelayLine {
     pub url: RelayUrl,
     /// When it was first proved, Unix seconds.
     pub discovered_at: i64,
-    /// alive, suspect, down, or unchecked.
+    /// Over all vantages: alive, suspect, down, or unchecked.
     pub state: String,
     /// Why.
     pub reason: String,
+    /// When that state began, Unix seconds.
+    pub since_at: Option<i64>,
+    /// Vantages that say alive, suspect, down, and whose word still counts.
+    pub vantages: [u64; 3],
     /// Latest check, Unix seconds.
     pub checked_at: Option<i64>,
     /// Latest rtt: open and read, milliseconds.
@@ -109,11 +113,11 @@ pub struct JobLine {
 pub struct FleetStats {
     /// Proved relays.
     pub relays: u64,
-    /// Alive from at least one vantage.
+    /// Alive over all vantages.
     pub alive: u64,
     /// Suspect.
     pub suspect: u64,
-    /// Down from every vantage.
+    /// Down over all vantages.
     pub down: u64,
     /// Candidates not given up.
     pub candidates: u64,
@@ -131,14 +135,13 @@ pub struct FleetStats {
 const PAGE: i32 = 1000;
 
 const RELAY_LIST: &str = "
-SELECT r.id, r.url, r.discovered_at, coalesce(s.state, 'unchecked') AS state, coalesce(s.reason, 'none') AS reason, s.checked_at,
-       l.open_ms, l.read_ms,
+SELECT r.id, r.url, r.discovered_at, s.state, s.reason, s.since_at, s.checked_at,
+       s.vantages_alive, s.vantages_suspect, s.vantages_down, l.open_ms, l.read_ms,
        ARRAY(SELECT c.kind || '=' || c.outcome FROM relay_check_latest c WHERE c.relay_id = r.id ORDER BY c.kind, c.vantage_id) AS checks,
        url_excluded(r.url) AS excluded,
        r.proof || CASE WHEN r.proof_outcome <> 'ok' THEN ' (' || concat_ws(', ', r.proof_outcome, r.proof_reason, r.proof_detail) || ')' ELSE '' END AS proof
 FROM relay r
-LEFT JOIN LATERAL (SELECT x.state, x.reason, x.checked_at FROM relay_state x WHERE x.relay_id = r.id
-                   ORDER BY CASE x.state WHEN 'alive' THEN 0 WHEN 'suspect' THEN 1 ELSE 2 END LIMIT 1) s ON true
+JOIN relay_liveness s ON s.relay_url = r.url
 LEFT JOIN LATERAL (SELECT x.open_ms, x.read_ms FROM relay_check_latest x WHERE x.relay_id = r.id AND x.kind = 'rtt'
                    ORDER BY x.checked_at DESC LIMIT 1) l ON true
 WHERE r.url > $1 AND ($2::text IS NULL OR s.state = $2) AND ($3::text IS NULL OR r.url = $3)
@@ -356,6 +359,12 @@ fn relay_line(row: &PgRow) -> Result<RelayLine, DbError> {
         discovered_at: get(row, "discovered_at")?,
         state: get(row, "state")?,
         reason: get(row, "reason")?,
+        since_at: get(row, "since_at")?,
+        vantages: [
+            count(row, "vantages_alive")?,
+            count(row, "vantages_suspect")?,
+            count(row, "vantages_down")?,
+        ],
         checked_at: get(row, "checked_at")?,
         open_ms: get(row, "open_ms")?,
         read_ms: get(row, "read_ms")?,

@@ -56,17 +56,42 @@ pub fn candidate(failures: u32, url: &str) -> Option<Due> {
     Some(due(seconds, url, "candidate back-off"))
 }
 
+/// What a look left behind, as far as the next one cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Looked {
+    /// The judgement over all vantages.
+    pub overall: State,
+    /// How long it has stood, seconds.
+    pub since_s: i64,
+    /// The judgement from here.
+    pub mine: State,
+    /// Whether that is a new one.
+    pub changed: bool,
+    /// Failed looks in a row from here.
+    pub failures: u32,
+}
+
 /// After a check of a relay: the interval of a stable one is `base`.
-pub fn monitor(state: State, failures: u32, since_s: i64, base: Duration, url: &str) -> Due {
+pub fn monitor(looked: Looked, base: Duration, url: &str) -> Due {
     let base = base.as_secs().max(1);
-    match state {
-        State::Alive if since_s < FRESH => due((base / 4).max(1), url, "alive, changed recently"),
-        State::Alive => due(base, url, "alive"),
-        State::Suspect => due((base / 12).max(1), url, "suspect"),
-        State::Down => {
-            let doubled = (base / 2).max(1).saturating_mul(1 << failures.saturating_sub(2).min(10));
-            due(doubled.min(DOWN_MAX.max(base)), url, "down, backing off")
+    let backed_off = |first: u64, why| {
+        let doubled = first.max(1).saturating_mul(1 << looked.failures.saturating_sub(2).min(16));
+        due(doubled.min(DOWN_MAX.max(base)), url, why)
+    };
+    match (looked.overall, looked.mine) {
+        // Another vantage vouches for it: it is asked soon whether it still does, and then left in peace.
+        (State::Alive, State::Suspect | State::Down) if looked.changed => {
+            due((base / 12).max(1), url, "second opinion")
         }
+        (State::Alive, State::Suspect | State::Down) => due(base, url, "vantages disagree"),
+        (State::Alive, State::Alive) if looked.since_s < FRESH => {
+            due((base / 4).max(1), url, "alive, changed recently")
+        }
+        (State::Alive, State::Alive) => due(base, url, "alive"),
+        // As down as one vantage can see: what is missing is another one, for which it must not be asked for ever.
+        (State::Suspect, State::Down) => backed_off(base / 12, "suspect, backing off"),
+        (State::Suspect, _) => due((base / 12).max(1), url, "suspect"),
+        (State::Down, _) => backed_off(base / 2, "down, backing off"),
     }
 }
 
@@ -127,11 +152,36 @@ mod tests {
     #[test]
     fn a_change_shortens_and_death_lengthens_the_interval() {
         let base = Duration::from_secs(HOUR);
-        let at = |state, failures, since| monitor(state, failures, since, base, "wss://relay.example").after;
+        let at = |state, failures, since_s| {
+            let looked = Looked { overall: state, since_s, mine: state, changed: false, failures };
+            monitor(looked, base, "wss://relay.example").after
+        };
         assert!(at(State::Alive, 0, 60) < at(State::Alive, 0, 1_000_000));
         assert!(at(State::Suspect, 1, 0) < at(State::Alive, 0, 60));
         assert!(at(State::Down, 2, 0) < at(State::Down, 5, 0));
         assert!(at(State::Down, 1_000, 0) <= Duration::from_secs(DAY * 11 / 10));
+    }
+
+    #[test]
+    fn a_contradiction_is_looked_into_once_and_then_left_in_peace() {
+        let at = |mine, changed, failures| {
+            let looked = Looked { overall: State::Alive, since_s: 1_000_000, mine, changed, failures };
+            monitor(looked, Duration::from_secs(HOUR), "wss://relay.example")
+        };
+        let (news, known) = (at(State::Suspect, true, 1), at(State::Down, false, 9));
+        assert_eq!((news.why, known.why), ("second opinion", "vantages disagree"));
+        assert!(news.after < known.after && known.after == at(State::Alive, false, 0).after);
+    }
+
+    #[test]
+    fn a_relay_that_waits_for_another_vantage_is_asked_ever_more_seldom() {
+        let at = |failures| {
+            let looked =
+                Looked { overall: State::Suspect, since_s: 0, mine: State::Down, changed: false, failures };
+            monitor(looked, Duration::from_secs(HOUR), "wss://relay.example").after
+        };
+        assert!(at(2) < at(5) && at(5) < at(12));
+        assert!(at(1_000) > Duration::from_secs(DAY * 8 / 10));
     }
 
     #[test]
@@ -151,11 +201,16 @@ mod tests {
         }
 
         #[test]
-        fn every_next_look_at_a_relay_is_ahead_and_bounded(failures in 0_u32..5_000, since in 0_i64..100_000_000, base in 1_u64..1_000_000) {
-            for state in [State::Alive, State::Suspect, State::Down] {
-                let due = monitor(state, failures, since, Duration::from_secs(base), "wss://relay.example");
-                prop_assert!(due.after > Duration::ZERO);
-                prop_assert!(due.after.as_secs() <= DAY.max(base) * 12 / 10 + 1);
+        fn every_next_look_at_a_relay_is_ahead_and_bounded(
+            failures in 0_u32..5_000, since_s in 0_i64..100_000_000, base in 1_u64..1_000_000, changed in any::<bool>(),
+        ) {
+            for overall in [State::Alive, State::Suspect, State::Down] {
+                for mine in [State::Alive, State::Suspect, State::Down] {
+                    let looked = Looked { overall, since_s, mine, changed, failures };
+                    let due = monitor(looked, Duration::from_secs(base), "wss://relay.example");
+                    prop_assert!(due.after > Duration::ZERO);
+                    prop_assert!(due.after.as_secs() <= DAY.max(base) * 12 / 10 + 1);
+                }
             }
         }
     }

@@ -4,6 +4,7 @@
 //! a [`JobError`] says that *we* could not do our work, and carries the verdict. Every write shows the
 //! attempt's [`Fence`]. This room does not know how jobs are queued.
 
+pub mod alerts;
 pub mod cadence;
 mod capability;
 mod discover;
@@ -79,6 +80,12 @@ pub struct JobsConfig {
     pub vantage: String,
     /// Base interval of checks of a stable relay.
     pub monitor_interval: Duration,
+    /// Vantages that must call a relay down before it is.
+    pub vantages_for_down: u32,
+    /// Who is told of changes of liveness.
+    pub alert_webhook: Option<String>,
+    /// Of changes to which states.
+    pub alert_states: Vec<String>,
     /// Between sync passes over a relay that is up to date.
     pub sync_interval: Duration,
     /// Between refreshes of the views.
@@ -143,6 +150,9 @@ impl Default for JobsConfig {
         Self {
             vantage: "default".to_owned(),
             monitor_interval: Duration::from_secs(3_600),
+            vantages_for_down: 1,
+            alert_webhook: None,
+            alert_states: ["alive", "suspect", "down"].map(str::to_owned).to_vec(),
             sync_interval: Duration::from_secs(900),
             refresh_interval: Duration::from_secs(300),
             discover_interval: Duration::from_secs(60),
@@ -331,6 +341,7 @@ impl Handler for Ctx {
 /// The tasks of the monitor that visit no relay it looks at.
 async fn local(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
     match attempt.target.as_str() {
+        alerts::TASK => alerts::run(ctx, attempt).await,
         publish::TASK => publish::run(ctx, attempt).await,
         other => Err(JobError::cancel(format!("no task is called {other}"))),
     }

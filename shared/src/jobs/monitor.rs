@@ -1,10 +1,11 @@
 //! Closes the gap: a relay whose state is older than it should be.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde_json::json;
 
-use super::liveness::{Liveness, State, judge};
+use super::liveness::{Liveness, Opinion, State, judge, overall, stands};
 use super::validate::{blame, sick};
 use super::{Attempt, Ctx, JobError, Report, Standing, cadence, capability, lost, publish, target_url};
 use crate::checks::{MonitorReport, run_on};
@@ -13,17 +14,56 @@ use crate::db::{CheckRow, MonitorResult, RelayRow};
 use crate::models::RelayUrl;
 use crate::telemetry::Labels;
 
+/// How long a relay waits for a worker of another vantage to claim it, and how often.
+const ELSEWHERE: Duration = Duration::from_secs(3);
+const ELSEWHERE_TRIES: i32 = 6;
+
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
     let url = target_url(ctx, attempt).await?;
     let Some(relay) = ctx.db.relay_get(&url, &ctx.config.vantage).await? else {
         return Err(JobError::cancel("no such relay any more"));
     };
+    leave_to_another_vantage(&relay, attempt)?;
     let resolved = ctx.dialer.resolve(&url).await;
     if let Ok(target) = &resolved {
         ctx.permit(attempt, target).await?;
     }
     let looks = capability::looks(ctx, &url, relay.id).await?;
     let report = Box::pin(run_on(&ctx.dialer, &url, resolved, &looks)).await;
+    let proved = prove(ctx, &url, &relay, &report).await?;
+    let result = judge_report(ctx, attempt, &url, &relay, &report, proved)?;
+    let (state, overall, next_s) = (result.state, result.overall, result.next.as_secs());
+    for check in &result.checks {
+        ctx.metrics.checks.get_or_create(&Labels::new(check.kind, "", check.outcome.as_str())).inc();
+    }
+    capability::put(ctx, attempt, &url, &report).await?;
+    publish::record(ctx, attempt, &url, &relay, &report).await?;
+    if !ctx.db.monitor_finish(&ctx.config.vantage, &[result]).await?.is_empty() {
+        return Err(lost());
+    }
+    Ok(json!({
+        "state": state, "overall": overall, "up": report.up, "reason": report.reason, "evidence": report.evidence,
+        "next_s": next_s,
+    }))
+}
+
+/// A second opinion: after a failed look from here the next one is another vantage's, while there is one. Not for
+/// ever: its workers may be busy, and a look from here is better than none.
+fn leave_to_another_vantage(relay: &RelayRow, attempt: &Attempt) -> Result<(), JobError> {
+    let looked_last = relay.checked_at > relay.others_checked_at;
+    if relay.rivals && looked_last && attempt.fence.attempt() <= ELSEWHERE_TRIES {
+        return Err(JobError::snooze(ELSEWHERE, "the next look is another vantage's"));
+    }
+    Ok(())
+}
+
+/// Whether our own network was proved to work, so that a failure is the relay's.
+async fn prove(
+    ctx: &Ctx,
+    url: &RelayUrl,
+    relay: &RelayRow,
+    report: &MonitorReport,
+) -> Result<bool, JobError> {
     let reached = report.reached();
     let was_alive = relay.state.as_deref() == Some(State::Alive.as_str());
     ctx.egress.record(url.network(), (!reached).then_some(report.reason), was_alive);
@@ -38,24 +78,11 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
             format!("relays of {} that were alive fail all at once: {}", url.network(), report.reason),
         ));
     }
-    let proved = standing == Standing::Proved;
     if !report.up && report.ours {
         // A name server of the relay's own that fails looks like ours; if everything else works, it is theirs.
         blame(ctx, url.network(), report.reason, reached).await?;
     }
-    let (state, result) = judge_report(ctx, attempt, &url, &relay, &report, proved)?;
-    let next_s = result.next.as_secs();
-    for check in &result.checks {
-        ctx.metrics.checks.get_or_create(&Labels::new(check.kind, "", check.outcome.as_str())).inc();
-    }
-    capability::put(ctx, attempt, &url, &report).await?;
-    publish::record(ctx, attempt, &url, &relay, &report).await?;
-    if !ctx.db.monitor_finish(&ctx.config.vantage, &[result]).await?.is_empty() {
-        return Err(lost());
-    }
-    Ok(
-        json!({ "state": state.as_str(), "up": report.up, "reason": report.reason, "evidence": report.evidence, "next_s": next_s }),
-    )
+    Ok(standing == Standing::Proved)
 }
 
 fn judge_report(
@@ -65,30 +92,32 @@ fn judge_report(
     relay: &RelayRow,
     report: &MonitorReport,
     proved: bool,
-) -> Result<(State, MonitorResult), JobError> {
+) -> Result<MonitorResult, JobError> {
     let now = clock::unix_now();
-    let before = relay.state.as_deref().map(State::from_str).transpose().map_err(|error| {
-        JobError::Retry { why: format!("table relay_state, column state, row {url}: {error}") }
-    })?;
+    let interval = ctx.config.monitor_interval;
+    let before = relay.state.as_deref().map(|text| stored(text, "relay_state", url)).transpose()?;
     let (state, liveness) = judge(
         Liveness { state: before, failures: relay.failures, successes: relay.successes },
         report.up,
         proved,
     );
-    let since = if before == Some(state) { now - relay.since_at.unwrap_or(now) } else { 0 };
-    let due = cadence::monitor(state, liveness.failures, since, ctx.config.monitor_interval, url.as_str());
-    let checks = report
-        .observations
-        .iter()
-        .map(|o| CheckRow {
-            kind: o.kind.as_str(),
-            outcome: o.outcome,
-            reason: o.reason,
-            rtt_ms: o.rtt_ms,
-            document: o.document.clone(),
-        })
-        .collect();
-    let result = MonitorResult {
+    let stands = stands(state, report.up, proved, interval);
+    let mine = Opinion { state, reason: report.reason, stands: !stands.is_zero() };
+    let others = opinions(relay, url, now)?;
+    let (overall, overall_reason) = overall(mine, &others, ctx.config.vantages_for_down);
+    let overall_before =
+        relay.overall.as_deref().map(|text| stored(text, "relay_overall", url)).transpose()?;
+    let since_s =
+        if overall_before == Some(overall) { now - relay.overall_since_at.unwrap_or(now) } else { 0 };
+    let looked = cadence::Looked {
+        overall,
+        since_s,
+        mine: state,
+        changed: before != Some(state),
+        failures: liveness.failures,
+    };
+    let due = cadence::monitor(looked, interval, url.as_str());
+    Ok(MonitorResult {
         fence: attempt.fence.clone(),
         url: url.clone(),
         state: state.as_str(),
@@ -100,7 +129,40 @@ fn judge_report(
         next: due.after,
         slack: due.slack,
         why: due.why.to_owned(),
-        checks,
-    };
-    Ok((state, result))
+        stands,
+        overall: overall.as_str(),
+        overall_reason,
+        counted: report.up || proved,
+        checks: checks(report),
+    })
+}
+
+fn opinions(relay: &RelayRow, url: &RelayUrl, now: i64) -> Result<Vec<Opinion>, JobError> {
+    relay
+        .others
+        .iter()
+        .map(|other| {
+            let state = stored(&other.state, "relay_state", url)?;
+            Ok(Opinion { state, reason: other.reason, stands: other.stands_until >= now })
+        })
+        .collect()
+}
+
+fn stored(text: &str, table: &str, url: &RelayUrl) -> Result<State, JobError> {
+    State::from_str(text)
+        .map_err(|error| JobError::Retry { why: format!("table {table}, column state, row {url}: {error}") })
+}
+
+fn checks(report: &MonitorReport) -> Vec<CheckRow> {
+    report
+        .observations
+        .iter()
+        .map(|o| CheckRow {
+            kind: o.kind.as_str(),
+            outcome: o.outcome,
+            reason: o.reason,
+            rtt_ms: o.rtt_ms,
+            document: o.document.clone(),
+        })
+        .collect()
 }

@@ -51,7 +51,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let Some(relay) = ctx.db.relay_get(&url, &ctx.config.vantage).await? else {
         return Err(JobError::cancel("no such relay any more"));
     };
-    if relay.state.as_deref() == Some("down") {
+    // Where it was never looked at from here, what the other vantages say is all there is.
+    if relay.state.as_deref().or(relay.overall.as_deref()) == Some("down") {
         let due = cadence::sync(SyncEnd::Down, ctx.config.sync_interval, url.as_str());
         let held = ctx.db.schedule_next(&attempt.fence, due.after, due.slack, due.why).await?;
         return if held { Ok(json!({ "skipped": "the relay is down" })) } else { Err(lost()) };

@@ -1,0 +1,52 @@
+//! What can be asked of relays.
+
+use clap::{Args, Subcommand};
+
+use super::Exclusion;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Relay {
+    /// Every relay with its state
+    #[command(after_help = "EXAMPLES:
+  bigbrotr relay list
+  bigbrotr relay list --state down --json")]
+    List {
+        /// Only this state
+        #[arg(long, value_parser = ["alive", "suspect", "down", "unchecked"])]
+        state: Option<String>,
+    },
+    /// One relay: state, checks, and which stretches of its timeline are archived with what proof
+    #[command(after_help = "EXAMPLES:
+  bigbrotr relay show wss://relay.example")]
+    Show {
+        /// The relay, in any spelling
+        url: String,
+    },
+    /// One relay's last 30 days: availability, times, failures and repairs
+    #[command(after_help = "EXAMPLES:
+  bigbrotr relay uptime wss://relay.example --json
+
+Where too little was measured for a figure, that is said instead of one.")]
+    Uptime {
+        /// The relay, in any spelling
+        url: String,
+    },
+    #[command(flatten)]
+    Exclusion(Exclusion),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr alerts
+  bigbrotr alerts wss://relay.example --last 100
+  bigbrotr alerts --pending       what the webhook has not taken yet")]
+pub(crate) struct Alerts {
+    /// Only this relay, in any spelling
+    pub(crate) url: Option<String>,
+    /// Only what waits for delivery
+    #[arg(long)]
+    pub(crate) pending: bool,
+    /// The last so many
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) last: u32,
+}
