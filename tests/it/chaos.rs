@@ -107,7 +107,8 @@ async fn a_frozen_leader_is_followed_and_does_nothing_on_its_old_lead() {
     scene.until("SELECT coalesce(max(term), 0)::text FROM leader WHERE until > now()", "1", 20).await;
     let second = scene.scheduler();
     signal(&first, "STOP");
-    scene.until("SELECT max(term)::text FROM leader WHERE until > now()", "2", 5).await;
+    // Its lease of two seconds, and five more where it was frozen in the middle of a transaction.
+    scene.until("SELECT max(term)::text FROM leader WHERE until > now()", "2", 15).await;
     // The second leads and says nothing more: whatever is done from here on, the first one did on its old lead.
     signal(&second, "STOP");
     scene.test.execute("UPDATE leader SET until = now() + interval '1 h'").await;

@@ -118,3 +118,18 @@ async fn faults_of_the_connection_are_told_apart_in_a_sentence() {
     let error = bare.fleet_stats().await.unwrap_err();
     assert!(error.to_string().contains("bigbrotr migrate"), "{error}");
 }
+
+#[tokio::test]
+async fn a_transaction_that_a_frozen_process_left_open_ends_and_lets_go() {
+    let Some(test) = migrated().await else { return };
+    let mut frozen = test.connect(Role::Writer).await;
+    for sql in ["BEGIN", "SELECT leader_claim('x', 'frozen', 60)"] {
+        sqlx::query(sql).execute(&mut frozen).await.unwrap();
+    }
+    let began = shared::clock::monotonic_ms();
+    let mut other = test.connect(Role::Writer).await;
+    let term: Option<i64> =
+        sqlx::query_scalar("SELECT leader_claim('x', 'other', 60)").fetch_one(&mut other).await.unwrap();
+    let waited = shared::clock::monotonic_ms() - began;
+    assert!(term.is_some() && (3_000..15_000).contains(&waited), "{term:?} after {waited} ms");
+}

@@ -151,6 +151,14 @@ BEGIN
             END;
         END IF;
     END LOOP;
+    -- A process that is frozen in the middle of a transaction must not hold its locks: the lead, or its jobs, for ever.
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = p || '_writer' AND 'idle_in_transaction_session_timeout=5s' = ANY (rolconfig)) THEN
+        BEGIN
+            EXECUTE format('ALTER ROLE %I SET idle_in_transaction_session_timeout = %L', p || '_writer', '5s');
+        -- Another migration in this cluster is setting it right now.
+        EXCEPTION WHEN internal_error THEN NULL;
+        END;
+    END IF;
     IF current_user <> p || '_admin' AND NOT pg_has_role(current_user, p || '_admin', 'MEMBER') THEN
         EXECUTE format('GRANT %I TO CURRENT_USER', p || '_admin');
     END IF;
