@@ -1,7 +1,7 @@
 //! What monitors publish about relays and about themselves (NIP-66), written and read.
 //!
 //! Pure: facts go in, drafts come out, and somebody else signs and sends them. Relays write the facts, so no text
-//! enters a tag but through [`text::clean`]. Invariants: every value is a string without control characters, and a
+//! enters a tag but through `text::clean`. Invariants: every value is a string without control characters, and a
 //! draft is bounded ([`TAGS_MAX`], [`CONTENT_MAX_BYTES`]) whatever the facts hold.
 
 mod announce;
