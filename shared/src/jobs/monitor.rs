@@ -14,8 +14,9 @@ use crate::db::{CheckRow, MonitorResult, RelayRow};
 use crate::models::RelayUrl;
 use crate::telemetry::Labels;
 
-/// How long a relay waits for a worker of another vantage to claim it, and how often.
-const ELSEWHERE: Duration = Duration::from_secs(3);
+/// How long a relay waits for a worker of another vantage to claim it, and how often. Not a whole number of seconds:
+/// workers poll every second, and the one that gave it back would be there first each time.
+const ELSEWHERE: Duration = Duration::from_millis(3_100);
 const ELSEWHERE_TRIES: i32 = 6;
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
