@@ -102,7 +102,7 @@ impl Exchange {
             Ok(RelayFrame::NegMsg { sub, message }) if asks && sub == self.sub => {
                 Some(Reply::NegMsg { digits: message.len() })
             }
-            Ok(RelayFrame::NegErr { sub, message }) if asks && sub == self.sub => {
+            Ok(RelayFrame::NegErr { sub, message, .. }) if asks && sub == self.sub => {
                 Some(Reply::NegErr { message })
             }
             Ok(RelayFrame::Eose { sub, .. }) if asks && sub == self.sub => Some(Reply::Eose),

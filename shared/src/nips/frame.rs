@@ -45,7 +45,7 @@ pub enum RelayFrame<'a> {
     /// `["NEG-MSG", sub, hex]` (NIP-77): the message as sent.
     NegMsg { sub: Cow<'a, str>, message: Cow<'a, str> },
     /// `["NEG-ERR", sub, reason, max records?]` (NIP-77).
-    NegErr { sub: Cow<'a, str>, message: String },
+    NegErr { sub: Cow<'a, str>, message: String, most: Option<u64> },
     /// A frame of another label.
     Unknown { label: String },
 }
@@ -103,7 +103,11 @@ pub fn parse(text: &str) -> Result<RelayFrame<'_>, FrameError> {
             sub: head.sub()?,
             message: head.text(2).ok_or(FrameError::Shape("negentropy message"))?,
         }),
-        "NEG-ERR" => Ok(RelayFrame::NegErr { sub: head.sub()?, message: head.message(2) }),
+        "NEG-ERR" => Ok(RelayFrame::NegErr {
+            sub: head.sub()?,
+            message: head.message(2),
+            most: head.raw(3).and_then(|raw| raw.parse().ok()),
+        }),
         other => Ok(RelayFrame::Unknown { label: capped(other) }),
     }
 }
@@ -240,6 +244,11 @@ pub fn count(sub: &str, filter: &Filter) -> String {
 /// The text of `["NEG-OPEN", sub, filter, hex]` (NIP-77).
 pub fn neg_open(sub: &str, filter: &Filter, message: &str) -> String {
     format!(r#"["NEG-OPEN",{},{},"{message}"]"#, serde_json::Value::from(sub), filter.to_json())
+}
+
+/// The text of `["NEG-MSG", sub, hex]` (NIP-77).
+pub fn neg_msg(sub: &str, message: &str) -> String {
+    format!(r#"["NEG-MSG",{},"{message}"]"#, serde_json::Value::from(sub))
 }
 
 /// The text of `["NEG-CLOSE", sub]` (NIP-77).

@@ -10,6 +10,7 @@ pub mod delivery;
 pub mod filter;
 pub mod frame;
 pub mod keys;
+pub mod neg;
 pub mod nip11;
 pub mod nip19;
 pub mod nip66;

@@ -35,7 +35,7 @@ fn each_frame_reads_as_its_value() {
         (r#"["NEG-MSG","s","61"]"#, RelayFrame::NegMsg { sub: "s".into(), message: "61".into() }),
         (
             r#"["NEG-ERR","s","blocked: too many",500]"#,
-            RelayFrame::NegErr { sub: "s".into(), message: "blocked: too many".into() },
+            RelayFrame::NegErr { sub: "s".into(), message: "blocked: too many".into(), most: Some(500) },
         ),
         (
             r#"["COUNT","s",{"approximate":true,"hll":"00","count":7}]"#,

@@ -44,7 +44,7 @@ pub struct Claim {
 
 impl Claim {
     /// A claim, unless its stretch is empty.
-    pub(super) fn over(since: i64, until: i64, grade: Grade, reason: GapReason) -> Option<Self> {
+    pub(in crate::nips) fn over(since: i64, until: i64, grade: Grade, reason: GapReason) -> Option<Self> {
         (since <= until).then_some(Self { since, until, grade, reason, overrides_proof: false })
     }
 

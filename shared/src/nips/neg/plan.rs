@@ -1,0 +1,339 @@
+//! The planner of a reconciliation (NIP-77): which windows to compare, what to fetch of them, what that proves.
+//!
+//! Owns no socket, no clock and no database: [`Reconcile::next`] says what to do, one of the `on_` functions takes
+//! what came of it, [`Reconcile::finish`] says what is left. Invariants: no claim without a comparison that both
+//! probes confirmed; every window is below the one before; what is not compared is left to the caller by name.
+//!
+//! # Rules of proof
+//! 1. **Windows** go downward from the ceiling. One that holds more than either side compares at once is halved; one
+//!    second of that kind is *partial/dense_second*.
+//! 2. **Ids that only the relay has** are looked up in the archive first: those held become claimed observations
+//!    without download. The others are fetched by id, twice at most, the second time in handfuls; what never comes
+//!    is *unserved*. More of that than one in a hundred, and the window is *partial/not_served*.
+//! 3. **Truncation.** Some relays compare only the newest of a window, and say nothing. One event more asked for from
+//!    the oldest second of the relay's set down shows it: what lies above that second is reconciled, and the next
+//!    window begins there. No progress that way leaves the rest to paging.
+//! 4. **Liars.** One event asked for in the widest gap of the relay's set, or anywhere in a set said to be empty,
+//!    shows that the comparison leaves things out: nothing is claimed, and paging takes over.
+//! 5. **Ids that only we have** are *gone*: served once and no more. Reported only for what was reconciled.
+//! 6. **Any other end** claims nothing.
+//!
+//! # Bound
+//! At most `max_requests` comparisons and pages. An honest relay that compares `c` ids at once and hands out pages
+//! of `p`: `2·n/c` comparisons and `n/p` pages for `n` ids, and two probes a window.
+
+use super::compare::NegEnd;
+use super::spec::{Job, Left, ReconcileSpec, Rest, Settlement, Stage};
+use super::window::{SECOND_TRY, Window};
+use crate::models::{EventId, GapReason, Grade};
+use crate::nips::filter::Filter;
+use crate::nips::page::{PageEnd, PageFacts};
+use crate::nips::refusal::CloseClass;
+use crate::nips::walk::{Claim, LATEST_SECOND, SMALLEST_CAP};
+
+/// A reconciliation under way.
+#[derive(Debug)]
+pub struct Reconcile {
+    floor: i64,
+    /// `[floor, frontier]` is unsettled.
+    frontier: i64,
+    max_requests: u32,
+    requests: u32,
+    ids_per_page: usize,
+    max_items: usize,
+    /// Pages of so many events are not cut.
+    page_shown: usize,
+    /// Seconds per window, once the relay has shown that the whole is too much.
+    width: Option<i64>,
+    window: Window,
+    stage: Stage,
+    fetching: Option<Vec<EventId>>,
+    left: Option<Left>,
+}
+
+impl Reconcile {
+    /// Plans a reconciliation. An empty stretch (`floor > ceiling`) is done at once.
+    pub fn new(spec: ReconcileSpec) -> Self {
+        let mut planner = Self {
+            floor: spec.floor.max(0),
+            frontier: spec.ceiling.min(LATEST_SECOND - 1),
+            max_requests: spec.max_requests,
+            requests: 0,
+            ids_per_page: spec.ids_per_page.max(1),
+            max_items: spec.max_items.max(1),
+            page_shown: spec.page_shown.max(SMALLEST_CAP),
+            width: None,
+            window: Window::default(),
+            stage: Stage::Items,
+            fetching: None,
+            left: None,
+        };
+        planner.open_window();
+        planner
+    }
+
+    /// What to do now; the same again until it is reported.
+    #[expect(clippy::should_implement_trait, reason = "it is driven by what comes back, it is no iterator")]
+    pub fn next(&mut self) -> Job {
+        let (since, until) = (self.window.since, self.window.until);
+        let range = |since, until| Filter { since: Some(since), until: Some(until), ..Filter::default() };
+        match self.stage {
+            Stage::Over => Job::Done,
+            Stage::Items => Job::Items { since, until, most: self.max_items.saturating_add(1) },
+            Stage::Lookup => Job::Lookup { since, until },
+            Stage::Compare | Stage::Fetch | Stage::Probe { .. } if self.requests >= self.max_requests => {
+                self.leave(Left::Stopped(Grade::Unknown, GapReason::Stopped));
+                Job::Done
+            }
+            Stage::Compare => Job::Compare(range(since, until)),
+            Stage::Fetch => {
+                let ids = self.fetching.clone().unwrap_or_default();
+                let limit = u32::try_from(ids.len()).ok();
+                Job::Page(Filter { ids, limit, ..Filter::default() })
+            }
+            Stage::Probe { since, until, known } => {
+                let limit = u32::try_from(known).ok().and_then(|known| known.checked_add(1));
+                Job::Page(Filter { limit, ..range(since, until) })
+            }
+        }
+    }
+
+    /// Ours of the window, for [`Job::Compare`].
+    pub fn items(&self) -> &[(i64, EventId)] {
+        &self.window.items
+    }
+
+    /// The relay's ids that we have not seen there, for [`Job::Lookup`].
+    pub fn wanted(&self) -> Vec<EventId> {
+        self.window.need.iter().copied().collect()
+    }
+
+    /// Comparisons and pages so far.
+    pub const fn requests(&self) -> u32 {
+        self.requests
+    }
+
+    /// Takes our ids of the window, newest first; one more than a comparison takes says that there are more.
+    pub fn on_items(&mut self, mut items: Vec<(i64, EventId)>) -> Settlement {
+        if self.stage != Stage::Items {
+            return Settlement::default();
+        }
+        self.stage = Stage::Compare;
+        if items.len() > self.max_items {
+            let cut = items[self.max_items].0;
+            items.retain(|(second, _)| *second > cut);
+            if cut >= self.window.until {
+                return self.dense();
+            }
+            self.window.since = cut + 1;
+        }
+        self.window.items = items;
+        Settlement::default()
+    }
+
+    /// Takes the end of a comparison.
+    pub fn on_compared(&mut self, end: NegEnd) -> Settlement {
+        if self.stage != Stage::Compare {
+            return Settlement::default();
+        }
+        self.requests += 1;
+        match end {
+            NegEnd::Compared { have, need } => {
+                self.window.compared(have, need);
+                if self.window.need.is_empty() {
+                    return self.probe();
+                }
+                self.stage = Stage::Lookup;
+            }
+            NegEnd::TooMany { .. } if self.window.since == self.window.until => return self.dense(),
+            NegEnd::TooMany { most } => {
+                let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+                self.max_items = self.max_items.min(most).max(1);
+                let width = (self.window.until - self.window.since + 1) / 2;
+                self.width = Some(width.max(1));
+                self.window.since = self.window.until - width.max(1) + 1;
+                let since = self.window.since;
+                self.window.items.retain(|(second, _)| *second >= since);
+            }
+            NegEnd::Unsupported | NegEnd::Silent => self.leave(Left::Unsupported),
+            NegEnd::Refused { class: CloseClass::RateLimited, .. } => {
+                self.leave(Left::Stopped(Grade::Unknown, GapReason::RateLimited));
+            }
+            NegEnd::Refused { .. } | NegEnd::Timeout | NegEnd::Violation => self.leave(Left::Page),
+            NegEnd::Cut(_) => self.leave(Left::Stopped(Grade::Unknown, GapReason::Disconnected)),
+        }
+        Settlement::default()
+    }
+
+    /// Takes which wanted ids are archived, with their times.
+    pub fn on_known(&mut self, known: &[(EventId, i64)]) -> Settlement {
+        if self.stage != Stage::Lookup {
+            return Settlement::default();
+        }
+        let claimed = self.window.known(known);
+        self.window.begin_fetching();
+        let settled = self.fetch_next();
+        Settlement { claimed, ..settled }
+    }
+
+    /// Takes the answer to a page.
+    pub fn on_page(&mut self, facts: &PageFacts, end: &PageEnd) -> Settlement {
+        match self.stage {
+            Stage::Fetch => {
+                self.requests += 1;
+                self.on_fetched(facts, end)
+            }
+            Stage::Probe { since, until, known } => {
+                self.requests += 1;
+                let hit = self.window.is_surprised_by(&facts.seen, since, until);
+                // What may be a full page says nothing of its last second.
+                let vague = known >= self.page_shown && facts.seen.len() <= known;
+                self.on_probed(hit || vague, known > 0, end)
+            }
+            _ => Settlement::default(),
+        }
+    }
+
+    /// What is left.
+    pub fn finish(self) -> Rest {
+        let (floor, ceiling) = (self.floor, self.frontier);
+        match self.left {
+            _ if floor > ceiling => Rest::None,
+            Some(Left::Unsupported) => Rest::Unsupported { floor, ceiling },
+            Some(Left::Page) => Rest::Page { floor, ceiling },
+            Some(Left::Stopped(grade, reason)) => Rest::Stopped { floor, ceiling, grade, reason },
+            None => Rest::Stopped { floor, ceiling, grade: Grade::Unknown, reason: GapReason::Stopped },
+        }
+    }
+
+    fn open_window(&mut self) {
+        if self.floor > self.frontier {
+            self.stage = Stage::Over;
+            return;
+        }
+        let since = self.width.map_or(self.floor, |width| (self.frontier - width + 1).max(self.floor));
+        self.window = Window::new(since, self.frontier);
+        self.stage = Stage::Items;
+    }
+
+    fn leave(&mut self, left: Left) {
+        self.left = Some(left);
+        self.stage = Stage::Over;
+    }
+
+    /// One second holds more than can be compared.
+    fn dense(&mut self) -> Settlement {
+        let second = self.window.until;
+        self.frontier = second - 1;
+        self.open_window();
+        let claim = Claim::over(second, second, Grade::Partial, GapReason::DenseSecond);
+        Settlement { claims: claim.into_iter().collect(), ..Settlement::default() }
+    }
+
+    fn fetch_next(&mut self) -> Settlement {
+        self.fetching = self.window.next_ids(self.ids_per_page);
+        if self.fetching.is_none() {
+            return self.probe();
+        }
+        self.stage = Stage::Fetch;
+        Settlement::default()
+    }
+
+    fn on_fetched(&mut self, facts: &PageFacts, end: &PageEnd) -> Settlement {
+        let shrunk = (self.ids_per_page / 2).max(1);
+        match end {
+            PageEnd::Eose { .. } => {
+                let (asked, came) = (self.window.asked(), facts.seen.len());
+                self.page_shown = self.page_shown.max(came);
+                // Fewer than asked for, yet some: perhaps all that one page holds. Asked for less, it shows.
+                let cut =
+                    !self.window.asks_again() && came > 0 && came < asked && self.ids_per_page > SECOND_TRY;
+                self.window.fetched(&facts.seen, cut);
+                if cut {
+                    self.ids_per_page = came.min(self.ids_per_page * 3 / 4).max(SECOND_TRY);
+                }
+                self.fetch_next()
+            }
+            // Too much in one request, or in one answer.
+            PageEnd::Oversize
+            | PageEnd::TooMany
+            | PageEnd::Closed { class: CloseClass::InvalidRequest, .. }
+                if shrunk < self.ids_per_page =>
+            {
+                self.ids_per_page = shrunk;
+                self.window.put_back();
+                self.fetch_next()
+            }
+            other => {
+                self.leave(Left::Stopped(other.grade(), other.gap()));
+                Settlement::default()
+            }
+        }
+    }
+
+    /// Rules 3 and 4, one after the other.
+    fn probe(&mut self) -> Settlement {
+        let (since, until) = (self.window.since, self.window.until);
+        self.window.whole = since;
+        self.stage = match self.window.oldest() {
+            None => Stage::Probe { since, until, known: 0 },
+            Some((oldest, known)) => Stage::Probe { since, until: oldest, known },
+        };
+        Settlement::default()
+    }
+
+    /// What is whole from `whole` on is asked for one more event; without a gap to ask in, it is settled.
+    fn probe_gap(&mut self, whole: i64) -> Settlement {
+        self.window.whole = whole;
+        match self.window.widest_gap() {
+            Some((since, until)) => {
+                self.stage = Stage::Probe { since, until, known: 0 };
+                Settlement::default()
+            }
+            None => self.settle(whole),
+        }
+    }
+
+    fn on_probed(&mut self, hit: bool, below: bool, end: &PageEnd) -> Settlement {
+        if !end.is_eose() && !hit {
+            self.leave(Left::Stopped(end.grade(), end.gap()));
+            return Settlement::default();
+        }
+        if below {
+            let oldest = self.window.oldest().map_or(self.window.until, |(oldest, _)| oldest);
+            return self.probe_gap(if hit { oldest + 1 } else { self.window.since });
+        }
+        if hit {
+            self.leave(Left::Page);
+            return Settlement::default();
+        }
+        self.settle(self.window.whole)
+    }
+
+    /// The window is compared from `since` on, and the next one begins below.
+    fn settle(&mut self, since: i64) -> Settlement {
+        let until = self.window.until;
+        if since > until {
+            // All that was compared lies in the newest second: nothing to go on by.
+            self.leave(Left::Page);
+            return Settlement::default();
+        }
+        let (grade, reason) = if self.window.is_mostly_hollow() {
+            (Grade::Partial, GapReason::NotServed)
+        } else {
+            (Grade::Reconciled, GapReason::None)
+        };
+        let settlement = Settlement {
+            claims: Claim::over(since, until, grade, reason).into_iter().collect(),
+            claimed: Vec::new(),
+            gone: self.window.gone(since),
+            unserved: std::mem::take(&mut self.window.unserved),
+        };
+        if self.window.size() < self.max_items / 4 {
+            self.width = self.width.map(|width| width.saturating_mul(2));
+        }
+        self.frontier = since - 1;
+        self.open_window();
+        settlement
+    }
+}

@@ -1,0 +1,148 @@
+//! One window under comparison: what we hold of it, what the relay has, and what is still wanted.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use crate::models::EventId;
+
+/// Ids asked for at once in the second try: small enough for every page cap known.
+pub(super) const SECOND_TRY: usize = 10;
+
+/// A window and its sets.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    pub(super) since: i64,
+    pub(super) until: i64,
+    /// From here on nothing seems to be left out.
+    pub(super) whole: i64,
+    /// Ours, newest first.
+    pub(super) items: Vec<(i64, EventId)>,
+    /// Ours that the relay has not.
+    pub(super) have: HashSet<EventId>,
+    /// The relay's that we have not seen there, as far as nothing settled them.
+    pub(super) need: HashSet<EventId>,
+    /// The relay's own set, as far as we know its times.
+    pub(super) set: Vec<(i64, EventId)>,
+    first: VecDeque<EventId>,
+    second: VecDeque<EventId>,
+    /// The ids of the request under way, and whether it is their second.
+    asked: Vec<EventId>,
+    asks_again: bool,
+    /// Ids the relay claims and does not hand out.
+    pub(super) unserved: Vec<EventId>,
+}
+
+impl Window {
+    pub(super) fn new(since: i64, until: i64) -> Self {
+        Self { since, until, whole: since, ..Self::default() }
+    }
+
+    /// Takes both differences; ours that the relay shares tell where its set lies.
+    pub(super) fn compared(&mut self, have: Vec<EventId>, need: Vec<EventId>) {
+        self.have = have.into_iter().collect();
+        self.need = need.into_iter().collect();
+        self.set = self.items.iter().filter(|(_, id)| !self.have.contains(id)).copied().collect();
+    }
+
+    /// Ids that are archived already, with their times; returns those to note as claimed. One whose verified time
+    /// lies outside the window was not compared in it, whatever the relay says.
+    pub(super) fn known(&mut self, known: &[(EventId, i64)]) -> Vec<(EventId, i64)> {
+        let mut claimed = Vec::new();
+        for &(id, second) in known {
+            if self.need.remove(&id) && (self.since..=self.until).contains(&second) {
+                self.set.push((second, id));
+                claimed.push((id, second));
+            }
+        }
+        claimed
+    }
+
+    /// Begins to fetch what is needed still, in a fixed order.
+    pub(super) fn begin_fetching(&mut self) {
+        let mut wanted: Vec<EventId> = self.need.iter().copied().collect();
+        wanted.sort_unstable_by_key(|id| id.0);
+        self.first = wanted.into();
+        self.second.clear();
+    }
+
+    /// The ids to ask for next: at most `most`, fewer in the second try.
+    pub(super) fn next_ids(&mut self, most: usize) -> Option<Vec<EventId>> {
+        self.asks_again = self.first.is_empty();
+        let (queue, most) =
+            if self.asks_again { (&mut self.second, most.min(SECOND_TRY)) } else { (&mut self.first, most) };
+        let count = queue.len().min(most.max(1));
+        self.asked = queue.drain(..count).collect();
+        (!self.asked.is_empty()).then(|| self.asked.clone())
+    }
+
+    /// Takes a page of them. What did not come is asked for again, and after that is unserved; `cut`: the page may
+    /// have been cut, and what did not come was perhaps not its turn.
+    pub(super) fn fetched(&mut self, seen: &[(i64, EventId)], cut: bool) {
+        let came: HashMap<EventId, i64> = seen.iter().map(|(second, id)| (*id, *second)).collect();
+        for id in std::mem::take(&mut self.asked) {
+            if let Some(second) = came.get(&id) {
+                self.need.remove(&id);
+                if (self.since..=self.until).contains(second) {
+                    self.set.push((*second, id));
+                }
+            } else if cut {
+                self.first.push_back(id);
+            } else if self.asks_again {
+                self.unserved.push(id);
+            } else {
+                self.second.push_back(id);
+            }
+        }
+    }
+
+    /// Puts back what was asked for and not answered.
+    pub(super) fn put_back(&mut self) {
+        let queue = if self.asks_again { &mut self.second } else { &mut self.first };
+        for id in self.asked.drain(..).rev() {
+            queue.push_front(id);
+        }
+    }
+
+    pub(super) fn asked(&self) -> usize {
+        self.asked.len()
+    }
+
+    pub(super) const fn asks_again(&self) -> bool {
+        self.asks_again
+    }
+
+    /// The oldest second of the relay's set, and how many of it lie there.
+    pub(super) fn oldest(&self) -> Option<(i64, usize)> {
+        let oldest = self.set.iter().map(|(second, _)| *second).min()?;
+        Some((oldest, self.set.iter().filter(|(second, _)| *second == oldest).count()))
+    }
+
+    /// Whether one of these lies in the window and not in the relay's set.
+    pub(super) fn is_surprised_by(&self, seen: &[(i64, EventId)], since: i64, until: i64) -> bool {
+        let inside = seen.iter().filter(|(second, _)| (since..=until).contains(second));
+        inside.into_iter().any(|event| !self.set.contains(event))
+    }
+
+    /// The widest stretch between two neighbouring seconds of the relay's set, both ends exclusive.
+    pub(super) fn widest_gap(&self) -> Option<(i64, i64)> {
+        let mut seconds: Vec<i64> = self.set.iter().map(|(second, _)| *second).collect();
+        seconds.sort_unstable();
+        let gaps = seconds.windows(2).map(|pair| (pair[0] + 1, pair[1] - 1));
+        gaps.filter(|(low, high)| low <= high).max_by_key(|(low, high)| high - low)
+    }
+
+    /// Ours from `since` on that the relay serves no more.
+    pub(super) fn gone(&self, since: i64) -> Vec<(EventId, i64)> {
+        let gone = self.items.iter().filter(|(second, id)| *second >= since && self.have.contains(id));
+        gone.map(|(second, id)| (*id, *second)).collect()
+    }
+
+    /// Whether so much was claimed and not served that the claim is worth nothing.
+    pub(super) fn is_mostly_hollow(&self) -> bool {
+        self.unserved.len() > SECOND_TRY && self.unserved.len() > self.set.len() / 100
+    }
+
+    /// Ids on either side.
+    pub(super) fn size(&self) -> usize {
+        self.items.len().max(self.set.len())
+    }
+}
