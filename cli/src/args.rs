@@ -13,7 +13,7 @@ use shared::models::JobKind;
 pub(crate) use candidate::{Candidate, Exclusion};
 pub(crate) use look::{Check, Url};
 pub(crate) use publish::Publish;
-pub(crate) use relay::{Alerts, Relay};
+pub(crate) use relay::{Alerts, Event, Relay};
 
 /// Observes, archives and monitors Nostr relays.
 #[derive(Debug, Parser)]
@@ -73,6 +73,8 @@ pub(crate) enum Command {
     /// Relays that are known
     #[command(subcommand)]
     Relay(Relay),
+    /// Which relays hold an event, on what evidence
+    Event(Event),
     /// URLs that may be relays
     #[command(subcommand)]
     Candidate(Candidate),

@@ -105,6 +105,7 @@ async fn dispatch(session: &Session, config: &Config, command: Command) -> Resul
         Command::Check(args) => commands::check(session, config, &args).await,
         Command::Url(args) => commands::url(session, config, &args),
         Command::Relay(args) => commands::relay(session, config, &args).await,
+        Command::Event(args) => commands::event(session, config, &args).await,
         Command::Candidate(args) => commands::candidate(session, config, &args).await,
         Command::Publish(args) => commands::publish(session, config, &args).await,
         Command::Alerts(args) => commands::alerts(session, config, &args).await,

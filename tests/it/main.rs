@@ -51,6 +51,8 @@ mod publish;
 #[cfg(test)]
 mod queue;
 #[cfg(test)]
+mod reconcile;
+#[cfg(test)]
 mod scene;
 #[cfg(test)]
 mod scheduler;

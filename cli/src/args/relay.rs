@@ -22,6 +22,16 @@ pub(crate) enum Relay {
         /// The relay, in any spelling
         url: String,
     },
+    /// How much of a relay's timeline is archived: a bar per month, by what proof
+    #[command(after_help = "EXAMPLES:
+  bigbrotr relay coverage wss://relay.example
+
+A second counts as proved only when the relay proved that we hold all it serves of it
+(docs/adr/003-proof.md).")]
+    Coverage {
+        /// The relay, in any spelling
+        url: String,
+    },
     /// One relay's last 30 days: availability, times, failures and repairs
     #[command(after_help = "EXAMPLES:
   bigbrotr relay uptime wss://relay.example --json
@@ -33,6 +43,16 @@ Where too little was measured for a figure, that is said instead of one.")]
     },
     #[command(flatten)]
     Exclusion(Exclusion),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr event 5c83da77af1dec6d7289834998ad7aafbd9e2191396d75ec3cc27f5a77226f36
+
+Exits with 1 when no relay was seen to have it.")]
+pub(crate) struct Event {
+    /// The event's id, 64 hexadecimal digits
+    pub(crate) id: String,
 }
 
 #[derive(Debug, Args)]

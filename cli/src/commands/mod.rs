@@ -3,6 +3,7 @@
 mod candidate;
 mod check;
 mod config;
+mod coverage;
 mod doctor;
 mod exclusion;
 mod migrate;
@@ -19,6 +20,7 @@ mod why;
 pub(crate) use candidate::candidate;
 pub(crate) use check::check;
 pub(crate) use config::config;
+pub(crate) use coverage::event;
 pub(crate) use doctor::doctor;
 pub(crate) use migrate::{migrate, role_passwords};
 pub(crate) use publish::publish;

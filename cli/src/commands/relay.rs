@@ -26,6 +26,7 @@ pub(crate) async fn relay(session: &Session, config: &Config, args: &Relay) -> R
         Relay::Exclusion(_) => Ok(()),
         Relay::List { state } => list(&db, state.as_deref(), json).await,
         Relay::Show { url } => show(&db, &known(url)?, json).await,
+        Relay::Coverage { url } => super::coverage::coverage(&db, &known(url)?, json).await,
         Relay::Uptime { url } => super::uptime::uptime(&db, &known(url)?, json).await,
     }
 }

@@ -101,16 +101,16 @@ impl Columns {
 
 /// The parallel arrays of `coverage_put`; all null when coverage stays as it is.
 #[derive(Default)]
-struct CoverageColumns {
-    sinces: Option<Vec<i64>>,
-    untils: Option<Vec<i64>>,
-    grades: Option<Vec<String>>,
-    reasons: Option<Vec<String>>,
-    observed_ats: Option<Vec<i64>>,
+pub(super) struct CoverageColumns {
+    pub(super) sinces: Option<Vec<i64>>,
+    pub(super) untils: Option<Vec<i64>>,
+    pub(super) grades: Option<Vec<String>>,
+    pub(super) reasons: Option<Vec<String>>,
+    pub(super) observed_ats: Option<Vec<i64>>,
 }
 
 impl CoverageColumns {
-    fn of(new: &NewCoverage<'_>) -> Self {
+    pub(super) fn of(new: &NewCoverage<'_>) -> Self {
         let intervals = new.coverage.intervals();
         Self {
             sinces: Some(intervals.iter().map(Interval::since).collect()),

@@ -4,6 +4,7 @@
 //! database, jobs, or what a page is for. Invariant: while a page is under way the socket is drained,
 //! and what is kept of it is bounded by the page's limits.
 
+mod compare;
 mod deliver;
 mod probe;
 mod socket;
@@ -13,6 +14,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+pub use compare::Compared;
 pub use probe::{ProbeVerdict, speaks_nostr};
 pub use socket::{Page, RelaySocket};
 pub use write::{Work, WriteProbe};

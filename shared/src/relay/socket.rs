@@ -15,7 +15,7 @@ use crate::nips::{
 };
 
 /// Random bytes of a subscription id: unguessable, so that nothing can answer before it was asked.
-const SUB_BYTES: usize = 8;
+pub(super) const SUB_BYTES: usize = 8;
 /// Pings, binary messages and greetings borne during one page; more is a flood.
 const IGNORED_MAX: u32 = 1_000;
 /// How long a challenge may come after the refusal that speaks of it, and how long the answer to ours may take,
@@ -304,7 +304,7 @@ impl Driven {
     }
 }
 
-fn cut(over: &WsRead) -> Cut {
+pub(super) fn cut(over: &WsRead) -> Cut {
     match over {
         WsRead::Oversize => Cut::Oversize,
         WsRead::Protocol(_) => Cut::Protocol,

@@ -4,6 +4,7 @@
 //! port, and counts what it sees, so that a test asserts on requests made and not only on results. It must not
 //! share code with the product's protocol rooms.
 
+mod neg;
 mod script;
 mod session;
 mod speech;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+pub use neg::Sets;
 pub use script::{Answer, Exception, HttpBody, Script, Stored, Writes};
 pub use speech::{AuthScript, Extra, Speech, When};
 

@@ -122,6 +122,11 @@ impl Stored {
         self.fields["created_at"].as_i64().unwrap_or(0)
     }
 
+    /// Its id, if it has one.
+    pub fn id(&self) -> Option<[u8; 32]> {
+        hex::decode(self.fields["id"].as_str()?).ok()?.try_into().ok()
+    }
+
     /// Whether a NIP-01 filter asks for it.
     pub fn matches(&self, filter: &Value) -> bool {
         let one_of = |name: &str, value: &Value| match filter.get(name).and_then(Value::as_array) {

@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use super::neg::Open;
 use super::script::{Answer, HttpBody, Script, Stored, Writes};
 use super::speech::{AuthScript, CHALLENGE, When, answers, judge_auth};
 use super::{Shared, Socket};
@@ -30,6 +31,7 @@ struct Session<'a> {
     socket: WebSocketStream<TcpStream>,
     shared: &'a Shared,
     authenticated: bool,
+    sets: Open,
 }
 
 /// Serves one TCP connection to its end; an error is the client's going away.
@@ -53,7 +55,7 @@ pub(super) async fn serve(mut stream: TcpStream, shared: &Arc<Shared>) -> anyhow
     shared.counters.upgrades.fetch_add(1, Ordering::SeqCst);
     let _open = Socket::new(shared);
     let socket = WebSocketStream::from_partially_read(stream, rest, Role::Server, None).await;
-    Session { socket, shared, authenticated: false }.run(&script).await
+    Session { socket, shared, authenticated: false, sets: Open::default() }.run(&script).await
 }
 
 impl Session<'_> {
@@ -96,7 +98,15 @@ impl Session<'_> {
             (_, Some("REQ"), Some(request)) => self.on_req(&script, &frame, request).await,
             (_, Some("EVENT"), _) => self.on_event(&script, &frame[1]).await,
             (_, Some("AUTH"), _) => self.on_auth(&script, &frame[1]).await,
-            (_, Some("CLOSE" | "NEG-CLOSE"), _) => Ok(()),
+            (_, Some("CLOSE"), _) => Ok(()),
+            (_, Some("NEG-CLOSE"), _) => {
+                self.sets.close(&frame[1]);
+                Ok(())
+            }
+            (_, Some("NEG-MSG"), _) => {
+                let answer = self.sets.message(&frame[1], &frame[2]);
+                self.send(answer.to_string()).await
+            }
             (_, Some(label @ ("COUNT" | "NEG-OPEN")), _) => self.on_extra(&script, label, &frame).await,
             (_, label, _) => {
                 self.send(json!(["NOTICE", format!("unknown message {label:?}")]).to_string()).await
@@ -208,7 +218,8 @@ impl Session<'_> {
             let count = script.events.iter().filter(|event| event.matches(&frame[2])).count();
             answers(&script.speech.count, label, sub, json!(["COUNT", sub, { "count": count }]))
         } else {
-            answers(&script.speech.negentropy, label, sub, json!(["NEG-MSG", sub, "61000002"]))
+            let works = self.sets.open(&script.speech.sets, &script.events, frame);
+            answers(&script.speech.negentropy, label, sub, works)
         };
         for frame in frames {
             self.send(frame.to_string()).await?;

@@ -3,6 +3,8 @@
 use nostr::event::Event;
 use serde_json::{Value, json};
 
+use super::neg::Sets;
+
 /// The challenge every script sends.
 pub(super) const CHALLENGE: &str = "challenge-of-the-script";
 
@@ -16,6 +18,8 @@ pub struct Speech {
     pub count: Extra,
     /// How a NEG-OPEN is answered.
     pub negentropy: Extra,
+    /// How its sets are bent before they are compared.
+    pub sets: Sets,
     /// Whether `search` narrows a page; ignored otherwise.
     pub searches: bool,
     /// Whether EOSE says whether everything was sent (NIP-67).

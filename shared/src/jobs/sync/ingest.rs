@@ -26,6 +26,9 @@ pub(super) struct Tally {
     pub(super) new_observations: u64,
     pub(super) quarantined: u64,
     pub(super) mismatched: u64,
+    pub(super) comparisons: u64,
+    pub(super) gone: u64,
+    pub(super) unserved: u64,
     bad: Map<String, serde_json::Value>,
 }
 
@@ -40,7 +43,8 @@ impl Tally {
         json!({
             "requests": self.requests, "bytes": self.bytes, "delivered": self.delivered, "known": self.known,
             "new_events": self.new_events, "new_observations": self.new_observations,
-            "mismatched": self.mismatched, "quarantined": self.quarantined, "bad": self.bad,
+            "mismatched": self.mismatched, "quarantined": self.quarantined, "comparisons": self.comparisons,
+            "gone": self.gone, "unserved": self.unserved, "bad": self.bad,
         })
     }
 }
@@ -67,6 +71,9 @@ impl Pass<'_> {
             return Ok(());
         }
         let stored = self.store(&checked, changed).await?;
+        if self.facts.has_gone {
+            self.ctx.db.gone_clear(&self.attempt.fence, self.relay_id, &checked.delivered).await?;
+        }
         self.tally.new_events += stored.events;
         self.tally.new_observations += stored.observations;
         self.ctx.metrics.events_received.get_or_create(&Labels::new("", "", "new")).inc_by(stored.events);
@@ -129,6 +136,7 @@ impl Pass<'_> {
         for (since, until) in spans {
             if let Ok(gap) = Interval::new(since, until, Grade::Partial, GapReason::Protocol, now) {
                 self.coverage.overrule(gap);
+                self.doubts.push(gap);
             }
         }
         true
@@ -142,6 +150,7 @@ impl Pass<'_> {
         let at = event.created_at();
         if let Ok(gap) = Interval::new(at, at, Grade::Partial, GapReason::Quarantined, now) {
             self.coverage.overrule(gap);
+            self.doubts.push(gap);
         }
         Ok(())
     }

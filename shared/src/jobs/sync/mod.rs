@@ -3,9 +3,12 @@
 //! The planner ([`crate::nips::Walk`]) says what to ask and what each answer proves; this job carries the
 //! pages to the database. Whatever a page proves is written in the same transaction as its events, so a
 //! process may die at any moment and the next attempt goes on exactly there. A window that ended by
-//! anything but proof becomes a recorded gap.
+//! anything but proof becomes a recorded gap. A relay that compares sets (NIP-77) is reconciled instead, by
+//! [`crate::nips::neg::Reconcile`], and whatever is old enough is read again for what came late.
 
 mod ingest;
+mod reconcile;
+mod revisit;
 mod windows;
 
 use std::time::Duration;
@@ -13,13 +16,14 @@ use std::time::Duration;
 use serde_json::json;
 
 use self::ingest::{CLASS, Tally};
+use self::revisit::{AGES, Revisit};
 use self::windows::{Window, plan};
 use super::cadence::{self, SyncEnd};
 use super::validate::blame;
 use super::{Attempt, Ctx, JobError, Report, lost, target_url};
 use crate::clock;
-use crate::db::{NewCoverage, StoreBatch};
-use crate::models::{Coverage, GapReason, Grade, Interval, Outcome, RelayUrl};
+use crate::db::{CapabilityRow, NewCoverage, Revisited, StoreBatch, SyncFacts};
+use crate::models::{Coverage, GapReason, Grade, Interval, Measured, Outcome, RelayUrl, Support};
 use crate::net::{DialFailure, Target};
 use crate::nips::{Claim, Limits, Next, Walk, WalkSpec};
 use crate::relay::RelaySocket;
@@ -42,8 +46,22 @@ struct Pass<'a> {
     relay_id: i32,
     target: Option<Target>,
     coverage: Coverage,
+    facts: SyncFacts,
     tally: Tally,
     until_ms: u64,
+    /// Events asked for per page.
+    page_limit: u32,
+    /// Events of the largest page the relay is known to have served.
+    page_shown: usize,
+    /// The relay compares sets.
+    reconciles: bool,
+    /// It was found not to.
+    neg_off: bool,
+    /// Gaps that no later proof of this pass may cover: what was served there did not verify.
+    doubts: Vec<Interval>,
+    /// What was read with proof.
+    read: Vec<(i64, i64)>,
+    revisited: Vec<Revisited>,
 }
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
@@ -63,14 +81,12 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let floor = ctx.config.archive_days.map_or(0, |days| now - i64::from(days) * 86_400).max(0);
     let rescan = i64::try_from(ctx.config.rescan.as_secs()).unwrap_or(i64::MAX);
     let windows = plan(&coverage, floor, now, rescan);
-    let until_ms =
-        clock::monotonic_ms() + u64::try_from(ctx.config.sync_time_box.as_millis()).unwrap_or(u64::MAX);
-    let mut pass =
-        Pass { ctx, attempt, relay_id: relay.id, target: None, coverage, tally: Tally::default(), until_ms };
+    let mut pass = Pass::new(ctx, attempt, relay.id, coverage, now).await?;
+    let revisits = revisit::due(&pass.facts.revisits, &pass.coverage, floor, now, pass.reconciles);
     let end = match connect(ctx, attempt, &url, relay.state.as_deref() == Some("alive")).await? {
         Ok((mut socket, target)) => {
             pass.target = Some(target);
-            let end = pass.walk_all(&mut socket, &windows).await;
+            let end = pass.read_all(&mut socket, &windows, &revisits).await;
             socket.close().await;
             end?
         }
@@ -127,18 +143,99 @@ async fn refuse_when_full(ctx: &Ctx) -> Result<(), JobError> {
     Ok(())
 }
 
+impl<'a> Pass<'a> {
+    /// A pass with what is known of the relay.
+    async fn new(
+        ctx: &'a Ctx,
+        attempt: &'a Attempt,
+        relay_id: i32,
+        coverage: Coverage,
+        now: i64,
+    ) -> Result<Self, JobError> {
+        let facts = ctx.db.sync_facts(relay_id).await?;
+        let measured = ctx.db.capability_get(relay_id).await?.and_then(|row: CapabilityRow| row.measured);
+        let measured = measured.unwrap_or_default();
+        let reconciles = facts.neg_off_until.is_none_or(|until| until <= now)
+            && measured.negentropy.seen == Support::Works;
+        let time_box = u64::try_from(ctx.config.sync_time_box.as_millis()).unwrap_or(u64::MAX);
+        Ok(Self {
+            ctx,
+            attempt,
+            relay_id,
+            target: None,
+            coverage,
+            facts,
+            tally: Tally::default(),
+            until_ms: clock::monotonic_ms().saturating_add(time_box),
+            page_limit: page_limit(ctx.config.page_limit, &measured),
+            page_shown: usize::try_from(measured.page_max).unwrap_or(usize::MAX),
+            reconciles,
+            neg_off: false,
+            doubts: Vec::new(),
+            read: Vec::new(),
+            revisited: Vec::new(),
+        })
+    }
+}
+
+/// The configured limit, or the relay's own where that is smaller: more than its limit brings less from some.
+fn page_limit(configured: u32, measured: &Measured) -> u32 {
+    measured.best_limit().map_or(configured, |best| configured.min(best)).max(1)
+}
+
 impl Pass<'_> {
     fn time_is_up(&self) -> bool {
         self.attempt.stop.is_cancelled() || clock::monotonic_ms() >= self.until_ms
     }
 
-    /// Walks the windows, newest first, until all are walked, the time is up, or one ends without EOSE.
-    async fn walk_all(&mut self, socket: &mut RelaySocket, windows: &[Window]) -> Result<SyncEnd, JobError> {
+    /// Reads the windows, newest first, and then again what is old enough, until all is read, the time is up, or
+    /// one ends without EOSE.
+    async fn read_all(
+        &mut self,
+        socket: &mut RelaySocket,
+        windows: &[Window],
+        revisits: &[Revisit],
+    ) -> Result<SyncEnd, JobError> {
+        let end = self.read_windows(socket, windows).await?;
+        if end != SyncEnd::UpToDate {
+            return Ok(end);
+        }
+        for revisit in revisits {
+            if !revisit.is_worth_paging() && !self.reconciles {
+                continue;
+            }
+            for (floor, ceiling) in revisit::left((revisit.since, revisit.until), &self.read) {
+                let before = self.tally.new_observations;
+                let end = self.read_windows(socket, &[Window { floor, ceiling, open_top: false }]).await?;
+                let found = self.tally.new_observations - before;
+                self.revisited.push(Revisited {
+                    age_s: revisit.age_s,
+                    until: 0,
+                    seconds: ceiling - floor + 1,
+                    found: i64::try_from(found).unwrap_or(i64::MAX),
+                });
+                if end != SyncEnd::UpToDate {
+                    return Ok(end);
+                }
+            }
+        }
+        Ok(SyncEnd::UpToDate)
+    }
+
+    async fn read_windows(
+        &mut self,
+        socket: &mut RelaySocket,
+        windows: &[Window],
+    ) -> Result<SyncEnd, JobError> {
         for (index, window) in windows.iter().enumerate() {
             if self.time_is_up() {
                 return Ok(SyncEnd::More);
             }
-            let (end, gap) = self.walk(socket, *window).await?;
+            let (end, gap) = if self.reconciles {
+                Box::pin(self.reconcile(socket, *window)).await?
+            } else {
+                self.walk(socket, *window).await?
+            };
             if let Some((grade, reason)) = gap {
                 // What stopped this window would stop the older ones too.
                 self.leave_gaps(&windows[index + 1..], grade, reason);
@@ -156,21 +253,14 @@ impl Pass<'_> {
         socket: &mut RelaySocket,
         window: Window,
     ) -> Result<(SyncEnd, Option<(Grade, GapReason)>), JobError> {
-        let config = &self.ctx.config;
         let mut walk = Walk::new(WalkSpec {
             floor: window.floor,
             ceiling: window.ceiling,
             open_top: window.open_top,
-            limit: config.page_limit,
+            limit: self.page_limit,
             max_requests: REQUESTS,
         });
-        let limits = Limits {
-            idle_ms: u64::try_from(config.page_idle.as_millis()).unwrap_or(u64::MAX),
-            total_ms: u64::try_from(config.page_total.as_millis()).unwrap_or(u64::MAX),
-            max_events: PAGE_EVENTS,
-            max_bytes: PAGE_BYTES,
-            max_stray_frames: PAGE_STRAY,
-        };
+        let limits = self.limits();
         let mut gap = None;
         let mut stopped = false;
         while let Next::Request(filter) = walk.next() {
@@ -199,9 +289,26 @@ impl Pass<'_> {
         Ok((end, if stopped { None } else { gap }))
     }
 
+    /// What one page may cost.
+    fn limits(&self) -> Limits {
+        let config = &self.ctx.config;
+        Limits {
+            idle_ms: u64::try_from(config.page_idle.as_millis()).unwrap_or(u64::MAX),
+            total_ms: u64::try_from(config.page_total.as_millis()).unwrap_or(u64::MAX),
+            max_events: PAGE_EVENTS,
+            max_bytes: PAGE_BYTES,
+            max_stray_frames: PAGE_STRAY,
+        }
+    }
+
     /// A new connection for a walk that has more to ask (after an oversize page it asks for less, once).
     async fn reopen(&self, socket: &mut RelaySocket, walk: &mut Walk) -> bool {
-        let (Next::Request(_), Some(target)) = (walk.next(), &self.target) else { return false };
+        matches!(walk.next(), Next::Request(_)) && self.reconnect(socket).await
+    }
+
+    /// A new connection in place of a spent one.
+    async fn reconnect(&self, socket: &mut RelaySocket) -> bool {
+        let Some(target) = &self.target else { return false };
         match RelaySocket::open(&self.ctx.dialer, target).await {
             Ok(fresh) => {
                 *socket = fresh;
@@ -216,6 +323,9 @@ impl Pass<'_> {
     fn overlay(&mut self, claims: &[Claim]) -> bool {
         let now = clock::unix_now();
         for claim in claims {
+            if claim.grade.is_proof() {
+                self.read.push((claim.since, claim.until));
+            }
             match Interval::new(claim.since, claim.until, claim.grade, claim.reason, now) {
                 Ok(interval) if claim.overrides_proof => self.coverage.overrule(interval),
                 Ok(interval) => self.coverage.overlay(interval),
@@ -235,9 +345,33 @@ impl Pass<'_> {
         self.overlay(&claims);
     }
 
+    /// Notes how far each age was read again, and that the relay does not reconcile.
+    async fn learn(&mut self, floor: i64, now: i64) -> Result<(), JobError> {
+        let mut learnt = Vec::new();
+        for age_s in AGES {
+            let reached = revisit::reached(&self.facts.revisits, &self.coverage, age_s, floor);
+            let until = revisit::advance(reached, age_s, now, &self.read);
+            let mine = self.revisited.iter().filter(|revisited| revisited.age_s == age_s);
+            let (seconds, found) = mine.fold((0, 0), |(s, f), r| (s + r.seconds, f + r.found));
+            if until > floor || found > 0 {
+                learnt.push(Revisited { age_s, until, seconds, found });
+            }
+        }
+        let off = self.neg_off.then_some(now + reconcile::NEG_OFF_S);
+        let held = self.ctx.db.sync_learn(&self.attempt.fence, self.relay_id, now, off, &learnt).await?;
+        if held { Ok(()) } else { Err(lost()) }
+    }
+
     /// Writes the coverage as it stands and when the relay is next due.
-    async fn finish(self, url: &RelayUrl, end: SyncEnd, floor: i64, now: i64) -> Result<Report, JobError> {
+    async fn finish(
+        mut self,
+        url: &RelayUrl,
+        end: SyncEnd,
+        floor: i64,
+        now: i64,
+    ) -> Result<Report, JobError> {
         let due = cadence::sync(end, self.ctx.config.sync_interval, url.as_str());
+        self.learn(floor, now).await?;
         let batch = StoreBatch {
             fence: &self.attempt.fence,
             relay_id: self.relay_id,

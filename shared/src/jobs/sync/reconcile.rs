@@ -1,0 +1,175 @@
+//! Carries a reconciliation ([`Reconcile`]) between relay and database.
+
+use super::ingest::CLASS;
+use super::windows::Window;
+use super::{Pass, REQUESTS, SyncEnd};
+use crate::clock;
+use crate::db::{NewCoverage, ReconcileBatch};
+use crate::jobs::{JobError, lost};
+use crate::models::{GapReason, Grade};
+use crate::nips::Filter;
+use crate::nips::neg::{Job, NegLimits, Reconcile, ReconcileSpec, Rest, Settlement};
+use crate::relay::RelaySocket;
+
+/// Ids asked for in one page: with their quotes they fit every message limit known.
+const IDS_PER_PAGE: usize = 400;
+/// Ids of one comparison, on either side: what a worker slot may hold at once.
+const IDS_MAX: usize = 20_000;
+/// Text of one comparison: the ids of both sides in hexadecimal, and as much again.
+const BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// Longest wait for one message of a comparison, in milliseconds.
+const ANSWER_MS: u64 = 10_000;
+/// Most messages of one comparison.
+const ROUNDS_MAX: u32 = 400;
+/// A relay that did not reconcile is not asked again for this long, seconds.
+pub(super) const NEG_OFF_S: i64 = 7 * 86_400;
+
+impl Pass<'_> {
+    /// Reconciles one window; what cannot be reconciled is walked. Returns as [`Pass::walk`] does.
+    pub(super) async fn reconcile(
+        &mut self,
+        socket: &mut RelaySocket,
+        window: Window,
+    ) -> Result<(SyncEnd, Option<(Grade, GapReason)>), JobError> {
+        let page_limit = usize::try_from(self.page_limit).unwrap_or(usize::MAX);
+        let mut plan = Reconcile::new(ReconcileSpec {
+            floor: window.floor,
+            ceiling: window.ceiling,
+            max_requests: REQUESTS,
+            ids_per_page: IDS_PER_PAGE.min(page_limit),
+            max_items: IDS_MAX,
+            page_shown: self.page_shown,
+        });
+        let mut stopped = false;
+        loop {
+            let job = plan.next();
+            if job == Job::Done {
+                break;
+            }
+            if self.time_is_up() {
+                stopped = true;
+                break;
+            }
+            if !socket.is_usable() && !self.reconnect(socket).await {
+                break;
+            }
+            let settled = self.work(socket, &mut plan, job).await?;
+            self.settle(settled).await?;
+        }
+        self.after(socket, window, plan.finish(), stopped).await
+    }
+
+    /// Does one thing the plan asks for.
+    async fn work(
+        &mut self,
+        socket: &mut RelaySocket,
+        plan: &mut Reconcile,
+        job: Job,
+    ) -> Result<Settlement, JobError> {
+        Ok(match job {
+            Job::Done => Settlement::default(),
+            Job::Items { since, until, most } => {
+                plan.on_items(self.ctx.db.relay_items(self.relay_id, since, until, most).await?)
+            }
+            Job::Lookup { since, until } => {
+                let wanted = plan.wanted();
+                plan.on_known(&self.ctx.db.event_find(&wanted, since, until).await?)
+            }
+            Job::Compare(filter) => {
+                let limits = NegLimits {
+                    answer_ms: ANSWER_MS,
+                    total_ms: self.limits().total_ms,
+                    max_rounds: ROUNDS_MAX,
+                    max_ids: IDS_MAX,
+                    max_bytes: BYTES_MAX,
+                };
+                let compared = socket.compare(&filter, plan.items(), limits).await;
+                self.tally.requests += 1;
+                self.tally.comparisons += 1;
+                self.tally.bytes += compared.bytes;
+                plan.on_compared(compared.end)
+            }
+            Job::Page(filter) => {
+                self.tally.requests += 1;
+                let page = socket.fetch(filter, self.limits()).await;
+                let settled = plan.on_page(&page.facts, &page.end);
+                // The events first: what they settle is worth nothing without them.
+                self.store_page(page, false).await?;
+                settled
+            }
+        })
+    }
+
+    /// Stores what was settled, in one fenced transaction.
+    async fn settle(&mut self, settled: Settlement) -> Result<(), JobError> {
+        if settled == Settlement::default() {
+            return Ok(());
+        }
+        let changed = self.overlay(&settled.claims);
+        for gap in &self.doubts {
+            self.coverage.overrule(*gap);
+        }
+        self.tally.gone += settled.gone.len() as u64;
+        self.tally.unserved += settled.unserved.len() as u64;
+        self.tally.known += settled.claimed.len() as u64;
+        let batch = ReconcileBatch {
+            fence: &self.attempt.fence,
+            relay_id: self.relay_id,
+            at: clock::unix_now(),
+            claimed: &settled.claimed,
+            gone: &settled.gone,
+            unserved: &settled.unserved,
+            coverage: changed.then_some(NewCoverage { class: CLASS, coverage: &self.coverage }),
+        };
+        let new = self.ctx.db.reconcile_store(&batch).await?.ok_or_else(lost)?;
+        self.tally.new_observations += new;
+        self.ctx.metrics.observations_stored.inc_by(new);
+        Ok(())
+    }
+
+    /// What is left goes to paging, or is a gap; and what is dated ahead of us is asked for once.
+    async fn after(
+        &mut self,
+        socket: &mut RelaySocket,
+        window: Window,
+        rest: Rest,
+        stopped: bool,
+    ) -> Result<(SyncEnd, Option<(Grade, GapReason)>), JobError> {
+        let walk = |floor, ceiling| Window {
+            floor,
+            ceiling,
+            open_top: window.open_top && ceiling == window.ceiling,
+        };
+        match rest {
+            _ if stopped => Ok((SyncEnd::More, None)),
+            Rest::None if window.open_top => self.look_ahead(socket, window.ceiling).await,
+            Rest::None => Ok((SyncEnd::UpToDate, None)),
+            Rest::Unsupported { floor, ceiling } => {
+                self.reconciles = false;
+                self.neg_off = true;
+                self.walk(socket, walk(floor, ceiling)).await
+            }
+            Rest::Page { floor, ceiling } => self.walk(socket, walk(floor, ceiling)).await,
+            Rest::Stopped { floor, ceiling, grade, reason } => {
+                self.leave_gaps(&[walk(floor, ceiling)], grade, reason);
+                Ok((SyncEnd::Interrupted, Some((grade, reason))))
+            }
+        }
+    }
+
+    /// One page of what is dated later than the window; it proves nothing.
+    async fn look_ahead(
+        &mut self,
+        socket: &mut RelaySocket,
+        ceiling: i64,
+    ) -> Result<(SyncEnd, Option<(Grade, GapReason)>), JobError> {
+        if !socket.is_usable() && !self.reconnect(socket).await {
+            return Ok((SyncEnd::UpToDate, None));
+        }
+        self.tally.requests += 1;
+        let filter = Filter { since: Some(ceiling + 1), limit: Some(self.page_limit), ..Filter::default() };
+        let page = socket.fetch(filter, self.limits()).await;
+        self.store_page(page, false).await?;
+        Ok((SyncEnd::UpToDate, None))
+    }
+}
