@@ -10,6 +10,7 @@ use tests::programs::{Kind, Program};
 use tests::publish::publish;
 use tests::scripted::{Extra, Script, ScriptedRelay, Sets, Speech, Stored};
 
+use super::cli::bigbrotr;
 use super::jobs::{config, context, known_relay, run};
 use super::support::{migrated, pairs, value};
 
@@ -230,4 +231,37 @@ async fn late_arrivals_are_found_by_the_revisit_of_their_age_and_counted() {
         assert_eq!(found, late.len().to_string(), "reconciles: {reconciles}");
         test.execute("DELETE FROM relay_revisit").await;
     }
+}
+
+#[tokio::test]
+async fn what_we_hold_of_a_relay_and_where_an_event_is_can_be_asked() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let events = Factory::new(15).events(50);
+    let (_one, one) = scripted(&test, &ctx, &events, Sets::default()).await;
+    let other = ScriptedRelay::start(Script::honest(&events[..10], 500)).await;
+    let two = known_relay(&ctx.db, &other).await;
+    sync(&ctx, &one).await;
+    sync(&ctx, &two).await;
+    let database = test.url(Role::Superuser);
+    let ask = |arguments: &[&str]| {
+        let output = bigbrotr(&[arguments, &["--json", "--database-url", &database]].concat());
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), serde_json::from_str::<Value>(&said).unwrap_or_else(|_| panic!("{output:?}")))
+    };
+    let (code, coverage) = ask(&["relay", "coverage", one.as_str()]);
+    assert_eq!((code, &coverage["shares"][0]["proved_share"]), (Some(0), &1.0.into()), "{coverage}");
+    let months = coverage["months"].as_array().unwrap();
+    assert!(!months.is_empty() && months.iter().all(|month| month["grade"] == "reconciled"), "{coverage}");
+    let (code, held) = ask(&["event", &events[3].id.to_hex()]);
+    let relays: Vec<&str> =
+        held["relays"].as_array().unwrap().iter().filter_map(|r| r["url"].as_str()).collect();
+    assert_eq!((code, relays.len()), (Some(0), 2), "{held}");
+    assert!(relays.contains(&one.as_str()) && relays.contains(&two.as_str()));
+    assert_eq!(ask(&["event", &events[30].id.to_hex()]).1["relays"].as_array().unwrap().len(), 1);
+    assert_eq!(ask(&["event", &"ab".repeat(32)]).0, Some(1), "an event nobody has");
+    let output = bigbrotr(&["relay", "coverage", one.as_str(), "--database-url", &database]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("100.0 % proved") && said.contains('█'), "{said}");
+    assert_eq!(bigbrotr(&["event", "abc", "--database-url", &database]).status.code(), Some(2));
 }
