@@ -54,7 +54,7 @@ impl NameServer {
         Self { address, state, _tasks: tasks }
     }
 
-    /// Every name it was asked for, in order.
+    /// Every name it was asked for and the type, in order.
     pub fn asked(&self) -> Vec<String> {
         heard(&self.state.path, "dns")
     }
@@ -64,13 +64,13 @@ impl NameServer {
 ///
 /// A line of a zone is a name, what is said of its A and what of its AAAA records, between blanks. Successive answers
 /// stand between `/`, the last is repeated. An answer is addresses between commas, or `none`, `nx`, `fail`, `mute`.
-/// No answer may be remembered. A name that has no line does not exist.
+/// No answer may be remembered. A name that has no line does not exist; a last line for `*` is all others'.
 pub async fn serve(socket: &UdpSocket, folder: &Path) {
     let mut before: BTreeMap<(String, u16), usize> = BTreeMap::new();
     let mut packet = [0; 1_500];
     while let Ok((size, from)) = socket.recv_from(&mut packet).await {
         let Some((name, kind, end)) = question(&packet[..size]) else { continue };
-        note(folder, &format!("dns {name}"));
+        note(folder, &format!("dns {name} {}", word(kind)));
         let zone = std::fs::read_to_string(folder.join("zone")).unwrap_or_default();
         let times = before.entry((name.clone(), kind)).or_default();
         let said = look_up(&zone, &name, kind, *times);
@@ -99,9 +99,20 @@ fn journal(folder: &Path) -> PathBuf {
     folder.join("journal")
 }
 
+/// The type in words.
+fn word(kind: u16) -> String {
+    match kind {
+        A => "A".to_owned(),
+        AAAA => "AAAA".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 fn look_up(zone: &str, name: &str, kind: u16, times: usize) -> Said {
     let mut lines = zone.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let Some(line) = lines.find(|line| line.first() == Some(&name)) else { return Said::NoName };
+    let Some(line) = lines.find(|line| line.first().is_some_and(|first| [name, "*"].contains(first))) else {
+        return Said::NoName;
+    };
     let column = if kind == AAAA { 2 } else { 1 };
     let answers: Vec<&str> = line.get(column).copied().unwrap_or("none").split('/').collect();
     match (answers[times.min(answers.len() - 1)], kind) {

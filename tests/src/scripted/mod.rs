@@ -4,6 +4,7 @@
 //! port, and counts what it sees, so that a test asserts on requests made and not only on results. It must not
 //! share code with the product's protocol rooms.
 
+mod raw;
 mod script;
 mod session;
 mod speech;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+pub use raw::Raw;
 pub use script::{Answer, Exception, HttpBody, Script, Stored, Writes};
 pub use speech::{AuthScript, Extra, Speech, When};
 
@@ -54,6 +56,8 @@ pub struct Counts {
     pub bytes_in: u64,
     /// Bytes of frames sent.
     pub bytes_out: u64,
+    /// Bytes of raw HTTP bodies that went out.
+    pub poured: u64,
 }
 
 /// What its connections share.
@@ -101,6 +105,7 @@ struct Counters {
     events_sent: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    poured: AtomicU64,
 }
 
 impl ScriptedRelay {
@@ -166,6 +171,7 @@ impl ScriptedRelay {
             events_sent: get(&counters.events_sent),
             bytes_in: get(&counters.bytes_in),
             bytes_out: get(&counters.bytes_out),
+            poured: get(&counters.poured),
         }
     }
 
