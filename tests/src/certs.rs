@@ -15,8 +15,6 @@ const MADE: &str = "a certificate can be made";
 pub struct Authority {
     /// Its own certificate, DER: what to trust.
     pub root: Vec<u8>,
-    /// The same as a file that is configured.
-    pub pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -47,8 +45,8 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
         params.distinguished_name.push(DnType::OrganizationName, "Test Authority");
-        let root = params.self_signed(&key).expect(MADE);
-        Self { root: root.der().to_vec(), pem: root.pem(), issuer: Issuer::new(params, key) }
+        let root = params.self_signed(&key).expect(MADE).der().to_vec();
+        Self { root, issuer: Issuer::new(params, key) }
     }
 
     /// A certificate for `host`, after `change`.

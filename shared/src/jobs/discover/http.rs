@@ -105,14 +105,14 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
             break;
         }
         let read = match machine(&web, source).await {
-            Ok((host, address)) => match ctx.place(attempt, &host, address).await? {
-                None => ask(&web, source, &ctx.policy).await,
-                // Its machine is being looked at: it keeps its turn.
-                Some(_) => {
+            Ok((host, address)) => {
+                if ctx.place(attempt, &host, address).await?.is_some() {
+                    // Its machine is being looked at: it keeps its turn.
                     wait = wait.min(AGAIN_MIN);
                     continue;
                 }
-            },
+                ask(&web, source, &ctx.policy).await
+            }
             Err(failure) => Err(failure),
         };
         let after = if read.is_ok() { interval } else { interval / SOONER };
