@@ -82,7 +82,7 @@ impl Fleet {
 }
 
 /// Waits until `sql` gives `wanted`.
-async fn until(test: &TestDb, sql: &'static str, wanted: &str) {
+pub(crate) async fn until(test: &TestDb, sql: &'static str, wanted: &str) {
     let waiting = async {
         while value(test, sql).await != wanted {
             // bound: DONE, around the whole loop.
@@ -93,7 +93,7 @@ async fn until(test: &TestDb, sql: &'static str, wanted: &str) {
     assert!(done, "after {DONE:?} {sql} is {}, not {wanted}", value(test, sql).await);
 }
 
-async fn seed_relays(test: &TestDb, urls: &[String]) {
+pub(crate) async fn seed_relays(test: &TestDb, urls: &[String]) {
     let urls: Vec<RelayUrl> =
         urls.iter().map(|url| RelayUrl::parse(url, &AddressPolicy::local()).unwrap()).collect();
     assert_eq!(seed::insert(&handle(test, Role::Writer), &urls).await.unwrap(), urls.len() as u64);
@@ -156,7 +156,7 @@ pub(crate) fn binary(name: &str) -> PathBuf {
     path.unwrap_or_else(|| panic!("{name} is not built: cargo build -p {name}"))
 }
 
-fn child(name: &str, environment: &BTreeMap<String, String>) -> Process {
+pub(crate) fn child(name: &str, environment: &BTreeMap<String, String>) -> Process {
     let mut command = Command::new(binary(name));
     command.arg("run").envs(environment);
     Process::spawn(&command, Path::new("/dev/null"))

@@ -35,6 +35,12 @@ mod manners;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod names;
+#[cfg(test)]
+mod nip05;
+#[cfg(test)]
+mod onion;
+#[cfg(test)]
 mod operate;
 #[cfg(test)]
 mod operator;
@@ -63,11 +69,15 @@ mod scripted;
 #[cfg(test)]
 mod skew;
 #[cfg(test)]
+mod socks;
+#[cfg(test)]
 mod speak;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod traps;
 #[cfg(test)]
 mod upgrade;
 #[cfg(test)]

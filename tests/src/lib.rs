@@ -10,12 +10,17 @@ pub mod factory;
 pub mod hostile;
 pub mod journal;
 pub mod mmdb;
+pub mod names;
 pub mod pg;
 pub mod programs;
 pub mod proxy;
 pub mod publish;
 pub mod scripted;
+pub mod socks;
+mod space;
 pub mod tcp;
 pub mod tls;
+pub mod tor;
+pub mod world;
 
 pub use env::{require, skip};

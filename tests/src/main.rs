@@ -85,6 +85,11 @@ enum Command {
         #[arg(long)]
         journal: std::path::PathBuf,
     },
+    /// Be the world outside, in the namespaces of `tests/tools/world.sh`, until killed
+    World {
+        /// Where its zone is and its journal goes
+        folder: std::path::PathBuf,
+    },
     /// Count the events a relay serves
     Read {
         /// ws://127.0.0.1:port
@@ -136,6 +141,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
                 }
             }
         }
+        Command::World { folder } => tests::world::serve(&folder).await,
         Command::Read { url } => {
             let ids = tests::publish::read_ids(&url).await?;
             println!("{}", json!({ "url": url, "events": ids.len() }));

@@ -180,7 +180,7 @@ impl Drop for StateDir {
 }
 
 /// A loopback port nobody listens on at this moment.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let socket = TcpListener::bind(any).expect("a loopback port can be bound");
     socket.local_addr().expect("a bound socket has an address").port()

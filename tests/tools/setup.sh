@@ -55,6 +55,10 @@ system_packages() {
     have node || missing+=(nodejs)
     have npm || missing+=(npm)
     { have make && have c++; } || missing+=(build-essential)
+    have microsocks || missing+=(microsocks)
+    { have danted || [ -x /usr/sbin/danted ]; } || missing+=(dante-server)
+    { have tor && have tor-gencert; } || missing+=(tor)
+    { have ip || [ -x /usr/sbin/ip ]; } || missing+=(iproute2)
     [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
 }
 

@@ -12,6 +12,7 @@ mod egress;
 mod heard;
 pub mod liveness;
 mod monitor;
+mod permit;
 pub mod publish;
 mod refresh;
 pub mod seed;
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::checks::Looks;
 use crate::db::{Db, DbError};
 use crate::models::{AddressPolicy, Fence, JobKind, LOCAL, Network, RelayUrl, Verdict};
-use crate::net::{Dialer, Target};
+use crate::net::Dialer;
 use crate::nips::Keys;
 use crate::telemetry::Metrics;
 
@@ -359,28 +360,6 @@ async fn target_url(ctx: &Ctx, attempt: &Attempt) -> Result<RelayUrl, JobError> 
                 .schedule_next(&attempt.fence, REFUSED_AGAIN, Duration::from_secs(3_600), "refused by policy")
                 .await?;
             Err(JobError::cancel(format!("this worker may not dial {}: {error}", attempt.target)))
-        }
-    }
-}
-
-impl Ctx {
-    /// Asks the fleet for a start on the machine behind a resolved name, and waits for it if that is short.
-    /// Overlays have no address: the claim has spaced them by name.
-    ///
-    /// # Errors
-    /// A snooze when the machine has no place soon; a cancellation when the lease was lost.
-    async fn permit(&self, attempt: &Attempt, target: &Target) -> Result<(), JobError> {
-        let Some(address) = target.address() else { return Ok(()) };
-        let permit = self.db.host_permit(&attempt.fence, target.url().host(), address).await?;
-        if !permit.held {
-            return Err(lost());
-        }
-        if permit.wait > Db::HOST_WAIT {
-            return Err(JobError::snooze(permit.wait, format!("{address} has no place for another job yet")));
-        }
-        tokio::select! {
-            () = attempt.stop.cancelled() => Err(JobError::snooze(Duration::ZERO, "stopped")),
-            () = tokio::time::sleep(permit.wait) => Ok(()),
         }
     }
 }

@@ -86,6 +86,10 @@ pub(super) async fn blame(
     if matches!(reason, Reason::ProxyDead | Reason::NoRoute) {
         return Err(sick(network, format!("our own way into {network} does not work: {reason}")));
     }
+    // However lately something answered: a resolver that is silent for everybody says nothing about anybody.
+    if reason == Reason::DnsFailure && !ctx.dialer.names_answer().await {
+        return Err(sick(network, "our name servers do not answer".to_owned()));
+    }
     if reached {
         return Ok(());
     }

@@ -124,6 +124,11 @@ impl Dialer {
         Ok(Target { url: url.clone(), addresses: interleave(&addresses), dns, any_certificate: false })
     }
 
+    /// Whether our name servers answer anything now: a name that fails while they do is its owner's fault.
+    pub async fn names_answer(&self) -> bool {
+        self.shared.names.answer(self.shared.config.network(Network::Clearnet).timeout()).await
+    }
+
     /// TCP to one of the guarded addresses (or through the proxy), then TLS for wss, all within the
     /// network's timeout.
     pub async fn connect(&self, target: &Target) -> Result<Stream, DialFailure> {

@@ -97,28 +97,29 @@ impl DnsAnswer {
 /// The resolver, or the reason why this machine has none.
 pub(super) struct Names {
     resolver: Result<TokioResolver, String>,
+    servers: Vec<SocketAddr>,
 }
 
 impl Names {
     /// Uses `servers`, or the system's when empty. A machine without a usable resolver still dials
     /// overlays and literal addresses; names then fail as ours.
     pub(super) fn new(servers: &[SocketAddr]) -> Self {
-        let builder = if servers.is_empty() {
-            TokioResolver::builder_tokio()
-        } else {
-            let config =
-                ResolverConfig::from_parts(None, Vec::new(), servers.iter().map(name_server).collect());
-            Ok(TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()))
-        };
-        let resolver = builder.and_then(|mut builder| {
-            tune(builder.options_mut());
-            builder.build()
-        });
-        Self { resolver: resolver.map_err(|error| error.to_string()) }
+        Self { resolver: build(servers, CACHE_ANSWERS), servers: servers.to_vec() }
     }
 
     pub(super) fn resolver(&self) -> Result<&TokioResolver, &str> {
         self.resolver.as_ref().map_err(String::as_str)
+    }
+
+    /// Whether a name server answers at all, by a question that everybody can answer: who serves the root.
+    /// Nothing remembered counts.
+    pub(super) async fn answer(&self, timeout: Duration) -> bool {
+        let Ok(resolver) = build(&self.servers, 0) else { return false };
+        let asked = Box::pin(ask(&resolver, Name::root(), RecordType::NS));
+        matches!(
+            timeout_at(Instant::now() + timeout, asked).await,
+            Ok(Family::Records(_) | Family::NoName | Family::NoRecord)
+        )
     }
 
     /// Both families of `host`, within `timeout`.
@@ -139,6 +140,22 @@ impl Names {
     }
 }
 
+/// A resolver that asks `servers`, or the system's when there are none, and remembers so many answers.
+fn build(servers: &[SocketAddr], remembered: u64) -> Result<TokioResolver, String> {
+    let builder = if servers.is_empty() {
+        TokioResolver::builder_tokio()
+    } else {
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers.iter().map(name_server).collect());
+        Ok(TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()))
+    };
+    let built = builder.and_then(|mut builder| {
+        tune(builder.options_mut());
+        builder.options_mut().cache_size = remembered;
+        builder.build()
+    });
+    built.map_err(|error| error.to_string())
+}
+
 fn name_server(server: &SocketAddr) -> NameServerConfig {
     let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()]
         .into_iter()
@@ -153,7 +170,6 @@ fn name_server(server: &SocketAddr) -> NameServerConfig {
 fn tune(options: &mut ResolverOpts) {
     options.timeout = TRY_TIMEOUT;
     options.attempts = 1; // one retry after the first try
-    options.cache_size = CACHE_ANSWERS;
     options.negative_max_ttl = Some(NEGATIVE_TTL_MAX);
     options.positive_max_ttl = Some(POSITIVE_TTL_MAX);
     options.max_active_requests = QUESTIONS_MAX;

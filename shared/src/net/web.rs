@@ -96,6 +96,23 @@ impl Web {
         .await
     }
 
+    /// The machine that [`Web::get`] will ask first, to ask for a start on it: host and address. What is dialled passes
+    /// the guard again.
+    ///
+    /// # Errors
+    /// Why nothing may be asked there, or our resolver cannot tell.
+    pub async fn machine(&self, url: &str) -> Result<(String, IpAddr), WebFailure> {
+        let at = self.admit(url)?;
+        let relay = RelayUrl::parse(
+            &format!("wss://{}", at.host_str().unwrap_or_default()),
+            &self.dialer.config().policy,
+        )
+        .map_err(|error| unfit(error.to_string()))?;
+        let target = self.dialer.resolve(&relay).await?;
+        let address = target.address().ok_or_else(|| unfit("no address".to_owned()))?;
+        Ok((relay.host().to_owned(), address))
+    }
+
     /// POSTs a JSON document. A redirect is an answer like any other: what was said to one is not repeated to
     /// another.
     ///

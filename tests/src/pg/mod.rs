@@ -115,6 +115,21 @@ impl TestDb {
         url_at(&self.cluster, &self.address().to_string(), &self.name, role)
     }
 
+    /// The same through the server's socket file, which is reached from another namespace of network; a visible skip
+    /// where there is none that we may use.
+    pub async fn socket_url(&self, role: Role) -> Option<String> {
+        let mut admin = self.connect(Role::Superuser).await;
+        let folder: String =
+            sqlx::query_scalar("SELECT split_part(current_setting('unix_socket_directories'), ',', 1)")
+                .fetch_one(&mut admin)
+                .await
+                .unwrap_or_default();
+        let port = self.address().port();
+        let there = Path::new(&folder).join(format!(".s.PGSQL.{port}")).exists().then_some(());
+        crate::require(there, "the socket file of the private PostgreSQL")?;
+        Some(format!("{}?host={folder}&port={port}", self.url(role)))
+    }
+
     /// Where the cluster listens.
     ///
     /// # Panics

@@ -5,6 +5,7 @@
 //! share code with the product's protocol rooms.
 
 mod neg;
+mod raw;
 mod script;
 mod session;
 mod speech;
@@ -18,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 pub use neg::Sets;
+pub use raw::Raw;
 pub use script::{Answer, Exception, HttpBody, Script, Stored, Writes};
 pub use speech::{AuthScript, Extra, Speech, When};
 
@@ -56,6 +58,8 @@ pub struct Counts {
     pub bytes_in: u64,
     /// Bytes of frames sent.
     pub bytes_out: u64,
+    /// Bytes of raw HTTP bodies that went out.
+    pub poured: u64,
 }
 
 /// What its connections share.
@@ -103,6 +107,7 @@ struct Counters {
     events_sent: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    poured: AtomicU64,
 }
 
 impl ScriptedRelay {
@@ -168,6 +173,7 @@ impl ScriptedRelay {
             events_sent: get(&counters.events_sent),
             bytes_in: get(&counters.bytes_in),
             bytes_out: get(&counters.bytes_out),
+            poured: get(&counters.poured),
         }
     }
 

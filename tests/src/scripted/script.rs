@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::factory::Factory;
 use crate::hostile;
 
+use super::raw::Raw;
 use super::speech::Speech;
 
 /// The whole behaviour of a scripted relay. [`Script::honest`] is the base; the fields are there to be changed.
@@ -13,6 +14,8 @@ use super::speech::Speech;
 pub struct Script {
     /// Body answered to a plain GET, with its content type; `None` answers 404.
     pub http: Option<HttpBody>,
+    /// Instead of that: bytes as they are.
+    pub raw: Option<Raw>,
     /// Status that refuses the WebSocket upgrade; `None` accepts it.
     pub refuse_upgrade: Option<u16>,
     /// Frames sent as soon as a client is connected.
@@ -183,6 +186,7 @@ impl Script {
         });
         Self {
             http: Some(HttpBody::nip11(&document)),
+            raw: None,
             refuse_upgrade: None,
             greeting: vec![],
             events,
@@ -219,6 +223,13 @@ impl Script {
     #[must_use]
     pub fn saying(mut self, document: &Value) -> Self {
         self.http = Some(HttpBody::nip11(document));
+        self
+    }
+
+    /// This script, answering HTTP by bytes as they are.
+    #[must_use]
+    pub fn pouring(mut self, raw: Raw) -> Self {
+        self.raw = Some(raw);
         self
     }
 

@@ -38,7 +38,12 @@ struct Session<'a> {
 pub(super) async fn serve(mut stream: TcpStream, shared: &Arc<Shared>) -> anyhow::Result<()> {
     let (head, rest) = read_head(&mut stream).await?;
     let script = shared.script();
-    let Some(key) = header(&head, "sec-websocket-key") else {
+    let key = header(&head, "sec-websocket-key");
+    if let Some(raw) = script.raw.as_ref().filter(|raw| raw.upgrade || key.is_none()) {
+        shared.counters.http_requests.fetch_add(u64::from(key.is_none()), Ordering::SeqCst);
+        return super::raw::pour(&mut stream, raw, shared).await;
+    }
+    let Some(key) = key else {
         shared.counters.http_requests.fetch_add(1, Ordering::SeqCst);
         return reply(&mut stream, script.http.as_ref()).await;
     };

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,7 +104,17 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
             wait = Duration::ZERO;
             break;
         }
-        let read = ask(&web, source, &ctx.policy).await;
+        let read = match machine(&web, source).await {
+            Ok((host, address)) => {
+                if ctx.place(attempt, &host, address).await?.is_some() {
+                    // Its machine is being looked at: it keeps its turn.
+                    wait = wait.min(AGAIN_MIN);
+                    continue;
+                }
+                ask(&web, source, &ctx.policy).await
+            }
+            Err(failure) => Err(failure),
+        };
         let after = if read.is_ok() { interval } else { interval / SOONER };
         let after = after.max(AGAIN_MIN);
         wait = wait.min(after);
@@ -159,6 +170,11 @@ fn outcome(read: &Result<Read, (&'static str, String)>) -> Value {
         }),
         Err((reason, detail)) => json!({ "outcome": reason, "detail": detail }),
     }
+}
+
+/// Where a source is asked.
+async fn machine(web: &Web, source: &HttpSource) -> Result<(String, IpAddr), (&'static str, String)> {
+    web.machine(source.url()).await.map_err(|failure| (failure.reason.as_str(), failure.detail))
 }
 
 /// Asks one source; a failure has its word and its sentence.

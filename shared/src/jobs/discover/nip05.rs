@@ -3,6 +3,9 @@
 //! A sample, and a polite one: one name per domain, a domain once a month, so many domains a day. Over our own
 //! dialled stream: no redirect is followed, as NIP-05 demands, and the answer is capped.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -12,7 +15,7 @@ use super::super::{Attempt, Ctx, JobError, Report, cadence, lost};
 use crate::clock;
 use crate::db::{Asked, Found, Sighting};
 use crate::models::{AddressPolicy, Network, Reason, RelayUrl, Source};
-use crate::net::DialFailure;
+use crate::net::{DialFailure, HttpReply};
 
 /// Between two runs of the task; each asks its share of the day's domains.
 const EVERY: Duration = Duration::from_secs(3_600);
@@ -26,6 +29,8 @@ const BODY_BYTES: usize = 256 * 1024;
 /// Relays taken from one document.
 const URLS_MAX: usize = 500;
 const NAME_BYTES: usize = 64;
+/// Between two domains of one machine, milliseconds: what the fleet keeps between two jobs, unless configured.
+const SPACING_MS: u64 = 1_000;
 
 /// A NIP-05 identifier whose domain may be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,23 +80,28 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let share = ctx.config.nip05_per_day.div_ceil(RUNS_PER_DAY);
     let names = if share == 0 { Vec::new() } else { ctx.db.nip05_take(share).await? };
     let until_ms = clock::monotonic_ms() + TIME_BOX_MS;
-    let (mut asked, mut sightings, mut ours) = (Vec::new(), Vec::new(), None);
+    let (mut asked, mut sightings, mut ours, mut busy) = (Vec::new(), Vec::new(), None, 0_u32);
+    let machines = &Machines::default();
     let mut answers = futures_util::stream::iter(names)
         .map(|(name, domain)| async move {
             let name = Name { name, domain };
-            let answer = ask(ctx, &name).await;
+            let answer = ask(ctx, attempt, &name, machines).await;
             (name, answer)
         })
         .buffer_unordered(AT_ONCE);
     while let Some((name, answer)) = answers.next().await {
-        let (outcome, relays) = match answer {
-            Ok(relays) => ("ok", relays),
+        let (outcome, relays) = match answer? {
+            Answer::Relays(relays) => ("ok", relays),
             // It says nothing about the domain, which keeps its turn.
-            Err(failure) if failure.is_ours() => {
+            Answer::Failed(failure) if failure.is_ours() => {
                 ours = Some(failure.to_string());
                 break;
             }
-            Err(failure) => (failure.reason.as_str(), Vec::new()),
+            Answer::Failed(failure) => (failure.reason.as_str(), Vec::new()),
+            Answer::Busy => {
+                busy += 1;
+                continue;
+            }
         };
         asked.push(Asked {
             domain: name.domain.clone(),
@@ -116,20 +126,65 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let forgotten = ctx.db.nip05_retire().await?;
     Ok(json!({
         "domains": domains, "urls": urls, "new_candidates": stored.new, "over_cap": stored.over_cap,
-        "excluded": stored.excluded, "forgotten": forgotten, "our_fault": ours,
+        "excluded": stored.excluded, "forgotten": forgotten, "busy": busy, "our_fault": ours,
     }))
 }
 
-async fn ask(ctx: &Ctx, name: &Name) -> Result<Vec<RelayUrl>, DialFailure> {
-    let url = name
-        .document(&ctx.policy)
-        .ok_or_else(|| DialFailure::new(Reason::HttpInvalid, "the domain may not be asked"))?;
-    let target = ctx.dialer.resolve(&url).await?;
-    let reply = ctx.dialer.http_get(&target, "application/json", BODY_BYTES).await?;
-    if reply.status != 200 {
-        return Err(DialFailure::new(Reason::HttpStatus, format!("HTTP status {}", reply.status)));
+/// What asking a domain came to.
+enum Answer {
+    Relays(Vec<RelayUrl>),
+    Failed(DialFailure),
+    /// Its machine has no place for us now: it keeps its turn.
+    Busy,
+}
+
+/// Machines asked by this attempt: those of a hoster bear many domains, and the fleet's spacing is of jobs.
+#[derive(Default)]
+struct Machines(Mutex<BTreeMap<IpAddr, u64>>);
+
+impl Machines {
+    /// Reserves the next turn at `address`; milliseconds to wait for it.
+    fn turn(&self, address: IpAddr) -> u64 {
+        let now = clock::monotonic_ms();
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turns.get(&address).map_or(now, |last| now.max(last + SPACING_MS));
+        turns.insert(address, turn);
+        turn - now
     }
-    relays(&reply.body, &ctx.policy).ok_or_else(|| DialFailure::new(Reason::NotJson, ""))
+}
+
+async fn ask(ctx: &Ctx, attempt: &Attempt, name: &Name, machines: &Machines) -> Result<Answer, JobError> {
+    let Some(url) = name.document(&ctx.policy) else {
+        return Ok(Answer::Failed(DialFailure::new(Reason::HttpInvalid, "the domain may not be asked")));
+    };
+    let target = match ctx.dialer.resolve(&url).await {
+        Ok(target) => target,
+        Err(failure) => return Ok(Answer::Failed(failure)),
+    };
+    if let Some(address) = target.address() {
+        let turn = Duration::from_millis(machines.turn(address));
+        tokio::select! {
+            () = attempt.stop.cancelled() => return Ok(Answer::Busy),
+            () = tokio::time::sleep(turn) => {}
+        }
+        if ctx.place(attempt, target.url().host(), address).await?.is_some() {
+            return Ok(Answer::Busy);
+        }
+    }
+    Ok(read(ctx.dialer.http_get(&target, "application/json", BODY_BYTES).await, &ctx.policy))
+}
+
+fn read(reply: Result<HttpReply, DialFailure>, policy: &AddressPolicy) -> Answer {
+    match reply {
+        Err(failure) => Answer::Failed(failure),
+        Ok(reply) if reply.status != 200 => {
+            Answer::Failed(DialFailure::new(Reason::HttpStatus, format!("HTTP status {}", reply.status)))
+        }
+        Ok(reply) => match relays(&reply.body, policy) {
+            Some(relays) => Answer::Relays(relays),
+            None => Answer::Failed(DialFailure::new(Reason::NotJson, "")),
+        },
+    }
 }
 
 /// The relays a document names, for whatever keys; what is none is passed over. None: it is no such document.

@@ -111,6 +111,23 @@ async fn absence_emptiness_failure_and_silence_are_four_facts() {
 }
 
 #[tokio::test]
+async fn name_servers_that_answer_anything_work_and_nothing_remembered_counts() {
+    let works = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let now = Arc::clone(&works);
+    let dns = DnsServer::start(move |name, _| {
+        assert_eq!(name, "");
+        now.load(std::sync::atomic::Ordering::Relaxed).then(|| (ResponseCode::NXDomain, Vec::new()))
+    })
+    .await;
+    let dialer = Dialer::new(dns.config()).unwrap();
+    assert!(dialer.names_answer().await);
+    works.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert!(!dialer.names_answer().await);
+    let broken = DnsServer::start(|_, _| Some((ResponseCode::ServFail, Vec::new()))).await;
+    assert!(!Dialer::new(broken.config()).unwrap().names_answer().await);
+}
+
+#[tokio::test]
 async fn a_server_that_swallows_one_family_costs_the_relay_nothing() {
     let dns = DnsServer::start(|name, kind| match kind {
         RecordType::A => Some((ResponseCode::NoError, vec![a(name, [127, 0, 0, 1])])),

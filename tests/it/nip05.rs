@@ -1,0 +1,115 @@
+//! NIP-05 from a profile in the archive to a relay that is alive, over HTTPS; and the pace of those that are asked.
+
+use serde_json::json;
+use shared::jobs::{HttpSource, JobsConfig};
+use shared::models::{AddressPolicy, Fence, JobKind};
+use tests::factory::Factory;
+use tests::pg::Role;
+use tests::scripted::{Script, ScriptedRelay};
+use tests::world::{Plan, World};
+
+use super::fleet::{seed_relays, until};
+use super::jobs::{config, context, run};
+use super::names::{scheduler, worker};
+use super::support::{claim_one, handle, migrated, pairs, polite, value};
+
+const ZONE: &str = "\
+relay.example     11.22.33.1    none
+named.example     none          2a0f:ffff:1::1
+good.example      11.22.33.2    none
+twin.example      11.22.33.2    none
+away.example      11.22.33.2    none
+empty.example     11.22.33.2    none
+inside.example    10.0.0.1      none
+";
+
+fn answer(status: &str, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_profile_in_the_archive_leads_over_https_to_a_relay_that_is_alive() {
+    let Some(test) = migrated().await else { return };
+    let now = shared::clock::unix_now();
+    let factory = Factory::new(61);
+    let hosts = ["good", "twin", "away", "empty", "inside"];
+    let events: Vec<_> = hosts
+        .iter()
+        .enumerate()
+        .map(|(i, host)| {
+            let profile = json!({ "nip05": format!("bob@{host}.example") }).to_string();
+            factory.sign(i, 0, vec![], &profile, now - 60 - i64::try_from(i).unwrap())
+        })
+        .collect();
+    let document =
+        json!({ "names": { "bob": "ab" }, "relays": { "ab": ["ws://named.example/", "ws://10.0.0.1", 7] } });
+    let good = answer("200 OK", &document.to_string());
+    let away = "HTTP/1.1 302 Found\r\nLocation: http://10.0.0.1/\r\nContent-Length: 0\r\n\r\n";
+    let site = [
+        ("good.example", good.as_str()),
+        ("twin.example", good.as_str()),
+        ("away.example", away),
+        ("empty.example", &answer("200 OK", "[]")),
+        ("inside.example", good.as_str()),
+    ];
+    let Some(world) = World::start(Plan { zone: ZONE, events: &events, site: &site }).await else { return };
+    let root = world.root();
+    let trust = [("BIGBROTR_NETWORK_TRUST", root.to_str().unwrap())];
+    let Some(_worker) = worker(&world, &test, &trust).await else { return };
+    let _scheduler = scheduler(&test);
+    seed_relays(&test, &["ws://relay.example".to_owned()]).await;
+    until(&test, "SELECT count(*)::text FROM nip05_domain", "5").await;
+    test.execute("UPDATE schedule SET due_at = now() WHERE kind = 'discover' AND target = 'nip05'").await;
+    until(&test, "SELECT count(*)::text FROM relay_state s JOIN relay r ON r.id = s.relay_id WHERE r.url = 'ws://named.example' AND s.state = 'alive'", "1").await;
+
+    let asked =
+        pairs(&test, "SELECT domain, outcome || ' ' || relays FROM nip05_domain WHERE asked_at IS NOT NULL")
+            .await;
+    let expected = [
+        ("away.example", "http_status 0"),
+        ("empty.example", "not_json 0"),
+        ("good.example", "ok 1"),
+        ("inside.example", "address_refused 0"),
+        ("twin.example", "ok 1"),
+    ];
+    assert_eq!(asked.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect::<Vec<_>>(), expected);
+    let origins = "SELECT string_agg(source || ' ' || origin, ',' ORDER BY origin) FROM candidate_source WHERE url = 'ws://named.example'";
+    assert_eq!(value(&test, origins).await, "nip05 good.example,nip05 twin.example");
+    // Each once, by the name it was asked for; and one machine sees its domains one after the other.
+    let visits = world.visits();
+    let mut seen: Vec<_> = visits.iter().map(|(_, host, path)| format!("{host}{path}")).collect();
+    seen.sort();
+    let paths = ["away", "empty", "good", "twin"]
+        .map(|host| format!("{host}.example/.well-known/nostr.json?name=bob"));
+    assert_eq!(seen, paths);
+    for pair in visits.windows(2) {
+        // bound: a second, less what lies between two clocks' readings on a busy machine
+        assert!(pair[1].0 - pair[0].0 >= 700, "{visits:?}");
+    }
+    assert!(world.met().iter().all(|ip| ip.to_string() != "10.0.0.1"), "{:?}", world.met());
+    assert_eq!(value(&test, "SELECT count(*)::text FROM host_state WHERE host = '11.22.33.2'").await, "1");
+}
+
+#[tokio::test]
+async fn a_list_whose_machine_has_no_place_for_another_job_keeps_its_turn() {
+    let Some(test) = polite().await else { return };
+    test.execute("UPDATE fleet_limit SET host_jobs = 1, host_spacing_ms = 0, block_spacing_ms = 0").await;
+    let list = ScriptedRelay::start(Script::honest(&[], 1).saying(&json!(["wss://a.example"]))).await;
+    let address = list.address();
+    let source = HttpSource::parse(&format!("http://{address}/ [*]"), &AddressPolicy::local()).unwrap();
+    let ctx = context(&test, JobsConfig { sources: vec![source], ..config() });
+    let db = handle(&test, Role::Writer);
+    let (claimed, _) = claim_one(&db, "w2", JobKind::Monitor, "ws://127.0.0.1:9").await;
+    let other = Fence::new(claimed.job, "w2".to_owned(), claimed.attempt);
+    assert!(db.host_permit(&other, "127.0.0.1", address.ip()).await.unwrap().held);
+    let report = run(&ctx, JobKind::Discover, "http").await.unwrap();
+    assert_eq!((&report["waiting"], &report["new_candidates"]), (&1.into(), &0.into()), "{report}");
+    assert_eq!(list.counts().connections, 0);
+    db.worker_stop("w2").await.unwrap();
+    test.execute("DELETE FROM apalis.jobs").await;
+    let report = run(&ctx, JobKind::Discover, "http").await.unwrap();
+    assert_eq!((&report["waiting"], &report["new_candidates"]), (&0.into(), &1.into()), "{report}");
+}
