@@ -24,24 +24,30 @@ const ONION: &str = "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.on
 const BARRED: u16 = 9;
 
 fn url(port: u16) -> RelayUrl {
-    RelayUrl::parse(&format!("ws://{ONION}:{port}"), &AddressPolicy::local()).unwrap()
+    at(ONION, port)
 }
 
-/// A worker whose way into Tor is this proxy, and whose name server is ours.
+fn at(name: &str, port: u16) -> RelayUrl {
+    RelayUrl::parse(&format!("ws://{name}:{port}"), &AddressPolicy::local()).unwrap()
+}
+
+/// A worker whose way into every overlay is this proxy, and whose name server is ours.
 fn through(test: &TestDb, proxy: SocketAddr, isolate: bool, names: &NameServer) -> Ctx {
     let mut net = NetConfig {
         policy: AddressPolicy::local(),
         name_servers: vec![names.address],
         ..NetConfig::default()
     };
-    let tor = net.network_mut(Network::Tor);
-    (tor.enabled, tor.proxy, tor.isolate) = (true, Some(proxy.to_string()), isolate);
-    tor.connect_timeout_ms = 2_000;
+    for &network in Network::ALL.iter().filter(|network| network.is_overlay()) {
+        let entry = net.network_mut(network);
+        (entry.enabled, entry.proxy, entry.isolate) = (true, Some(proxy.to_string()), isolate);
+        entry.connect_timeout_ms = 2_000;
+    }
     Ctx { dialer: Dialer::new(net).unwrap(), ..context(test, config()) }
 }
 
 async fn run(ctx: &Ctx, kind: JobKind, url: &RelayUrl) -> Result<Value, JobError> {
-    run_kind(ctx, kind, "tor", url.as_str()).await
+    run_kind(ctx, kind, url.network().as_str(), url.as_str()).await
 }
 
 async fn candidate(ctx: &Ctx, url: &RelayUrl) {
@@ -60,22 +66,28 @@ const STATE: &str = "SELECT string_agg(state || ' ' || failures, ',') FROM relay
 async fn a_name_reaches_a_proxy_nobody_here_wrote_and_no_name_server() {
     for server in Server::ALL {
         let Some(test) = migrated().await else { return };
-        let Some(proxy) = SocksProxy::start(server, &[ONION], BARRED, None).await else { return };
+        let loki = format!("{}.loki", "d".repeat(52));
+        let hosts = [ONION, "relay.i2p", &loki];
+        let Some(proxy) = SocksProxy::start(server, &hosts, BARRED, None).await else { return };
         let names = NameServer::start("* mute mute").await;
         let ctx = through(&test, proxy.address, false, &names);
-        let relay = ScriptedRelay::start(Script::honest(&[], 10)).await;
-        let here = url(relay.address().port());
-        candidate(&ctx, &here).await;
-        let report = run(&ctx, JobKind::Validate, &here).await.unwrap();
-        assert_eq!((&report["alive"], &report["evidence"]), (&true.into(), &"eose".into()), "{report}");
-        let report = run(&ctx, JobKind::Monitor, &here).await.unwrap();
-        assert_eq!(report["state"], "alive", "{server:?}: {report}");
-        let checks = pairs(&test, "SELECT kind, outcome || ' ' || reason FROM relay_check").await;
-        let expected = ["http ok none", "nip11 ok none", "rtt ok none"];
+        for host in hosts {
+            let relay = ScriptedRelay::start(Script::honest(&[], 10)).await;
+            let here = at(host, relay.address().port());
+            candidate(&ctx, &here).await;
+            let report = run(&ctx, JobKind::Validate, &here).await.unwrap();
+            assert_eq!((&report["alive"], &report["evidence"]), (&true.into(), &"eose".into()), "{report}");
+            let report = run(&ctx, JobKind::Monitor, &here).await.unwrap();
+            assert_eq!(report["state"], "alive", "{server:?} {host}: {report}");
+            // The proxy alone knows where the name leads: nothing else could have led there.
+            let counts = relay.counts();
+            assert_eq!((counts.upgrades, counts.http_requests), (2, 1), "{server:?} {host}: {counts:?}");
+        }
+        let checks =
+            pairs(&test, "SELECT kind, outcome || ' ' || count(*) FROM relay_check GROUP BY kind, outcome")
+                .await;
+        let expected = ["http ok 3", "nip11 ok 3", "rtt ok 3"];
         assert_eq!(checks.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>(), expected);
-        // The proxy alone knows where the name leads: nothing else could have led there.
-        let counts = relay.counts();
-        assert_eq!((counts.upgrades, counts.http_requests), (2, 1), "{server:?}: {counts:?}");
         // It writes down what it was asked for; danted, where it went.
         assert!(server == Server::Dante || proxy.log().contains(ONION), "{}", proxy.log());
         assert_eq!(names.asked(), Vec::<String>::new(), "{server:?}");

@@ -184,8 +184,14 @@ async fn a_document_of_wrong_types_everywhere_spoils_no_view_and_injects_no_tag(
         let limits: BTreeMap<_, _> = limits.iter().map(|name| (*name, value)).collect();
         json!({ "limitation": limits, "supported_nips": [value, value], "fees": { "admission": [value] }, "retention": [value], "tags": [value] })
     }));
-    let evil = "evil\r\nd: wss://victim.example/\u{0}\u{202e}";
-    documents.push(json!({ "name": evil, "software": evil, "version": evil, "tags": [evil], "language_tags": [evil], "pubkey": evil, "limitation": { "min_pow_difficulty": 200 } }));
+    let evil = "evil\r\nd: wss://victim.example/\u{202e}";
+    // A NUL makes the whole no document of ours.
+    for evil in [evil, "nul\u{0}"] {
+        documents.push(json!({
+            "name": evil, "software": evil, "version": evil, "tags": [evil], "language_tags": [evil], "pubkey": evil,
+            "limitation": { "min_pow_difficulty": 200 },
+        }));
+    }
     let mut urls = Vec::new();
     for document in &documents {
         let relay = ScriptedRelay::start(honest().saying(document)).await;
