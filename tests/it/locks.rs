@@ -14,12 +14,12 @@ const LEASE: Duration = Duration::from_secs(60);
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Runs SQL on a connection whose transaction stays open.
-async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
+pub(crate) async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
     connection.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await.map(drop)
 }
 
 /// A connection of the superuser in an open transaction that has done this.
-async fn open(test: &TestDb, sql: &str) -> PgConnection {
+pub(crate) async fn open(test: &TestDb, sql: &str) -> PgConnection {
     let mut connection = test.connect(Role::Superuser).await;
     run(&mut connection, "BEGIN").await.unwrap();
     run(&mut connection, sql).await.unwrap();
@@ -27,7 +27,7 @@ async fn open(test: &TestDb, sql: &str) -> PgConnection {
 }
 
 /// Waits until so many calls wait for a lock.
-async fn until_waiting(test: &TestDb, calls: usize) {
+pub(crate) async fn until_waiting(test: &TestDb, calls: usize) {
     let waiting = "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     for _ in 0..250 {
         if value(test, waiting).await == calls.to_string() {
@@ -40,7 +40,7 @@ async fn until_waiting(test: &TestDb, calls: usize) {
 }
 
 /// New connections hear of deadlocks soon.
-async fn impatient(test: &TestDb) {
+pub(crate) async fn impatient(test: &TestDb) {
     test.execute("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = ''20ms''', current_database()); END $$").await;
 }
 
@@ -139,7 +139,12 @@ async fn workers_schedulers_and_operators_over_the_same_targets_never_wait_for_e
 }
 
 /// Lets `call` come to wait for what `holder` holds, then has the holder go on to `then`: neither may be a victim.
-async fn meets<T>(test: &TestDb, mut holder: PgConnection, call: impl Future<Output = T>, then: &str) -> T {
+pub(crate) async fn meets<T>(
+    test: &TestDb,
+    mut holder: PgConnection,
+    call: impl Future<Output = T>,
+    then: &str,
+) -> T {
     let go_on = async {
         until_waiting(test, 1).await;
         run(&mut holder, then).await.unwrap();

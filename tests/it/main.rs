@@ -5,6 +5,8 @@ mod alerts;
 #[cfg(test)]
 mod archive;
 #[cfg(test)]
+mod board;
+#[cfg(test)]
 mod chaos;
 #[cfg(test)]
 mod cli;
@@ -45,6 +47,8 @@ mod operate;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]
+mod order;
+#[cfg(test)]
 mod politeness;
 #[cfg(test)]
 mod pooler;
@@ -79,9 +83,13 @@ mod tidy;
 #[cfg(test)]
 mod traps;
 #[cfg(test)]
+mod turns;
+#[cfg(test)]
 mod upgrade;
 #[cfg(test)]
 mod uptime;
+#[cfg(test)]
+mod views;
 #[cfg(test)]
 mod wishes;
 #[cfg(test)]

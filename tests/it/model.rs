@@ -100,8 +100,12 @@ impl Model {
         *self.ended.entry(state).or_default() += 1;
         // A wish outlives the attempt it came during, however that ends: cancelling takes back earlier ones only.
         if let Some(class) = job.again {
-            self.jobs
-                .insert(target, Job { class, run_at: self.now, allowed: ATTEMPTS_ANEW, ..Job::default() });
+            // Attempt numbers go on: they are part of the fence.
+            let allowed = job.attempt + ATTEMPTS_ANEW;
+            self.jobs.insert(
+                target,
+                Job { class, run_at: self.now, attempt: job.attempt, allowed, ..Job::default() },
+            );
         }
     }
 

@@ -221,14 +221,14 @@ async fn an_open_breaker_stops_a_network_and_one_job_finds_out_when_it_may_close
     let Some(test) = on_tor().await else { return };
     let db = handle(&test, Role::Writer);
     let want = [("monitor.tor".to_owned(), 4)];
-    let open = db.breaker_trip(Network::Tor, "test", "w1", "proxy dead").await.unwrap();
+    let open = db.breaker_trip(Network::Tor, "test", "w1", "proxy dead", Duration::ZERO).await.unwrap();
     assert!(open > Duration::from_secs(10), "{open:?}");
     assert!(db.job_claim("w1", &want).await.unwrap().is_empty());
     test.execute("UPDATE breaker SET until_at = now() - interval '1 ms'").await;
     let probe = db.job_claim("w1", &want).await.unwrap();
     assert_eq!(probe.iter().map(|c| c.probe).collect::<Vec<_>>(), [true]);
     assert!(db.job_claim("w2", &want).await.unwrap().is_empty(), "one probe of the whole vantage");
-    let longer = db.breaker_trip(Network::Tor, "test", "w1", "still dead").await.unwrap();
+    let longer = db.breaker_trip(Network::Tor, "test", "w1", "still dead", Duration::ZERO).await.unwrap();
     assert!(longer > open, "{longer:?}");
     assert!(db.breaker_close(Network::Tor, "test").await.unwrap());
     assert_eq!(db.job_claim("w2", &want).await.unwrap().len(), 4);

@@ -45,9 +45,13 @@ async fn what_is_wanted_after_a_cancel_follows_the_cancelled_job() {
         assert_eq!(run_now(&db, A).await, (1, 0), "remembered");
         db.job_finish("w1", &ended(&claimed, verdict, LEASE)).await.unwrap();
         assert_eq!(value(&test, ENDED).await, "cancelled");
-        assert_eq!(value(&test, LIVES).await, "Pending 0 0 of 3");
+        assert_eq!(value(&test, LIVES).await, "Pending 0 1 of 4");
         let (again, _) = claim_one(&db, "w1", JobKind::Sync, A).await;
-        assert!(again.job != claimed.job && again.attempt == 1, "{again:?}");
+        assert!(again.job == claimed.job && again.attempt == 2, "{again:?}");
+        assert!(
+            db.job_finish("w1", &ended(&claimed, verdict, LEASE)).await.unwrap().is_empty(),
+            "an attempt that ended"
+        );
         db.job_finish("w1", &ended(&again, Verdict::Complete, LEASE)).await.unwrap();
         assert_eq!(value(&test, LIVES).await, "", "and nothing follows it");
     }
@@ -65,15 +69,15 @@ async fn what_is_wanted_during_the_last_attempt_outlives_its_worker() {
     let rescued = db.job_rescue().await.unwrap();
     assert_eq!((rescued.again, rescued.dead), (0, 1));
     assert_eq!(value(&test, ENDED).await, "dead");
-    assert_eq!(value(&test, LIVES).await, "Pending 0 0 of 3");
+    assert_eq!(value(&test, LIVES).await, "Pending 0 1 of 4");
     // The same when the worker itself finds that it slept through its lease.
     let (again, _) = claim_one(&db, "w2", JobKind::Sync, A).await;
-    assert!(again.job != claimed.job && again.attempt == 1, "{again:?}");
-    test.execute("UPDATE apalis.jobs SET max_attempts = 1").await;
+    assert!(again.job == claimed.job && again.attempt == 2, "{again:?}");
+    test.execute("UPDATE apalis.jobs SET max_attempts = 2").await;
     assert_eq!(run_now(&db, A).await, (1, 0));
     register(&db, "w2", Duration::ZERO).await;
     register(&db, "w2", LEASE).await;
-    assert_eq!(value(&test, LIVES).await, "Pending 0 0 of 3");
+    assert_eq!(value(&test, LIVES).await, "Pending 0 2 of 5");
 }
 
 #[tokio::test]
@@ -200,22 +204,36 @@ async fn only_a_probe_that_began_after_a_breaker_opened_opens_it_further() {
         .await
         .unwrap();
     let want = [("sync.clearnet".to_owned(), 1)];
-    let trip = async || db.breaker_trip(Network::Clearnet, "test", "w1", "dead").await.unwrap();
-    let level = async || value(&test, "SELECT level::text FROM breaker").await;
+    let trip =
+        async |age: Duration| db.breaker_trip(Network::Clearnet, "test", "w1", "dead", age).await.unwrap();
+    let level = async || {
+        value(&test, "SELECT string_agg(level || ' ' || (until_at > now()), ',') FROM breaker").await
+    };
     let straggler = db.job_claim("w1", &want).await.unwrap().remove(0);
+    assert!(trip(Duration::ZERO).await > Duration::from_secs(10));
     for _ in 0..3 {
-        trip().await;
-        // Its time is over, but nobody has tried since: that is what began before it opened.
-        test.execute("UPDATE breaker SET until_at = now()").await;
+        // Its time is over: what fails now and began before that says nothing new.
+        test.execute("UPDATE breaker SET until_at = now() - interval '5 s'").await;
+        assert_eq!(trip(Duration::from_secs(30)).await, Duration::ZERO);
+        assert_eq!(level().await, "1 false", "half open it stays");
     }
-    assert_eq!(level().await, "1");
     db.job_finish("w1", &ended(&straggler, Verdict::Complete, LEASE)).await.unwrap();
     let probe = db.job_claim("w1", &want).await.unwrap();
     assert!(probe[0].probe);
-    trip().await;
-    assert_eq!(level().await, "2");
-    trip().await;
-    assert_eq!(level().await, "2", "said twice");
+    // A straggler of the worker that runs the probe is a straggler all the same.
+    assert_eq!(trip(Duration::from_secs(30)).await, Duration::ZERO);
+    assert_eq!(level().await, "1 false");
+    let longer = trip(Duration::from_secs(1)).await;
+    assert!(longer > Duration::from_secs(20), "{longer:?}");
+    assert_eq!(level().await, "2 true");
+    trip(Duration::from_secs(1)).await;
+    assert_eq!(level().await, "2 true", "said twice");
+    // Closed it stays closed, until something fails that began after that.
+    assert!(db.breaker_close(Network::Clearnet, "test").await.unwrap());
+    assert_eq!(trip(Duration::from_secs(30)).await, Duration::ZERO);
+    assert_eq!(level().await, "");
+    assert!(trip(Duration::ZERO).await > Duration::from_secs(10));
+    assert_eq!(level().await, "1 true");
 }
 
 #[tokio::test]

@@ -2,7 +2,8 @@
 # A private PostgreSQL cluster for tests: temporary directory, Unix socket, free loopback port, no durability.
 #   pg.sh start   start it (or find it running) and print its admin URL
 #   pg.sh url     print the URL of the running one
-#   pg.sh restart  end it at once and start it again
+#   pg.sh halt    end it at once and keep its data
+#   pg.sh restart  end it at once, if it runs, and start it again
 #   pg.sh stop    stop it and remove its directory
 # BIGBROTR_PG_STATE names the file that remembers which cluster is meant; PG_BIN the server programs;
 # PG_PASSWORD asks for SCRAM passwords over TCP instead of trust. PG_DURABLE=1 starts a cluster that keeps what it
@@ -69,6 +70,8 @@ stop() {
     rm -rf "$home" "$state"
 }
 
+halt() { as_owner "$bin/pg_ctl" stop -s -w -m immediate -D "$(dir)/data" || die "the cluster was not running"; }
+
 # As after a power cut: no orderly end, the same port, the same data.
 restart() {
     as_owner "$bin/pg_ctl" restart -s -w -t 30 -m immediate -D "$(dir)/data" -l "$(dir)/log" </dev/null >/dev/null 2>&1 || die "the cluster did not come back"
@@ -78,7 +81,8 @@ mkdir -p "$(dirname "$state")"
 case ${1:-} in
 start) start ;;
 stop) stop ;;
+halt) halt ;;
 restart) restart ;;
 url) running || die "no private cluster is running: pg.sh start"; url ;;
-*) die "usage: pg.sh start|stop|restart|url" ;;
+*) die "usage: pg.sh start|stop|halt|restart|url" ;;
 esac

@@ -26,11 +26,15 @@ const ASKED: u32 = 5;
 const VIEW_MS: f64 = 50.0;
 
 /// Each with its name.
-const VIEWS: [(&str, &str); 8] = [
+const VIEWS: [(&str, &str); 9] = [
     ("queue_depth", "SELECT count(*) FROM (SELECT * FROM queue_depth OFFSET 0) v"),
     ("jobs_running", "SELECT count(*) FROM (SELECT * FROM jobs_running OFFSET 0) v"),
     ("workers", "SELECT count(*) FROM (SELECT * FROM workers OFFSET 0) v"),
-    ("relay_due", "SELECT count(*) FROM (SELECT * FROM relay_due LIMIT 1000) v"),
+    ("relay_due", "SELECT count(*) FROM (SELECT * FROM relay_due ORDER BY due_at LIMIT 1000) v"),
+    (
+        "relay_due by overdue_s",
+        "SELECT count(*) FROM (SELECT * FROM relay_due WHERE overdue_s > 60 ORDER BY overdue_s DESC LIMIT 20) v",
+    ),
     ("autoscale_desired", "SELECT count(*) FROM (SELECT * FROM autoscale_desired OFFSET 0) v"),
     (
         "job_history of a target",

@@ -26,7 +26,7 @@ impl Amounts {
         if quick {
             Self { ahead: 100_000, history: 500_000, cooling: 10_000, relays: 2_000 }
         } else {
-            Self { ahead: 1_000_000, history: 5_000_000, cooling: 100_000, relays: 20_000 }
+            Self { ahead: 1_000_000, history: 5_000_000, cooling: 100_000, relays: 50_000 }
         }
     }
 }

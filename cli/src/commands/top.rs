@@ -1,6 +1,7 @@
 //! `top`: the fleet at a glance, redrawn; and `autoscale`: one number of it.
 
 use std::io::IsTerminal;
+use std::pin::pin;
 use std::time::Duration;
 
 use serde_json::json;
@@ -21,9 +22,21 @@ pub(crate) async fn top(session: &Session, config: &Config, args: &Top) -> Resul
         return board_json(&db).await;
     }
     let once = args.once || !std::io::stdout().is_terminal();
+    let interval = Duration::from_secs(args.interval);
     loop {
-        // Looked at first and drawn then: an outage leaves the last picture until it is known.
-        let drawn = match board(&db).await {
+        // Looked at first and drawn then: an outage leaves the last picture until it is known, and says how long it takes.
+        let mut look = pin!(board(&db));
+        let mut waited = Duration::ZERO;
+        let seen = loop {
+            match tokio::time::timeout(interval, &mut look).await {
+                Ok(seen) => break seen,
+                Err(_) => waited += interval,
+            }
+            if !once {
+                line(&format!("no answer from the database for {} s; waiting", waited.as_secs()));
+            }
+        };
+        let drawn = match seen {
             Err(error) if !once => {
                 vec![format!("{}   {error}; looking again", utc(shared::clock::unix_now()))]
             }
@@ -38,7 +51,7 @@ pub(crate) async fn top(session: &Session, config: &Config, args: &Top) -> Resul
         if once {
             return Ok(());
         }
-        tokio::time::sleep(Duration::from_secs(args.interval)).await;
+        tokio::time::sleep(interval).await;
     }
 }
 

@@ -63,21 +63,24 @@ impl Db {
         Ok(HostPermit { held: get(&row, "held")?, wait: waiting(get(&row, "wait_s")?) })
     }
 
-    /// Opens a network's breaker for one vantage; returns for how long.
+    /// Opens a network's breaker for one vantage on a failure whose attempt began `age` ago; returns for how long.
+    /// Zero: it began before the breaker was last half open or closed, and says nothing new.
     pub async fn breaker_trip(
         &self,
         network: Network,
         vantage: &str,
         worker: &str,
         why: &str,
+        age: Duration,
     ) -> Result<Duration, DbError> {
         let row = self
             .one(
-                sqlx::query("SELECT breaker_trip($1, $2, $3, $4) AS s")
+                sqlx::query("SELECT breaker_trip($1, $2, $3, $4, p_age_s => $5) AS s")
                     .bind(network.as_str())
                     .bind(vantage)
                     .bind(worker)
-                    .bind(why),
+                    .bind(why)
+                    .bind(age.as_secs_f64()),
             )
             .await?;
         Ok(waiting(get(&row, "s")?))

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::backend::Ticket;
 use super::run::{Shared, network_label};
+use crate::clock;
 use crate::db::{DbError, Finished, Unreadable};
 use crate::jobs::Ending;
 use crate::models::{Network, Verdict};
@@ -63,18 +64,33 @@ pub(super) async fn bisect(shared: &Shared, batch: &[Ended]) -> Result<Vec<Strin
     Ok(held)
 }
 
-/// Networks reported as out of our reach whose breakers could not be opened yet, and why.
-pub(super) type Trips = Vec<(Network, String)>;
+/// Networks reported as out of our reach whose breakers could not be opened yet.
+pub(super) type Trips = Vec<Trip>;
+
+/// A network that is reported as out of our reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Trip {
+    network: Network,
+    why: String,
+    /// When the newest attempt that says so was claimed, milliseconds of [`clock::boot_ms`].
+    claimed_ms: u64,
+}
 
 /// Opens the breakers of the networks a batch reports as out of our reach, and of those still owed from before; how
 /// long they stay open is how long the batch's jobs wait.
 pub(super) async fn trip(shared: &Shared, batch: &mut [Ended], owed: &mut Trips) {
-    for (network, why) in reported(batch, std::mem::take(owed)) {
+    for trip in reported(batch, std::mem::take(owed)) {
         let options = &shared.options;
-        match shared.db.breaker_trip(network, &options.vantage, &options.worker, &why).await {
+        let age = Duration::from_millis(clock::boot_ms().saturating_sub(trip.claimed_ms));
+        let Trip { network, why, .. } = &trip;
+        match shared.db.breaker_trip(*network, &options.vantage, &options.worker, why, age).await {
+            // It began before the breaker opened or closed: nothing new, and its job is due again as after any failure.
+            Ok(Duration::ZERO) => {
+                tracing::debug!(network = %network, reason = why, "a straggler opens no breaker");
+            }
             Ok(open) => {
                 tracing::warn!(network = %network, seconds = open.as_secs(), reason = why, "the breaker of a network opens");
-                for ended in batch.iter_mut().filter(|ended| ended.ending.trip == Some(network)) {
+                for ended in batch.iter_mut().filter(|ended| ended.ending.trip == Some(*network)) {
                     ended.ending.trip = None;
                     ended.delay = open;
                 }
@@ -84,19 +100,22 @@ pub(super) async fn trip(shared: &Shared, batch: &mut [Ended], owed: &mut Trips)
             }
             Err(error) => {
                 tracing::debug!(error = %error, network = %network, "the breaker opens when the database answers");
-                owed.push((network, why));
+                owed.push(trip);
             }
         }
     }
 }
 
-/// Each network once, with the first reason.
+/// Each network once, with the first reason and the newest attempt.
 fn reported(batch: &[Ended], mut trips: Trips) -> Trips {
     for ended in batch {
         let Some(network) = ended.ending.trip else { continue };
-        if !trips.iter().any(|(known, _)| *known == network) {
-            let why = ended.ending.result["error"].as_str().unwrap_or_default();
-            trips.push((network, why.replace('\0', "\u{fffd}")));
+        let claimed_ms = ended.ticket.claimed_ms;
+        if let Some(known) = trips.iter_mut().find(|known| known.network == network) {
+            known.claimed_ms = known.claimed_ms.max(claimed_ms);
+        } else {
+            let why = ended.ending.result["error"].as_str().unwrap_or_default().replace('\0', "\u{fffd}");
+            trips.push(Trip { network, why, claimed_ms });
         }
     }
     trips
@@ -170,7 +189,7 @@ fn strip_nul(value: &mut Value) {
 fn backoff(attempt: i32) -> Duration {
     let steps = u32::try_from(attempt.clamp(1, 10) - 1).unwrap_or(0);
     let base = 5_000_u64.saturating_mul(3_u64.saturating_pow(steps)).min(900_000);
-    let jitter = u64::from_str_radix(&crate::clock::random_hex(2), 16).unwrap_or(0) % (base / 2);
+    let jitter = u64::from_str_radix(&clock::random_hex(2), 16).unwrap_or(0) % (base / 2);
     Duration::from_millis(base * 3 / 4 + jitter)
 }
 
@@ -235,7 +254,7 @@ mod tests {
         };
         let slot = lanes.take("sync.x").unwrap().0.into();
         let holding = Held::new(Metrics::new()).remember(network, 1).into();
-        Ended::new(Ticket { claimed, slot, holding }, ending)
+        Ended::new(Ticket { claimed, claimed_ms: 7, slot, holding }, ending)
     }
 
     fn sick(network: Network, why: &str) -> Ended {
@@ -271,9 +290,12 @@ mod tests {
         let mut owed = Trips::new();
         trip(&shared, &mut batch, &mut owed).await;
         hung_up.join().unwrap();
-        assert_eq!(owed, [(Network::Tor, "the proxy said \u{fffd}".to_owned())]);
+        let first = Trip { network: Network::Tor, why: "the proxy said \u{fffd}".to_owned(), claimed_ms: 7 };
+        assert_eq!(owed, [first]);
         assert_eq!(reported(&batch, Trips::new()), owed, "the batch, told again, reports it again");
         assert_eq!(reported(&[], owed.clone()), owed, "and without the batch it is still owed");
+        batch[1].ticket.claimed_ms = 9;
+        assert_eq!(reported(&batch, owed)[0].claimed_ms, 9, "the newest attempt counts");
     }
 
     #[test]

@@ -23,6 +23,8 @@ use crate::jobs::Ending;
 #[derive(Debug, Clone)]
 pub(super) struct Ticket {
     pub(super) claimed: Claimed,
+    /// When it was claimed, milliseconds of [`crate::clock::boot_ms`].
+    pub(super) claimed_ms: u64,
     pub(super) slot: Arc<Slot>,
     /// Notes the attempt as running here, and says when it is to end before its time.
     pub(super) holding: Arc<Holding>,

@@ -163,7 +163,7 @@ async fn hand_out(shared: &Shared, lanes: &Lanes, claimed: Vec<Claimed>) {
         let Some((slot, tickets)) = lanes.take(&claimed.queue) else { continue };
         let holding = shared.held.remember(&claimed.job, claimed.attempt).into();
         let queue = claimed.queue.clone();
-        let ticket = Ticket { claimed, slot: slot.into(), holding };
+        let ticket = Ticket { claimed, claimed_ms: clock::boot_ms(), slot: slot.into(), holding };
         // The channel holds as many tickets as are ever claimed, so this does not wait.
         if tickets.send(ticket).await.is_err() {
             tracing::error!(queue, "a queue's worker is gone; the heartbeat gives its jobs back");

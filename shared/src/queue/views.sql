@@ -8,23 +8,14 @@ DROP VIEW IF EXISTS public.jobs_running;
 DROP VIEW IF EXISTS public.queue_depth;
 
 CREATE VIEW public.queue_depth AS
-WITH live AS (
-    SELECT j.kind, j.network, 1 AS due, 0 AS running, j.due_at FROM apalis.jobs j WHERE j.gate = 'ready'
-    UNION ALL SELECT j.kind, j.network, 1, 0, j.due_at FROM apalis.jobs j WHERE j.gate = 'host'
-    UNION ALL SELECT j.kind, j.network, 1, 0, j.due_at FROM apalis.jobs j WHERE j.gate = 'later' AND j.run_at <= now()
-    UNION ALL SELECT j.kind, j.network, 0, 1, NULL FROM apalis.jobs j WHERE j.status = 'Running' AND j.kind IS NOT NULL
-), counted AS (
-    SELECT l.kind, l.network, sum(l.due) AS due, sum(l.running) AS running, min(l.due_at) AS oldest_due_at FROM live l GROUP BY 1, 2
-), ahead AS (
+WITH ahead AS (
     SELECT s.kind, s.network, s.scheduled FROM public.queue_sample s
     WHERE s.sampled_at = (SELECT max(x.sampled_at) FROM public.queue_sample x WHERE x.scheduled IS NOT NULL) AND s.scheduled IS NOT NULL
 )
-SELECT q.kind, q.network, coalesce(c.due, 0) AS due, coalesce(a.scheduled, 0) AS waiting, coalesce(c.running, 0) AS running, c.oldest_due_at,
-       p.mode AS held
-FROM public.queue_list() q
-LEFT JOIN counted c ON c.kind = q.kind AND c.network = q.network
-LEFT JOIN ahead a ON a.kind = q.kind AND a.network = q.network
-LEFT JOIN public.queue_pause p ON p.queue = q.kind || '.' || q.network;
+SELECT c.kind, c.network, c.due, coalesce(a.scheduled, 0) AS waiting, c.running, c.oldest_due_at, p.mode AS held
+FROM public.queue_count() c
+LEFT JOIN ahead a ON a.kind = c.kind AND a.network = c.network
+LEFT JOIN public.queue_pause p ON p.queue = c.kind || '.' || c.network;
 COMMENT ON VIEW public.queue_depth IS 'Live jobs per queue: due and running exactly, waiting (scheduled ahead) as counted within the last minute by the leading scheduler; held: pause, drain or both.';
 
 CREATE VIEW public.jobs_running AS
@@ -41,33 +32,35 @@ FROM apalis.workers w WHERE w.worker_type = 'bigbrotr';
 COMMENT ON VIEW public.workers IS 'Worker processes, those of the last hour included: where they are, what they serve, how many slots are taken.';
 
 CREATE VIEW public.relay_due AS
-SELECT s.target AS relay_url, s.kind, s.network, s.due_at, greatest(extract(epoch FROM now() - s.due_at), 0)::double precision AS overdue_s,
+SELECT s.target AS relay_url, s.kind, s.network, s.due_at, greatest(date_part('epoch', now() - s.due_at), 0) AS overdue_s,
        s.slack_s, s.why, public.job_class(s.kind, s.why) AS class,
        (SELECT CASE WHEN j.status = 'Running' THEN 'running' ELSE j.gate END FROM apalis.jobs j
         WHERE j.job_type = s.kind || '.' || s.network AND j.idempotency_key = s.target) AS job
-FROM public.schedule s WHERE s.kind IN ('validate', 'monitor', 'sync');
-COMMENT ON VIEW public.relay_due IS 'When each relay and candidate is next due for each kind of job, what set that time, and where its outstanding job stands.';
+-- Kinds for the key of one relay, networks for the index in the order of due_at.
+FROM public.schedule s WHERE s.kind IN ('validate', 'monitor', 'sync') AND s.network <> 'local';
+COMMENT ON VIEW public.relay_due IS 'When each relay and candidate is next due for each kind of job, what set that time, and where its outstanding job stands. Cheap for one relay, and in the order of due_at; overdue_s is reckoned for every row.';
 
 CREATE VIEW public.autoscale_desired AS
 WITH queue AS (
     -- Of a crowd on one machine only as many count as may run there at once.
-    SELECT q.kind, q.network, q.due - coalesce(c.jobs - least(c.jobs, c.hosts * (SELECT f.host_jobs FROM public.fleet_limit f)), 0) AS due, q.running,
+    SELECT q.kind, q.network, c.due - coalesce(h.jobs - least(h.jobs, h.hosts * (SELECT f.host_jobs FROM public.fleet_limit f)), 0) AS due, c.running,
            coalesce(s.avg_s, CASE q.kind WHEN 'discover' THEN 1 WHEN 'validate' THEN 10 WHEN 'monitor' THEN 10 WHEN 'sync' THEN 60 ELSE 30 END) AS avg_s,
            coalesce(w.slots, CASE q.kind WHEN 'validate' THEN 64 WHEN 'monitor' THEN 64 WHEN 'sync' THEN 16 ELSE 1 END) AS slots,
            l.permits,
            -- Nothing that more workers could help: held, out of reach from everywhere, or its traffic used up.
-           coalesce(q.held IN ('pause', 'both'), false)
+           coalesce(p.mode IN ('pause', 'both'), false)
            OR (EXISTS (SELECT FROM public.breaker b WHERE b.network = q.network AND b.until_at > now())
                AND NOT EXISTS (SELECT FROM apalis.workers v WHERE v.lease_until > now() AND q.kind || '.' || q.network = ANY (v.queues)
                                AND NOT EXISTS (SELECT FROM public.breaker b WHERE b.network = q.network AND b.vantage = v.vantage AND b.until_at > now())))
            OR (q.kind = 'sync' AND coalesce(u.bytes >= l.bytes_per_day, false)) AS stuck
-    FROM public.queue_depth q
+    FROM public.queue_list() q
+    JOIN public.queue_count() c ON c.kind = q.kind AND c.network = q.network
+    LEFT JOIN public.crowd_count() h ON h.kind = q.kind AND h.network = q.network
+    LEFT JOIN public.queue_pause p ON p.queue = q.kind || '.' || q.network
     LEFT JOIN (SELECT x.kind, x.network, sum(x.run_s) / nullif(sum(x.complete + x.dead), 0) AS avg_s FROM public.queue_sample x
                WHERE x.sampled_at > now() - interval '10 minutes' GROUP BY 1, 2) s ON s.kind = q.kind AND s.network = q.network
     LEFT JOIN (SELECT u.queue, avg(u.slots) AS slots FROM apalis.workers w CROSS JOIN LATERAL unnest(w.queues, w.slots_of) u(queue, slots)
                WHERE w.lease_until > now() AND u.slots > 0 GROUP BY 1) w ON w.queue = q.kind || '.' || q.network
-    LEFT JOIN (SELECT j.job_type, count(*) AS jobs, count(DISTINCT j.host) AS hosts FROM apalis.jobs j WHERE j.gate = 'host' GROUP BY 1) c
-      ON c.job_type = q.kind || '.' || q.network
     LEFT JOIN public.network_limit l ON l.network = q.network
     LEFT JOIN public.network_usage u ON u.network = q.network AND u.day = (now() AT TIME ZONE 'UTC')::date
 ), need AS (
