@@ -6,6 +6,9 @@ use crate::clock;
 use crate::db::{CapabilityResult, CapabilityRow, WriteRow};
 use crate::models::RelayUrl;
 
+/// No fewer are asked for, whatever was measured: whoever serves one event a page gives no more for that.
+const PAGE_LEAST: u32 = 20;
+
 /// What this look at the relay is to find out.
 pub(super) async fn looks(ctx: &Ctx, url: &RelayUrl, relay_id: i32) -> Result<Looks, JobError> {
     let known = ctx.db.capability_get(relay_id).await?;
@@ -20,6 +23,14 @@ pub(super) async fn looks(ctx: &Ctx, url: &RelayUrl, relay_id: i32) -> Result<Lo
         WriteTo::All(hosts) => owns(hosts, url) || is_due(written_at, now, interval_s),
     };
     Ok(looks)
+}
+
+/// How many events to ask one page of a relay for: what its pages were measured to be cut at, where that is less than
+/// what the operator wants. Asked for more, some relays give less.
+pub(super) async fn page_limit(ctx: &Ctx, relay_id: i32) -> Result<u32, JobError> {
+    let known = ctx.db.capability_get(relay_id).await?;
+    let best = known.and_then(|known| known.measured).and_then(|measured| measured.best_limit());
+    Ok(best.map_or(ctx.config.page_limit, |best| best.max(PAGE_LEAST).min(ctx.config.page_limit)))
 }
 
 /// Stores what this look found out beyond its checks.

@@ -16,7 +16,7 @@ const UNSERVED: Duration = Duration::from_secs(3_600);
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
     let url = target_url(ctx, attempt).await?;
-    let Some(candidate) = ctx.db.candidate_get(&url).await? else {
+    let Some(candidate) = ctx.calls.candidate_get(&url).await? else {
         return Err(JobError::cancel("no such candidate any more"));
     };
     let verdict = match ctx.dialer.resolve(&url).await {
@@ -36,7 +36,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let due = cadence::candidate(failures, url.as_str());
     let result = result(attempt, &url, &verdict, due);
     let give_up = result.give_up;
-    if !ctx.db.validate_finish(&[result]).await?.is_empty() {
+    if !ctx.calls.validate_finish(result).await? {
         return Err(lost());
     }
     Ok(json!({

@@ -16,7 +16,7 @@ use self::ingest::{CLASS, Tally};
 use self::windows::{Window, plan};
 use super::cadence::{self, SyncEnd};
 use super::validate::blame;
-use super::{Attempt, Ctx, JobError, Report, lost, target_url};
+use super::{Attempt, Ctx, JobError, Report, capability, lost, target_url};
 use crate::clock;
 use crate::db::{NewCoverage, StoreBatch};
 use crate::models::{Coverage, GapReason, Grade, Interval, Outcome, RelayUrl};
@@ -44,6 +44,8 @@ struct Pass<'a> {
     coverage: Coverage,
     tally: Tally,
     until_ms: u64,
+    /// Events asked for per page.
+    limit: u32,
 }
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
@@ -65,8 +67,9 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let windows = plan(&coverage, floor, now, rescan);
     let until_ms =
         clock::monotonic_ms() + u64::try_from(ctx.config.sync_time_box.as_millis()).unwrap_or(u64::MAX);
-    let mut pass =
-        Pass { ctx, attempt, relay_id: relay.id, target: None, coverage, tally: Tally::default(), until_ms };
+    let limit = capability::page_limit(ctx, relay.id).await?;
+    let (relay_id, tally) = (relay.id, Tally::default());
+    let mut pass = Pass { ctx, attempt, relay_id, target: None, coverage, tally, until_ms, limit };
     let end = match connect(ctx, attempt, &url, relay.state.as_deref() == Some("alive")).await? {
         Ok((mut socket, target)) => {
             pass.target = Some(target);
@@ -161,7 +164,7 @@ impl Pass<'_> {
             floor: window.floor,
             ceiling: window.ceiling,
             open_top: window.open_top,
-            limit: config.page_limit,
+            limit: self.limit,
             max_requests: REQUESTS,
         });
         let limits = Limits {
