@@ -19,6 +19,8 @@ mod factory;
 #[cfg(test)]
 mod fleet;
 #[cfg(test)]
+mod geo;
+#[cfg(test)]
 mod heard;
 #[cfg(test)]
 mod jobs;

@@ -261,13 +261,7 @@ pub(super) const KEYS: &[Key] = &[
         "The operator's own relays; their hosts count.",
     ),
     int("monitor.pow_max", 16, 0, 28, "Most bits of proof of work done for a write probe."),
-    int(
-        "monitor.vantages_for_down",
-        1,
-        1,
-        100,
-        "Vantages that must agree that a relay is down; the scheduler's counts.",
-    ),
+    int("monitor.vantages_for_down", 1, 1, 100, "Vantages that must agree that a relay is down."),
     int("monitor.checks_days", 90, 1, 3_650, "Days single checks are kept."),
     int("monitor.hours_days", 14, 1, 365, "Days uptime is kept by the hour, before it is by the day."),
     key(
