@@ -503,3 +503,67 @@ BEGIN
     END IF;
 END $$;
 COMMENT ON FUNCTION job_why IS 'Why a job, or the jobs of a relay or task, do not run: every reason that binds, the most binding first. Reasons: opted-out, blocked, running, cancelling, again, paused, put-back, scheduled, breaker, breaker-half-open, no-worker, workers-draining, no-slot, network-budget, bytes-budget, host-cooling, host-busy, behind, ready, due, draining, given-up, ended, unknown.';
+
+CREATE OR REPLACE VIEW monitor_disagreement AS
+SELECT w.relay_url, w.monitor, w.seen_at, w.our_state, w.our_checked_at, w.their_state, w.our_open_ms, w.their_open_ms,
+       w.our_auth, w.their_auth, w.our_payment, w.their_payment,
+       array_remove(ARRAY[
+           CASE WHEN w.our_state = 'down' AND w.their_state = 'alive' OR w.our_state = 'alive' AND w.their_state = 'absent' THEN 'liveness' END,
+           CASE WHEN w.our_auth <> w.their_auth THEN 'auth' END,
+           CASE WHEN w.our_payment <> w.their_payment THEN 'payment' END], NULL) AS disagrees
+FROM (
+    SELECT r.url AS relay_url, encode(m.monitor, 'hex') AS monitor, m.created_at AS seen_at,
+           coalesce(s.state, 'unchecked') AS our_state, s.checked_at AS our_checked_at,
+           -- They say nothing of what they do not find: a word older than three of their rounds says so. A round is a
+           -- week at most: whoever announces a century would vouch for ever, and whoever announces more made this view fail.
+           CASE WHEN m.created_at > extract(epoch FROM now()) - 3 * least(greatest(coalesce(a.frequency_s, 86400), 3600), 604800) THEN 'alive' ELSE 'absent' END AS their_state,
+           t.open_ms AS our_open_ms, m.open_ms AS their_open_ms,
+           CASE WHEN t.reason = 'auth_required' THEN true WHEN t.outcome = 'ok' THEN false END AS our_auth, m.auth AS their_auth,
+           CASE i.payment WHEN 'true' THEN true WHEN 'false' THEN false END AS our_payment, m.payment AS their_payment
+    FROM public.monitor_report m
+    JOIN public.relay r ON r.id = m.relay_id
+    LEFT JOIN public.monitor_announcement a ON a.monitor = m.monitor
+    LEFT JOIN LATERAL (
+        SELECT x.state, x.checked_at FROM public.relay_liveness x WHERE x.relay_url = r.url) s ON true
+    LEFT JOIN LATERAL (
+        SELECT x.open_ms, x.reason, x.outcome FROM public.relay_check_latest x WHERE x.relay_id = r.id AND x.kind = 'rtt'
+        ORDER BY x.checked_at DESC LIMIT 1) t ON true
+    LEFT JOIN LATERAL (
+        SELECT d.data -> 'data' -> 'limitation' ->> 'payment_required' AS payment
+        FROM public.relay_check_latest x JOIN public.metadata d ON d.id = x.metadata_id AND d.type = 'nip11_info'
+        WHERE x.relay_id = r.id AND x.kind = 'nip11' ORDER BY x.confirmed_at DESC LIMIT 1) i ON true) w;
+COMMENT ON VIEW monitor_disagreement IS 'What each other monitor says of each relay beside what we say: liveness, time to open, auth and payment, and in which of them we differ. their_state absent: its last word is older than three of its rounds, of a week at most.';
+
+-- A relay that says something else at every look fills no disk: of each kind of document its latest hundred changes stay.
+CREATE OR REPLACE FUNCTION relay_metadata_insert(p_relay_ids integer[], p_types text[], p_generated_ats bigint[], p_metadata_ids bytea[])
+RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+DECLARE
+    v_keep CONSTANT integer := 100;
+    n integer;
+BEGIN
+    INSERT INTO relay_metadata (relay_id, metadata_type, generated_at, metadata_id)
+    SELECT u.relay_id, u.type, least(u.at, extract(epoch FROM now())::bigint), u.id
+    FROM unnest(p_relay_ids, p_types, p_generated_ats, p_metadata_ids) u(relay_id, type, at, id)
+    WHERE EXISTS (SELECT FROM relay r WHERE r.id = u.relay_id)
+      AND EXISTS (SELECT FROM metadata m WHERE m.id = u.id AND m.type = u.type)
+      AND u.id IS DISTINCT FROM (
+        SELECT x.metadata_id FROM relay_metadata x
+        WHERE x.relay_id = u.relay_id AND x.metadata_type = u.type ORDER BY x.generated_at DESC LIMIT 1)
+    ORDER BY u.relay_id, u.type, u.at
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    IF n > 0 THEN
+        -- The row itself says how old the oldest kept one is: one step of the key per pair, and nothing where there are fewer.
+        DELETE FROM relay_metadata x USING (
+            SELECT DISTINCT u.relay_id, u.type, (
+                SELECT y.generated_at FROM relay_metadata y WHERE y.relay_id = u.relay_id AND y.metadata_type = u.type
+                ORDER BY y.generated_at DESC OFFSET v_keep - 1 LIMIT 1) AS oldest
+            FROM unnest(p_relay_ids, p_types) u(relay_id, type)) k
+        WHERE x.relay_id = k.relay_id AND x.metadata_type = k.type AND x.generated_at < k.oldest;
+    END IF;
+    RETURN n;
+END $$;
+COMMENT ON FUNCTION relay_metadata_insert IS 'Records that relays have these documents, only where that is a change, and forgets changes beyond the latest hundred of a relay and type; returns how many changed.';
+COMMENT ON TABLE relay_metadata IS 'Which document a relay had from when on: one row per change, the latest hundred of each type.';
