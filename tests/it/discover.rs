@@ -171,7 +171,8 @@ async fn endless_hosts_below_one_domain_are_cut_off_and_counted_as_one() {
     assert_eq!(report["new_candidates"], 6 + 3 + 3, "{report}");
     let refused = "SELECT host || ' ' || refused FROM candidate_refusal";
     assert_eq!(value(&test, refused).await, "*.wild.example 34", "one row, whatever they are called");
-    let sources = ctx.db.candidate_sources(&url("wss://r39.wild.example")).await.unwrap();
+    let reader = handle(&test, Role::Reader);
+    let sources = reader.candidate_sources(&url("wss://r39.wild.example")).await.unwrap();
     assert_eq!((sources.refused_on_host, sources.refused_on_site), (None, Some(34)));
     assert_eq!(candidates(&ctx.db, &["wss://mine.wild.example"]).await, 1, "named on purpose");
 }

@@ -146,8 +146,8 @@ async fn a_relay_that_says_something_else_at_every_look_keeps_its_latest_hundred
     let ctx = context(&test, publishing(&["ws://127.0.0.1:1"]));
     let url = shared::models::RelayUrl::parse("wss://chatty.example", &AddressPolicy::public()).unwrap();
     let say = |n: i64| {
-        let text = format!(r#"{{"data":{{"name":"{n}"}},"logs":{{"success":true}}}}"#);
-        let document = shared::models::Metadata::new(shared::models::MetadataType::Nip11Info, &text).unwrap();
+        let json = format!(r#"{{"data":{{"name":"{n}"}},"logs":{{"success":true}}}}"#);
+        let document = shared::models::Metadata::new(shared::models::MetadataType::Nip11Info, &json).unwrap();
         (url.clone(), document, 1_000 + n)
     };
     for batch in 0..11 {
