@@ -21,7 +21,7 @@ use figure::Report;
 #[derive(Parser)]
 #[command(
     about,
-    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor and judge start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
+    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor, mine and judge start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
 )]
 struct Arguments {
     /// Which benchmark.
@@ -66,6 +66,14 @@ enum Bench {
         printing: Printing,
         #[command(flatten)]
         options: census::Options,
+    },
+    /// Archived events looked through for relay URLs: by one core, and by the whole job.
+    Mine {
+        #[command(flatten)]
+        printing: Printing,
+        /// Repetitions; figures are medians.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+        n: u32,
     },
     /// What one look at a relay costs the database: processor time and bytes.
     Judge {
@@ -125,6 +133,10 @@ async fn measure(bench: Bench) -> anyhow::Result<bool> {
         Bench::Monitor { printing, options } => {
             report = Report::new(printing.json);
             census::monitor(&options, &mut report).await?;
+        }
+        Bench::Mine { printing, n } => {
+            report = Report::new(printing.json);
+            census::mining(n, &mut report).await?;
         }
         Bench::Judge { printing, options } => {
             report = Report::new(printing.json);

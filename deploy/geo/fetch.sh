@@ -13,7 +13,8 @@
 #
 # With GEOIP_LICENSE_KEY (and GEOIP_ACCOUNT_ID) in the environment: MaxMind's GeoLite2-City and GeoLite2-ASN, each
 # checked against the SHA-256 that MaxMind states for it. Their licence is the operator's to keep. The key is
-# handed to curl on its standard input: it is in no argument, no file and no output.
+# handed to curl on its standard input: it is in no argument, no file and no output. GEOIP_MIRROR names another
+# https address that serves the same (default: https://download.maxmind.com).
 #
 # A file goes into its place by a rename, so that no worker ever sees half of one; workers notice within seconds.
 # Run it as often as the files change, which is monthly: from cron, or as a job beside the fleet.
@@ -80,7 +81,7 @@ free() {
 download() {
     printf 'user = "%s:%s"\n' "$GEOIP_ACCOUNT_ID" "$GEOIP_LICENSE_KEY" |
         curl --config - --fail --silent --show-error --location --proto '=https' --max-time 600 --output "$2" \
-            "https://download.maxmind.com/geoip/databases/$edition/download?suffix=$1" ||
+            "${GEOIP_MIRROR:-https://download.maxmind.com}/geoip/databases/$edition/download?suffix=$1" ||
         fail "$edition cannot be fetched"
 }
 

@@ -34,6 +34,8 @@ enum Answers {
 struct Webhook {
     address: SocketAddr,
     told: Arc<Mutex<Vec<Value>>>,
+    /// Head and body of each request, as they came.
+    raw: Arc<Mutex<Vec<(String, String)>>>,
     script: Arc<Mutex<VecDeque<Answers>>>,
     _server: JoinSet<()>,
 }
@@ -44,16 +46,17 @@ impl Webhook {
         let address = listener.local_addr().unwrap();
         let (told, script) =
             (Arc::<Mutex<Vec<Value>>>::default(), Arc::<Mutex<VecDeque<Answers>>>::default());
+        let raw = Arc::<Mutex<Vec<(String, String)>>>::default();
         let mut server = JoinSet::new();
-        let (to, by) = (Arc::clone(&told), Arc::clone(&script));
+        let (to, by, kept) = (Arc::clone(&told), Arc::clone(&script), Arc::clone(&raw));
         server.spawn(async move {
             let mut held = Vec::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let answer = by.lock().unwrap().pop_front().unwrap_or(Answers::Status(204));
-                held.extend(answer_one(stream, answer, &to).await);
+                held.extend(answer_one(stream, answer, &to, &kept).await);
             }
         });
-        Self { address, told, script, _server: server }
+        Self { address, told, raw, script, _server: server }
     }
 
     fn url(&self) -> String {
@@ -73,7 +76,12 @@ impl Webhook {
     }
 }
 
-async fn answer_one(mut stream: TcpStream, answer: Answers, told: &Mutex<Vec<Value>>) -> Option<TcpStream> {
+async fn answer_one(
+    mut stream: TcpStream,
+    answer: Answers,
+    told: &Mutex<Vec<Value>>,
+    raw: &Mutex<Vec<(String, String)>>,
+) -> Option<TcpStream> {
     let mut text = Vec::new();
     loop {
         let mut chunk = [0; 4096];
@@ -86,6 +94,7 @@ async fn answer_one(mut stream: TcpStream, answer: Answers, told: &Mutex<Vec<Val
                 .find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
             if body.len() >= length.unwrap_or(0) {
                 told.lock().unwrap().push(serde_json::from_str(body).unwrap());
+                raw.lock().unwrap().push((head.to_lowercase(), body.to_owned()));
                 break;
             }
         }
@@ -182,6 +191,7 @@ async fn a_change_makes_the_task_due_and_what_was_told_before_a_crash_is_told_ag
     );
     assert_eq!(tell(&test, &ctx).await.unwrap()["sent"], 2);
     assert_eq!(hook.ids(), [[2, 3], [2, 3]], "at least once");
+    assert!(hook.raw.lock().unwrap().iter().all(|(head, _)| !head.contains("signature")), "without a secret");
     assert_eq!(value(&test, DELIVERY).await, "alive none 0, suspect sent 0, down sent 0");
     assert_eq!(tell(&test, &ctx).await.unwrap()["sent"], 0);
     assert_eq!(hook.ids().len(), 2, "what was taken is not told again");
@@ -260,4 +270,32 @@ async fn only_the_states_asked_for_are_told_and_only_where_the_guard_lets_us() {
     assert_eq!(value(&test, "SELECT delivery FROM relay_alert WHERE after = 'down'").await, "given_up");
     let unwilling = context(&test, config());
     assert!(matches!(tell(&test, &unwilling).await.unwrap_err(), JobError::Cancel { .. }));
+}
+
+#[tokio::test]
+async fn who_shares_the_secret_can_tell_that_it_was_us() {
+    let Some(test) = migrated().await else { return };
+    let hook = Webhook::start().await;
+    let ctx = teller(&test, &hook);
+    let secret = "0123456789abcdef-shared";
+    let jobs = JobsConfig { alert_secret: Some(alerts::Secret::new(secret)), ..(*ctx.config).clone() };
+    assert!(!format!("{jobs:?}").contains(secret));
+    let ctx = Ctx { config: Arc::new(jobs), ..ctx };
+    wanted(&ctx).await;
+    changes(&test).await;
+    assert_eq!(tell(&test, &ctx).await.unwrap()["sent"], 2);
+    let (head, body) = hook.raw.lock().unwrap()[0].clone();
+    // A second opinion: the database reckons the same (RFC 2104 spelled out, key padded to the block of 64 bytes).
+    let pad = |byte: u8| -> String {
+        (0..64).map(|i| format!("{:02x}", secret.as_bytes().get(i).unwrap_or(&0) ^ byte)).collect()
+    };
+    let body: String = body.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let wanted = format!(
+        "SELECT encode(sha256(decode('{}', 'hex') || sha256(decode('{}{body}', 'hex'))), 'hex')",
+        pad(0x5c),
+        pad(0x36)
+    );
+    let reckoned = value(&test, wanted.leak()).await;
+    let signature = format!("x-bigbrotr-signature: sha256={reckoned}");
+    assert!(head.contains(&signature), "{signature} in {head}");
 }

@@ -155,6 +155,52 @@ async fn one_host_has_a_limited_number_of_urls_and_the_rest_is_counted() {
 }
 
 #[tokio::test]
+async fn endless_hosts_below_one_domain_are_cut_off_and_counted_as_one() {
+    let Some(test) = migrated().await else { return };
+    let mut entries: Vec<String> = (0..40).map(|i| format!("wss://r{i:02}.wild.example")).collect();
+    entries.extend((0..3).map(|i| format!("wss://r{i}.shop.co.uk")));
+    entries.extend((0..3).map(|i| format!("wss://r{i}.{i}.co.uk")));
+    let body = serde_json::json!(entries).to_string();
+    let lists = Lists::start(&[("/", ok(&body))]).await;
+    let jobs =
+        JobsConfig { sources: vec![lists.source("/", "[]")], urls_per_host: 5, urls_per_site: 7, ..config() };
+    let ctx = context(&test, jobs);
+    handle(&test, Role::Writer).relay_insert(&[(url("wss://own.wild.example"), 1)]).await.unwrap();
+    let report = run(&ctx, JobKind::Discover, "http").await.unwrap();
+    // Six beside the relay that is there already, three of one shop, three shops.
+    assert_eq!(report["new_candidates"], 6 + 3 + 3, "{report}");
+    let refused = "SELECT host || ' ' || refused FROM candidate_refusal";
+    assert_eq!(value(&test, refused).await, "*.wild.example 34", "one row, whatever they are called");
+    let reader = handle(&test, Role::Reader);
+    let sources = reader.candidate_sources(&url("wss://r39.wild.example")).await.unwrap();
+    assert_eq!((sources.refused_on_host, sources.refused_on_site), (None, Some(34)));
+    assert_eq!(candidates(&ctx.db, &["wss://mine.wild.example"]).await, 1, "named on purpose");
+}
+
+#[tokio::test]
+async fn why_has_a_word_for_who_is_left_alone() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    candidates(&db, &["wss://b.relay.example"]).await;
+    db.relay_exclude(&["*.relay.example".to_owned()], "opt_out", &actor()).await.unwrap();
+    db.relay_exclude(&["bad.example".to_owned()], "blocked", &actor()).await.unwrap();
+    let reader = handle(&test, Role::Reader);
+    let why = async |which: &str| {
+        let lines = reader.job_why(which).await.unwrap();
+        lines.into_iter().map(|line| (line.reason, line.detail)).collect::<Vec<_>>()
+    };
+    let said = why("wss://b.relay.example").await;
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(said[0].0, "opted-out");
+    assert!(
+        said[0].1.starts_with("*.relay.example is left alone since ") && said[0].1.contains("a test"),
+        "{said:?}"
+    );
+    assert_eq!(why("wss://bad.example/never/seen").await[0].0, "blocked");
+    assert_eq!(why("wss://relay.example").await[0].0, "unknown", "the domain itself is not below itself");
+}
+
+#[tokio::test]
 async fn no_sighting_revives_what_was_given_up_and_an_operator_does() {
     let Some(test) = migrated().await else { return };
     let db = handle(&test, Role::Writer);

@@ -113,3 +113,50 @@ async fn other_monitors_words_stand_beside_ours_and_differences_are_named() {
         .collect();
     assert_eq!(ctx.db.monitor_report_put(&crowd).await.unwrap(), 98);
 }
+
+#[tokio::test]
+async fn a_monitor_that_announces_a_century_vouches_for_three_weeks_and_breaks_nothing() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, publishing(&["ws://127.0.0.1:1"]));
+    let (_relay, watched) = watched(&ctx, honest()).await;
+    let now = clock::unix_now();
+    let report = |monitor: u8, at: i64| {
+        let tags = vec![vec!["d".to_owned(), watched.to_nip66_d()]];
+        parse_report(30_166, [monitor; 32], at, &tags, &AddressPolicy::local()).unwrap()
+    };
+    ctx.db.monitor_report_put(&[report(1, now - 20 * 86_400), report(2, now - 22 * 86_400)]).await.unwrap();
+    let announced = |monitor: u8| MonitorAnnouncementRow {
+        monitor: [monitor; 32],
+        created_at: now,
+        frequency_s: Some(i32::MAX as u32),
+        checks: Vec::new(),
+        timeouts_ms: Vec::new(),
+        geohash: None,
+    };
+    ctx.db.monitor_announcement_put(&[announced(1), announced(2)]).await.unwrap();
+    let lines = handle(&test, Role::Reader).disagreement_list(&watched).await.unwrap();
+    let mut said: Vec<_> = lines.iter().map(|line| (&line.monitor[..2], line.their_state.as_str())).collect();
+    said.sort_unstable();
+    assert_eq!(said, [("01", "alive"), ("02", "absent")]);
+}
+
+#[tokio::test]
+async fn a_relay_that_says_something_else_at_every_look_keeps_its_latest_hundred_documents() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, publishing(&["ws://127.0.0.1:1"]));
+    let url = shared::models::RelayUrl::parse("wss://chatty.example", &AddressPolicy::public()).unwrap();
+    let say = |n: i64| {
+        let json = format!(r#"{{"data":{{"name":"{n}"}},"logs":{{"success":true}}}}"#);
+        let document = shared::models::Metadata::new(shared::models::MetadataType::Nip11Info, &json).unwrap();
+        (url.clone(), document, 1_000 + n)
+    };
+    for batch in 0..11 {
+        let said: Vec<_> = (batch * 10..batch * 10 + 10).map(say).collect();
+        for one in said {
+            ctx.db.relay_metadata_insert_cascade(&[one]).await.unwrap();
+        }
+    }
+    let kept = "SELECT count(*) || ' ' || min(generated_at) || ' ' || max(generated_at) FROM relay_metadata";
+    assert_eq!(value(&test, kept).await, "100 1010 1109");
+    assert_eq!(value(&test, "SELECT orphan_metadata_delete(1000)::text").await, "10");
+}

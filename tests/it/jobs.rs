@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use shared::db::{Db, NewCandidate};
-use shared::jobs::{Attempt, Ctx, Egress, Handler, JobError, JobsConfig};
+use shared::jobs::{Attempt, Calls, Ctx, Egress, Handler, JobError, JobsConfig};
 use shared::models::{AddressPolicy, JobKind, Network, RelayUrl};
 use shared::net::{Dialer, NetConfig};
 use shared::telemetry::Metrics;
@@ -27,12 +27,13 @@ pub(crate) fn context(test: &TestDb, config: JobsConfig) -> Ctx {
     let db = handle(test, Role::Writer);
     Ctx {
         direct: db.clone(),
-        db,
         dialer: Dialer::new(net).unwrap(),
         policy: AddressPolicy::local(),
-        config: Arc::new(config),
         metrics: Metrics::new(),
         egress: Egress::new(Vec::new()),
+        calls: Calls::new(&db, &config.vantage),
+        config: Arc::new(config),
+        db,
     }
 }
 

@@ -307,3 +307,34 @@ async fn what_is_judged_is_shown_to_people_and_to_programs() {
     let alerts = said(&["alerts", url.as_str()]);
     assert!(alerts.contains("alive -> suspect  ws_upgrade_refused  one"), "{alerts}");
 }
+
+#[tokio::test]
+async fn how_many_must_agree_is_one_number_for_the_whole_fleet() {
+    let Some(test) = migrated().await else { return };
+    // Two workers whose own configurations disagree.
+    let (strict, lax) = (Vantage::new(&test, "strict", 2).await, Vantage::new(&test, "lax", 1).await);
+    let relay = ScriptedRelay::start(Script::honest(&[], 10)).await;
+    let url = known(&test, &relay).await;
+    relay.set(blocking());
+    lax.look(&url).await;
+    assert_eq!(lax.look(&url).await["overall"], "down", "before a scheduler has spoken, each by itself");
+    let limits = shared::db::FleetLimits {
+        networks: Vec::new(),
+        host_jobs: 100,
+        host_spacing: Duration::ZERO,
+        block_jobs: 100,
+        block_spacing: Duration::ZERO,
+        vantages_for_down: Some(2),
+    };
+    lax.ctx.db.fleet_limits_set(&limits).await.unwrap();
+    assert_eq!(lax.look(&url).await["overall"], "suspect");
+    strict.look(&url).await;
+    assert_eq!(strict.look(&url).await["overall"], "down");
+    let again = shared::db::FleetLimits { vantages_for_down: None, ..limits };
+    assert_eq!(
+        lax.ctx.db.fleet_limits_set(&again).await.unwrap(),
+        0,
+        "an older scheduler changes nothing of it"
+    );
+    assert_eq!(lax.look(&url).await["overall"], "down");
+}

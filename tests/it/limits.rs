@@ -124,6 +124,7 @@ fn permits(n: u32) -> FleetLimits {
         host_spacing: Duration::ZERO,
         block_jobs: 10_000,
         block_spacing: Duration::ZERO,
+        vantages_for_down: None,
     }
 }
 

@@ -21,6 +21,8 @@ mod factory;
 #[cfg(test)]
 mod fleet;
 #[cfg(test)]
+mod geo;
+#[cfg(test)]
 mod heard;
 #[cfg(test)]
 mod jobs;

@@ -244,6 +244,7 @@ async fn a_day_used_up_rests_syncing_and_nothing_else() {
         host_spacing: Duration::ZERO,
         block_jobs: 1_000,
         block_spacing: Duration::ZERO,
+        vantages_for_down: None,
     };
     assert_eq!(db.fleet_limits_set(&limits).await.unwrap(), 2);
     assert_eq!(db.fleet_limits_set(&limits).await.unwrap(), 0, "said again is nothing new");

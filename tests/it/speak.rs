@@ -295,3 +295,29 @@ async fn a_record_of_a_lost_lease_is_not_written_and_its_neighbour_is() {
     let written = "SELECT string_agg(url, ' ') FROM relay_capability JOIN relay r ON r.id = relay_id";
     assert_eq!(value(&test, written).await, held.as_str());
 }
+
+#[tokio::test]
+async fn pages_are_as_long_as_those_of_the_relay_were_measured_to_be() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let events = Factory::new(7).events(90);
+    let relay = ScriptedRelay::start(Script::honest(&events, 30)).await;
+    let url = known_relay(&ctx.db, &relay).await;
+    for (measured, asked) in [(30, 30), (3, 20), (9_000, 500)] {
+        let (_, fence) = claim_one(&ctx.db, "w1", JobKind::Monitor, url.as_str()).await;
+        let result = CapabilityResult {
+            fence,
+            url: url.clone(),
+            at: 5,
+            claims: None,
+            measured: Some(Measured { max_limit: Some(measured), ..Measured::default() }),
+            write: None,
+        };
+        assert!(ctx.db.capability_put("test", &[result]).await.unwrap().is_empty());
+        test.execute("DELETE FROM apalis.jobs").await;
+        let before = relay.requests().len();
+        run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+        assert_eq!(relay.requests()[before]["limit"], asked, "cut at {measured}");
+    }
+    assert_eq!(value(&test, "SELECT count(*)::text FROM event").await, "90");
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 use shared::clock;
 use shared::config::Config;
 use shared::db::Db;
-use shared::jobs::{Ctx, Egress};
+use shared::jobs::{Calls, Ctx, Egress};
 use shared::net::Dialer;
 use shared::queue::{self, QueueOptions};
 use shared::telemetry::{Health, Metrics};
@@ -41,11 +41,12 @@ pub async fn run(
         }
     }
     let ctx = Ctx {
-        db,
         direct,
         dialer,
         policy: config.policy(),
         egress: Egress::new(jobs.canaries.clone()),
+        calls: Calls::new(&db, &jobs.vantage),
+        db,
         config: Arc::new(jobs),
         metrics: metrics.clone(),
     };

@@ -1,8 +1,9 @@
-//! `validate` and `monitor`: a worker of ours against two thousand relays, beside the original's own probes.
+//! `validate`, `monitor` and `mine`: a worker of ours against two thousand relays, beside the original's own probes.
 //!
 //! Ours is everything: release binaries, a durable PostgreSQL, the queue, politeness, results stored. The
 //! reference is less than the peer: its probes in its own loop, without database, queue and publishing.
 
+mod mine;
 mod mock;
 mod monitor;
 mod peer;
@@ -32,6 +33,11 @@ pub(crate) struct Options {
 /// Candidates become relays.
 pub(crate) async fn validate(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     validate::run(options, report).await
+}
+
+/// Archived events are looked through for relays.
+pub(crate) async fn mining(n: u32, report: &mut Report) -> anyhow::Result<()> {
+    mine::run(n, report).await
 }
 
 /// Relays are checked.

@@ -166,6 +166,41 @@ impl Crew {
     }
 }
 
+impl Crew {
+    /// Waits until so many archived events are mined.
+    pub(super) async fn mine(
+        &mut self,
+        cluster: &Cluster,
+        admin: &mut PgConnection,
+        events: u32,
+    ) -> anyhow::Result<Outcome> {
+        let (own, server) = (cpu_s(self.worker.pid()), family_cpu_s(cluster.postmaster));
+        let began = clock::monotonic_ms();
+        let (mut first, mut left) = (None, i64::from(events));
+        while left > 0 {
+            self.worker.check()?;
+            let spent = Duration::from_millis(clock::monotonic_ms() - began);
+            ensure!(spent < LIMIT, "{left} of {events} were not mined within {LIMIT:?}");
+            tokio::time::sleep(LOOK / 4).await;
+            left = sqlx::query_scalar("SELECT count(*) FROM event_unmined").fetch_one(&mut *admin).await?;
+            if left < i64::from(events) {
+                // The first batch shows that the job runs; the clock starts there.
+                first.get_or_insert((clock::monotonic_ms(), left));
+            }
+        }
+        let (at, rest) = first.context("something was mined")?;
+        let seconds = Duration::from_millis(clock::monotonic_ms() - at).as_secs_f64();
+        let thousands = f64::from(events) / 1_000.0;
+        Ok(Outcome {
+            per_s: f64::from(u32::try_from(rest)?) / seconds,
+            total_s: seconds,
+            worker_cpu_s_per_1k: (cpu_s(self.worker.pid()) - own) / thousands,
+            pg_cpu_s_per_1k: (family_cpu_s(cluster.postmaster) - server) / thousands,
+            peak_mib: self.worker.peak_mib()?,
+        })
+    }
+}
+
 pub(super) async fn now(admin: &mut PgConnection) -> anyhow::Result<f64> {
     Ok(sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::float8").fetch_one(admin).await?)
 }

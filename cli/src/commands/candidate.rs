@@ -109,11 +109,14 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     let found = found.into_iter().next().transpose()?;
     let sources = db.candidate_sources(url).await?;
     if found.is_none() && sources.lines.is_empty() {
-        let refused = sources.refused_on_host.unwrap_or(0);
-        let why = if refused == 0 {
-            String::new()
-        } else {
-            format!("; {refused} URLs of {} were not taken: it has as many as one host may have", url.host())
+        let why = match (sources.refused_on_host, sources.refused_on_site) {
+            (Some(n), _) => {
+                format!("; {n} URLs of {} were not taken: it has as many as one host may have", url.host())
+            }
+            (None, Some(n)) => {
+                format!("; {n} URLs of its domain were not taken: it has as many as one may have")
+            }
+            (None, None) => String::new(),
         };
         return Err(Fail::Failed(format!("{url} is no candidate and never was{why}")));
     }
@@ -122,6 +125,7 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
             found.as_ref().map_or_else(|| json!({ "url": url.as_str(), "state": "relay" }), candidate_json);
         value["sources"] = sources.lines.iter().map(source_json).collect();
         value["refused_on_host"] = sources.refused_on_host.into();
+        value["refused_on_site"] = sources.refused_on_site.into();
         line(&value.to_string());
         return Ok(());
     }
@@ -139,6 +143,9 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     table(&rows);
     if let Some(refused) = sources.refused_on_host {
         line(&format!("{refused} other URLs of {} were not taken", url.host()));
+    }
+    if let Some(refused) = sources.refused_on_site {
+        line(&format!("{refused} URLs of other hosts of its domain were not taken"));
     }
     Ok(())
 }

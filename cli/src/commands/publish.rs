@@ -25,7 +25,8 @@ pub(crate) async fn publish(session: &Session, config: &Config, args: &Publish) 
         }
         Publish::Preview { url: None, .. } => {
             let interval = config.jobs_config().monitor_interval;
-            let drafts = config.about().announcements(interval, &config.looks());
+            let drafts =
+                config.about().announcements(interval, &config.looks(), &config.jobs_config().write_probe);
             drafts.into_iter().try_for_each(|draft| show(config, draft, json))
         }
     }

@@ -119,6 +119,10 @@ const fn gb_per_day(path: &'static str) -> Key {
     )
 }
 
+const fn secret(path: &'static str, doc: &'static str) -> Key {
+    key(path, Kind::Secret, Preset::Unset, doc)
+}
+
 /// Every key, in the order in which they are printed.
 pub(super) const KEYS: &[Key] = &[
     key(
@@ -284,6 +288,7 @@ pub(super) const KEYS: &[Key] = &[
         Preset::Unset,
         "http or https URL told of changes of relays' states; its path and query are hidden when printed.",
     ),
+    secret("alert.secret", "Signs what the webhook is told (HMAC-SHA256); never printed."),
     key(
         "alert.states",
         Kind::List(Item::Words(STATES)),
@@ -349,6 +354,7 @@ pub(super) const KEYS: &[Key] = &[
         100_000,
         "URLs that one host may have among relays and candidates; others named for it are counted and not taken.",
     ),
+    int("discover.urls_per_site", 1_024, 1, 1_000_000, "The same of a domain and all hosts below it."),
     int(
         "discover.nip05_per_day",
         240,

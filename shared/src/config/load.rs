@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::keys::{self, KEYS, Key, PREFIX, Preset};
-use super::print::redact_url;
+use super::print::{redact_url, redact_web};
 use super::suggest::nearest;
 use super::value::{Item, Kind, Value};
 use super::{ConfigError, Flag};
@@ -189,7 +189,12 @@ fn read_variable(
 }
 
 fn wrong(name: &str, text: &str, place: Option<&str>, key: &Key) -> String {
-    let text = if key.kind == Kind::Url { redact_url(text) } else { text.to_owned() };
+    let text = match key.kind {
+        Kind::Url => redact_url(text),
+        Kind::Web => redact_web(text.trim_matches('"')),
+        Kind::Secret => "***".to_owned(),
+        _ => text.to_owned(),
+    };
     let place = place.map(|place| format!(" (in {place})")).unwrap_or_default();
     format!("{name} is {text}{place}: it must be {}", key.kind.expects())
 }

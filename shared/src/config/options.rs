@@ -11,6 +11,7 @@ use super::value::{Value, name_server};
 use super::{Config, ConfigError};
 use crate::checks::{Looks, Speak};
 use crate::db::FleetLimits;
+use crate::jobs::alerts::Secret;
 use crate::jobs::{ARCHIVE, HTTP, HttpSource, JobsConfig, NIP05, WriteTo};
 use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl};
 use crate::net::{NetConfig, NetworkConfig, Traffic};
@@ -180,6 +181,7 @@ impl Config {
             monitor_interval: self.seconds("monitor.interval_s"),
             vantages_for_down: self.number("monitor.vantages_for_down"),
             alert_webhook: self.text("alert.webhook").map(str::to_owned),
+            alert_secret: self.text("alert.secret").map(Secret::new),
             alert_states: self.list("alert.states").to_vec(),
             sync_interval: self.seconds("sync.interval_s"),
             refresh_interval: self.seconds("refresh.interval_s"),
@@ -187,6 +189,7 @@ impl Config {
             sources: self.sources.clone(),
             source_interval: self.seconds("discover.source_interval_s"),
             urls_per_host: self.number("discover.urls_per_host"),
+            urls_per_site: self.number("discover.urls_per_site"),
             nip05_per_day: self.number("discover.nip05_per_day"),
             archive_days: self.archive_days(),
             archive_max_bytes: self.archive_max_bytes(),
@@ -269,6 +272,7 @@ impl Config {
             host_spacing: self.millis("fleet.host_spacing_ms"),
             block_jobs: self.number("fleet.block_jobs"),
             block_spacing: self.millis("fleet.block_spacing_ms"),
+            vantages_for_down: Some(self.number("monitor.vantages_for_down")),
         }
     }
 

@@ -33,6 +33,9 @@ pub fn redact_url(url: &str) -> String {
     format!("{scheme}://{rest}{}", query.unwrap_or_default())
 }
 
+/// What stands for a secret.
+const HIDDEN: &str = "***";
+
 /// Scheme and host of an http URL: what stands behind them is often the key to the place.
 pub(super) fn redact_web(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
@@ -56,6 +59,7 @@ fn literal(key: &Key, value: &Value) -> Option<String> {
         Value::Amount(number) => Some(number.to_string()),
         Value::Text(text) if key.kind == Kind::Url => Some(quoted(&redact_url(text))),
         Value::Text(text) if key.kind == Kind::Web => Some(quoted(&redact_web(text))),
+        Value::Text(_) if key.kind == Kind::Secret => Some(quoted(HIDDEN)),
         Value::Text(text) => Some(quoted(text)),
         Value::List(entries) => {
             Some(format!("[{}]", entries.iter().map(|entry| quoted(entry)).collect::<Vec<_>>().join(", ")))
@@ -88,6 +92,7 @@ pub(super) fn to_json(key: &Key, value: &Value) -> serde_json::Value {
     match value {
         Value::Text(text) if key.kind == Kind::Url => redact_url(text).into(),
         Value::Text(text) if key.kind == Kind::Web => redact_web(text).into(),
+        Value::Text(_) if key.kind == Kind::Secret => HIDDEN.into(),
         Value::Unset => match key.kind {
             Kind::IntOr { word, .. } | Kind::AmountOr { word, .. } => word.into(),
             _ => serde_json::Value::Null,

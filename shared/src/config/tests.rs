@@ -153,14 +153,25 @@ fn every_key_can_be_set_by_its_variable_and_printed_values_read_back() {
 
 #[test]
 fn passwords_are_neither_printed_nor_named_in_errors() {
-    let config = Config::load(None, &env(&[("DATABASE_URL", "postgres://u:secret@h/n")])).unwrap();
-    assert_eq!(config.database_url(), "postgres://u:secret@h/n");
+    let config = Config::load(None, &env(&[("DATABASE_URL", "postgres://u:s3cret@h/n")])).unwrap();
+    assert_eq!(config.database_url(), "postgres://u:s3cret@h/n");
     assert_eq!(config.direct_url(), config.database_url());
     for text in [config.to_string(), format!("{config:?}")] {
-        assert!(text.contains("postgres://u:***@h/n") && !text.contains("secret"), "{text}");
+        assert!(text.contains("postgres://u:***@h/n") && !text.contains("s3cret"), "{text}");
     }
-    let said = Config::load(None, &env(&[("DATABASE_URL", "mysql://u:secret@h/n")])).unwrap_err().to_string();
-    assert!(said.contains("mysql://u:***@h/n") && !said.contains("secret"), "{said}");
+    let said = Config::load(None, &env(&[("DATABASE_URL", "mysql://u:s3cret@h/n")])).unwrap_err().to_string();
+    assert!(said.contains("mysql://u:***@h/n") && !said.contains("s3cret"), "{said}");
+    let secret = "s3cret-s3cret-s3cret";
+    let config = Config::load(None, &env(&[("BIGBROTR_ALERT_SECRET", secret)])).unwrap();
+    assert!(config.is_set("alert.secret"));
+    for text in [config.to_string(), format!("{config:?}"), format!("{:?}", config.jobs_config())] {
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+    let said = Config::load(None, &env(&[("BIGBROTR_ALERT_SECRET", "s3cret")])).unwrap_err().to_string();
+    assert!(said.contains("16 to 256") && !said.contains("s3cret"), "{said}");
+    assert!(!problem("[alert]\nsecret = \"s3cret\"").contains("s3cret"));
+    let said = problem("[alert]\nwebhook = \"ftp://hooks.example/s3cret\"");
+    assert!(said.contains("ftp://hooks.example/***") && !said.contains("s3cret"), "{said}");
 }
 
 #[test]

@@ -62,6 +62,8 @@ pub(super) enum Kind {
     Url,
     /// An http or https URL; its path may be a secret.
     Web,
+    /// What is shown to nobody.
+    Secret,
     /// `host:port`.
     HostPort,
     /// An IP address and a port.
@@ -101,6 +103,7 @@ impl Kind {
             Self::Words(words) => format!("one of {}", words.join(", ")),
             Self::Url => "a URL of the form postgres://user:password@host:port/name".to_owned(),
             Self::Web => "a URL of the form https://host/path, without user and password".to_owned(),
+            Self::Secret => "a text of 16 to 256 bytes without control characters".to_owned(),
             Self::HostPort => "host:port".to_owned(),
             Self::Socket => "an IP address and a port, such as 127.0.0.1:8080".to_owned(),
             Self::List(item) => format!("a list of {}", item.expects()),
@@ -120,7 +123,13 @@ impl Kind {
                 (text == word).then_some(Value::Unset)
             }
             (
-                Self::Text { .. } | Self::Words(_) | Self::Url | Self::Web | Self::HostPort | Self::Socket,
+                Self::Text { .. }
+                | Self::Words(_)
+                | Self::Url
+                | Self::Web
+                | Self::Secret
+                | Self::HostPort
+                | Self::Socket,
                 toml::Value::String(text),
             ) => self.parse(text),
             (Self::List(item), toml::Value::Array(entries)) => entries
@@ -156,6 +165,8 @@ impl Kind {
             Self::Url => (text.starts_with("postgres://") || text.starts_with("postgresql://"))
                 .then(|| Value::Text(text.to_owned())),
             Self::Web => is_web(text).then(|| Value::Text(text.to_owned())),
+            Self::Secret => ((16..=256).contains(&text.len()) && !text.contains(char::is_control))
+                .then(|| Value::Text(text.to_owned())),
             Self::HostPort => is_host_port(text).then(|| Value::Text(text.to_owned())),
             Self::Socket => text.parse::<SocketAddr>().is_ok().then(|| Value::Text(text.to_owned())),
             Self::List(item) => text

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 
-use super::observe::{fences, lost, ms, slack_s};
+use super::observe::{fences, lost, ms, position, slack_s};
 use super::operate::Actor;
 use super::rows::{count, get, small_count};
 use super::{Db, DbError};
@@ -110,6 +110,8 @@ pub struct Sources {
     pub lines: Vec<SourceLine>,
     /// URLs of its host that were not taken, when any was.
     pub refused_on_host: Option<u64>,
+    /// URLs of hosts below its domain that were not taken, when any was.
+    pub refused_on_site: Option<u64>,
 }
 
 /// An exclusion, as `relay excluded` shows it.
@@ -145,6 +147,9 @@ ORDER BY c.url LIMIT $5";
 const SOURCES: &str = "
 SELECT source, origin, first_seen_at, last_seen_at, seen_count FROM candidate_source WHERE url = $1
 ORDER BY first_seen_at, source, origin LIMIT $2";
+
+const REFUSED: &str = "
+SELECT CASE WHEN x.host = $1 THEN 'host' ELSE 'site' END AS what, x.refused FROM candidate_refusal x WHERE x.host IN ($1, '*.' || url_site($2))";
 
 const EXCLUSIONS: &str = "
 SELECT x.target, x.kind, x.why, x.actor, x.excluded_at, coalesce(k.known, 0) AS known
@@ -188,23 +193,19 @@ impl Db {
         small_count(&row, "n")
     }
 
-    /// The candidate of this URL, unless it is unknown or given up.
-    pub async fn candidate_get(&self, url: &RelayUrl) -> Result<Option<CandidateRow>, DbError> {
-        let rows = self
-            .all(
-                sqlx::query("SELECT failures, first_seen_at FROM candidate_get($1)")
-                    .bind(vec![url.as_str().to_owned()]),
-            )
-            .await?;
-        rows.first()
-            .map(|row| {
-                let failures: i32 = get(row, "failures")?;
-                Ok(CandidateRow {
-                    failures: u32::try_from(failures).unwrap_or(0),
-                    first_seen_at: get(row, "first_seen_at")?,
-                })
-            })
-            .transpose()
+    /// The candidates of these URLs; none of one that is unknown, excluded or given up.
+    pub async fn candidate_get(&self, urls: &[RelayUrl]) -> Result<Vec<Option<CandidateRow>>, DbError> {
+        let query = sqlx::query("SELECT o, failures, first_seen_at FROM candidate_get($1)")
+            .bind(urls.iter().map(|url| url.as_str().to_owned()).collect::<Vec<_>>());
+        let mut found = vec![None; urls.len()];
+        for row in &self.all(query).await? {
+            let failures: i32 = get(row, "failures")?;
+            if let Some(place) = found.get_mut(position(row)?) {
+                let first_seen_at = get(row, "first_seen_at")?;
+                *place = Some(CandidateRow { failures: u32::try_from(failures).unwrap_or(0), first_seen_at });
+            }
+        }
+        Ok(found)
     }
 
     /// Stores results of validations; returns the positions whose fence was lost.
@@ -263,10 +264,12 @@ impl Db {
             })
         });
         let lines = lines.collect::<Result<_, DbError>>()?;
-        let refused = self
-            .all(sqlx::query("SELECT refused FROM candidate_refusal WHERE host = $1").bind(url.host()))
-            .await?;
-        Ok(Sources { lines, refused_on_host: refused.first().map(|row| count(row, "refused")).transpose()? })
+        let refused = self.all(sqlx::query(REFUSED).bind(url.host()).bind(url.as_str())).await?;
+        let refused = |what: &str| {
+            let row = refused.iter().find(|row| get::<String>(row, "what").is_ok_and(|it| it == what));
+            row.map(|row| count(row, "refused")).transpose()
+        };
+        Ok(Sources { lines, refused_on_host: refused("host")?, refused_on_site: refused("site")? })
     }
 
     /// Gives candidates a new life; returns how many.

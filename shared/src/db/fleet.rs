@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::observe::{fences, position};
 use super::rows::{get, small_count};
 use super::{Db, DbError};
 use crate::models::{Fence, Network};
@@ -20,6 +21,19 @@ pub struct FleetLimits {
     pub block_jobs: u32,
     /// Between two starts in one address block.
     pub block_spacing: Duration,
+    /// Vantages that must agree that a relay is down; `None` leaves it as it is.
+    pub vantages_for_down: Option<u32>,
+}
+
+/// A start that is asked for.
+#[derive(Debug, Clone)]
+pub struct HostAsked {
+    /// By which job.
+    pub fence: Fence,
+    /// The name.
+    pub host: String,
+    /// The address it has turned out to have.
+    pub address: IpAddr,
 }
 
 /// The answer to [`Db::host_permit`].
@@ -50,17 +64,27 @@ impl Db {
         host: &str,
         address: IpAddr,
     ) -> Result<HostPermit, DbError> {
-        let row = self
-            .one(
-                sqlx::query("SELECT held, wait_s FROM host_permit($1, $2, $3, $4, $5)")
-                    .bind(fence.job())
-                    .bind(fence.worker())
-                    .bind(fence.attempt())
-                    .bind(host)
-                    .bind(address.to_string()),
-            )
-            .await?;
-        Ok(HostPermit { held: get(&row, "held")?, wait: waiting(get(&row, "wait_s")?) })
+        let asked = HostAsked { fence: fence.clone(), host: host.to_owned(), address };
+        let missing = || DbError::Decode { column: "o", problem: "no answer".to_owned() };
+        self.host_permits(&[asked]).await?.pop().ok_or_else(missing)
+    }
+
+    /// Asks for starts on the addresses host names have turned out to have, one answer each.
+    pub async fn host_permits(&self, asked: &[HostAsked]) -> Result<Vec<HostPermit>, DbError> {
+        let (jobs, workers, attempts) = fences(asked.iter().map(|a| &a.fence));
+        let query = sqlx::query("SELECT o, held, wait_s FROM host_permits($1, $2, $3, $4, $5)")
+            .bind(jobs)
+            .bind(workers)
+            .bind(attempts)
+            .bind(asked.iter().map(|a| a.host.clone()).collect::<Vec<_>>())
+            .bind(asked.iter().map(|a| a.address.to_string()).collect::<Vec<_>>());
+        let mut permits = vec![HostPermit { held: false, wait: Duration::ZERO }; asked.len()];
+        for row in &self.all(query).await? {
+            if let Some(place) = permits.get_mut(position(row)?) {
+                *place = HostPermit { held: get(row, "held")?, wait: waiting(get(row, "wait_s")?) };
+            }
+        }
+        Ok(permits)
     }
 
     /// Opens a network's breaker for one vantage on a failure whose attempt began `age` ago; returns for how long.
@@ -99,7 +123,7 @@ impl Db {
         let networks = &limits.networks;
         let row = self
             .one(
-                sqlx::query("SELECT fleet_limits_set($1, $2, $3, $4, $5, $6, $7) AS n")
+                sqlx::query("SELECT fleet_limits_set($1, $2, $3, $4, $5, $6, $7, $8) AS n")
                     .bind(
                         networks.iter().map(|(network, ..)| network.as_str().to_owned()).collect::<Vec<_>>(),
                     )
@@ -118,7 +142,8 @@ impl Db {
                     .bind(i32::try_from(limits.host_jobs).unwrap_or(i32::MAX))
                     .bind(millis(limits.host_spacing))
                     .bind(i32::try_from(limits.block_jobs).unwrap_or(i32::MAX))
-                    .bind(millis(limits.block_spacing)),
+                    .bind(millis(limits.block_spacing))
+                    .bind(limits.vantages_for_down.map(|n| i32::try_from(n).unwrap_or(i32::MAX))),
             )
             .await?;
         small_count(&row, "n")

@@ -36,6 +36,8 @@ pub struct RelayRow {
     pub others_checked_at: Option<i64>,
     /// After a failed look from there: whether a live worker of another vantage could look next.
     pub rivals: bool,
+    /// Vantages that must agree that it is down, where a scheduler has said so.
+    pub for_down: Option<u32>,
 }
 
 /// What one vantage says of a relay.
@@ -125,7 +127,7 @@ impl Db {
             .all(
                 sqlx::query(
                     "SELECT relay_id, network, state, reason, since_at, failures, successes, checked_at, overall, overall_since_at, \
-                     other_states, other_reasons, other_stands, others_checked_at, rivals FROM relay_get($1, $2)",
+                     other_states, other_reasons, other_stands, others_checked_at, rivals, for_down FROM relay_get($1, $2)",
                 )
                 .bind(vec![url.as_str().to_owned()])
                 .bind(vantage),
@@ -156,6 +158,7 @@ impl Db {
             others: opinions(row, url)?,
             others_checked_at: get(row, "others_checked_at")?,
             rivals: get(row, "rivals")?,
+            for_down: get::<Option<i32>>(row, "for_down")?.and_then(|n| u32::try_from(n).ok()),
         }))
     }
 

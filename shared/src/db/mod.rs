@@ -46,7 +46,7 @@ pub use candidates::{
 pub use capability::{CapabilityResult, CapabilityRow, DifferenceLine, WriteRow};
 pub use discover::{Asked, Found, Sighted, Sighting, UnminedEvent};
 pub use error::DbError;
-pub use fleet::{FleetLimits, HostPermit};
+pub use fleet::{FleetLimits, HostAsked, HostPermit};
 pub use inspect::{LeaderLine, Unsettled};
 pub use jobs::{Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Unreadable, Wanted};
 pub use judge::{CheckRow, MonitorResult, OpinionRow, RelayRow};
@@ -73,6 +73,9 @@ pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 const MARGIN_MS: u128 = 2_000;
 /// Longest we wait for a free connection, or for a new one.
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an idle connection is taken to be as it was when it was put back.
+const TRUSTED: Duration = Duration::from_secs(1);
 
 /// A pool of connections that is safe behind a transaction pooler.
 #[derive(Debug, Clone)]
@@ -110,6 +113,16 @@ impl Db {
         let pool = PgPoolOptions::new()
             .max_connections(max)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // It was pinged when it came back: one more round trip per statement only where that was a while ago.
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUSTED {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .idle_timeout(Duration::from_secs(120))
             .connect_lazy_with(options);
         Ok(Self { pool, timeout: STATEMENT_TIMEOUT })

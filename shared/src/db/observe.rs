@@ -29,13 +29,14 @@ pub(super) fn ms(value: Option<u32>) -> Option<i32> {
     value.map(|v| i32::try_from(v).unwrap_or(i32::MAX))
 }
 
+/// The place, from 0, of the question that a row answers.
+pub(super) fn position(row: &PgRow) -> Result<usize, DbError> {
+    let position: i32 = get(row, "o")?;
+    Ok(usize::try_from(position).unwrap_or(1).saturating_sub(1))
+}
+
 pub(super) fn lost(rows: &[PgRow]) -> Result<Vec<usize>, DbError> {
-    rows.iter()
-        .map(|row| {
-            let position: i32 = get(row, "o")?;
-            Ok(usize::try_from(position).unwrap_or(1).saturating_sub(1))
-        })
-        .collect()
+    rows.iter().map(position).collect()
 }
 
 pub(super) fn fences<'a>(

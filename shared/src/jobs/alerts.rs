@@ -1,11 +1,14 @@
 //! Closes the gap: changes of relays' liveness that the operator's webhook has not been told of.
 //!
+//! Whoever has the secret can tell that it was us: each request carries the HMAC-SHA256 of its body.
+//!
 //! At least once: what was sent is noted after the webhook took it, so a crash in between tells it again; the
 //! serial in each alert is there for that. One that fails waits, longer each time, and the others behind it.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::{Attempt, Ctx, JobError, Report, cadence, lost};
 use crate::clock;
@@ -28,6 +31,8 @@ const ANSWER_CHARS: usize = 200;
 const AGAIN: (u64, u64) = (15, 3_600);
 /// What could not be told for so long is no news, seconds.
 const STALE: i64 = 7 * 86_400;
+/// Names the signature: `sha256=` and the HMAC of the body in hexadecimal.
+const SIGNATURE: &str = "x-bigbrotr-signature";
 /// A look although nothing is known to wait.
 const IDLE: Duration = Duration::from_secs(900);
 
@@ -49,7 +54,9 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         if wanted.is_empty() {
             continue;
         }
-        match web.post_json(webhook, body(&wanted).to_string(), ANSWER_BYTES).await {
+        let text = body(&wanted).to_string();
+        let signature = ctx.config.alert_secret.as_ref().map(|secret| secret.sign(text.as_bytes()));
+        match web.post_json(webhook, text, signature.as_deref().map(|s| (SIGNATURE, s)), ANSWER_BYTES).await {
             Ok(reply) if (200..300).contains(&reply.status) => {
                 sent += wanted.len();
                 settle(ctx, attempt, &wanted, |_| Delivery::Sent, &format!("HTTP {}", reply.status)).await?;
@@ -74,6 +81,39 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         return Err(lost());
     }
     Ok(json!({ "sent": sent, "failure": failure }))
+}
+
+/// What the webhook and we alone know; in no printed form.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// As configured.
+    pub fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// HMAC-SHA256 (RFC 2104) of `message`, as the header says it.
+    fn sign(&self, message: &[u8]) -> String {
+        const BLOCK: usize = 64;
+        let mut key = [0_u8; BLOCK];
+        let secret = self.0.as_bytes();
+        if secret.len() > BLOCK {
+            key[..32].copy_from_slice(&Sha256::digest(secret));
+        } else {
+            key[..secret.len()].copy_from_slice(secret);
+        }
+        let padded = |pad: u8| key.map(|byte| byte ^ pad);
+        let inner = Sha256::new().chain_update(padded(0x36)).chain_update(message).finalize();
+        let outer = Sha256::new().chain_update(padded(0x5c)).chain_update(inner).finalize();
+        format!("sha256={}", hex::encode(outer))
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
 }
 
 async fn settle(
@@ -135,6 +175,20 @@ mod tests {
         };
         assert_eq!([delay(0), delay(1), delay(5), delay(400)], [15, 30, 480, 3_600]);
         assert_eq!(after_failure(&alert(3, 1_000), 1_000 + STALE + 1), Delivery::GivenUp);
+    }
+
+    #[test]
+    fn signatures_are_those_of_rfc_4231() {
+        let signed = |key: &str, message: &str| Secret::new(key).sign(message.as_bytes());
+        assert_eq!(
+            signed("Jefe", "what do ya want for nothing?"),
+            "sha256=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+        assert_eq!(
+            signed(&"\u{b}".repeat(20), "Hi There"),
+            "sha256=b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"
+        );
+        assert_eq!(format!("{:?}", Secret::new("hunter2hunter2hunter2")), "***");
     }
 
     #[test]

@@ -4,7 +4,10 @@ use super::{Attempt, Ctx, JobError, WriteTo, lost};
 use crate::checks::{Looks, MonitorReport};
 use crate::clock;
 use crate::db::{CapabilityResult, CapabilityRow, WriteRow};
-use crate::models::RelayUrl;
+use crate::models::{Measured, RelayUrl};
+
+/// No fewer are asked for, whatever was measured: whoever serves one event a page gives no more for that.
+const PAGE_LEAST: u32 = 20;
 
 /// What this look at the relay is to find out.
 pub(super) async fn looks(ctx: &Ctx, url: &RelayUrl, relay_id: i32) -> Result<Looks, JobError> {
@@ -20,6 +23,12 @@ pub(super) async fn looks(ctx: &Ctx, url: &RelayUrl, relay_id: i32) -> Result<Lo
         WriteTo::All(hosts) => owns(hosts, url) || is_due(written_at, now, interval_s),
     };
     Ok(looks)
+}
+
+/// How many events to ask one page of a relay for: what its pages were measured to be cut at, where that is less than
+/// what the operator wants. Asked for more, some relays give less.
+pub(super) fn page_limit(configured: u32, measured: &Measured) -> u32 {
+    measured.best_limit().map_or(configured, |best| best.max(PAGE_LEAST).min(configured))
 }
 
 /// Stores what this look found out beyond its checks.

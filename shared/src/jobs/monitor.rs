@@ -39,7 +39,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     }
     capability::put(ctx, attempt, &url, &report).await?;
     publish::record(ctx, attempt, &url, &relay, &report).await?;
-    if !ctx.db.monitor_finish(&ctx.config.vantage, &[result]).await?.is_empty() {
+    if !ctx.calls.monitor_finish(result).await? {
         return Err(lost());
     }
     Ok(json!({
@@ -105,7 +105,8 @@ fn judge_report(
     let stands = stands(state, report.up, proved, interval);
     let mine = Opinion { state, reason: report.reason, stands: !stands.is_zero() };
     let others = opinions(relay, url, now)?;
-    let (overall, overall_reason) = overall(mine, &others, ctx.config.vantages_for_down);
+    let (overall, overall_reason) =
+        overall(mine, &others, relay.for_down.unwrap_or(ctx.config.vantages_for_down));
     let overall_before =
         relay.overall.as_deref().map(|text| stored(text, "relay_overall", url)).transpose()?;
     let since_s =

@@ -33,7 +33,7 @@ impl Ctx {
         host: &str,
         address: IpAddr,
     ) -> Result<Option<Duration>, JobError> {
-        let permit = self.db.host_permit(&attempt.fence, host, address).await?;
+        let permit = self.calls.host_permit(&attempt.fence, host, address).await?;
         if !permit.held {
             return Err(lost());
         }

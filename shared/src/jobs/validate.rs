@@ -7,7 +7,8 @@ use serde_json::json;
 use super::{Attempt, Ctx, JobError, Report, Standing, cadence, lost, target_url};
 use crate::db::ValidateResult;
 use crate::models::{Network, Reason, RelayUrl};
-use crate::relay::{ProbeVerdict, speaks_nostr};
+use crate::net::Target;
+use crate::relay::{ProbeVerdict, RelaySocket};
 
 /// While nothing has told us yet whether our own network works.
 const UNPROVED: Duration = Duration::from_secs(60);
@@ -16,19 +17,20 @@ const UNSERVED: Duration = Duration::from_secs(3_600);
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
     let url = target_url(ctx, attempt).await?;
-    let Some(candidate) = ctx.db.candidate_get(&url).await? else {
+    let Some(candidate) = ctx.calls.candidate_get(&url).await? else {
         return Err(JobError::cancel("no such candidate any more"));
     };
     let verdict = match ctx.dialer.resolve(&url).await {
         // A relay that takes the connection has as long again to speak.
         Ok(target) => {
             ctx.permit(attempt, &target).await?;
-            let limit_ms = ctx.dialer.config().network(url.network()).connect_timeout_ms;
-            speaks_nostr(&ctx.dialer, &target, limit_ms).await
+            probe(ctx, &target).await
         }
         Err(failure) => ProbeVerdict::unreached(&failure),
     };
-    ctx.egress.record(url.network(), reach_failure(&verdict), false);
+    if let Some(failure) = reach_failure(&verdict) {
+        ctx.egress.record(url.network(), Some(failure), false);
+    }
     if !verdict.alive {
         blame(ctx, url.network(), verdict.reason, verdict.open_ms.is_some()).await?;
     }
@@ -36,13 +38,28 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let due = cadence::candidate(failures, url.as_str());
     let result = result(attempt, &url, &verdict, due);
     let give_up = result.give_up;
-    if !ctx.db.validate_finish(&[result]).await?.is_empty() {
+    if !ctx.calls.validate_finish(result).await? {
         return Err(lost());
     }
     Ok(json!({
         "alive": verdict.alive, "evidence": verdict.evidence, "outcome": verdict.outcome, "reason": verdict.reason,
         "detail": verdict.detail, "given_up": give_up,
     }))
+}
+
+/// Opens a WebSocket, probes it and closes it. That it opened is noted before the probe: what fails meanwhile elsewhere
+/// fails with our own network proved.
+async fn probe(ctx: &Ctx, target: &Target) -> ProbeVerdict {
+    let network = target.url().network();
+    match RelaySocket::open(&ctx.dialer, target).await {
+        Ok(mut socket) => {
+            ctx.egress.record(network, None, false);
+            let verdict = socket.probe(ctx.dialer.config().network(network).connect_timeout_ms).await;
+            socket.close().await;
+            verdict
+        }
+        Err(failure) => ProbeVerdict::unreached(&failure),
+    }
 }
 
 fn result(

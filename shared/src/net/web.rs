@@ -113,15 +113,25 @@ impl Web {
         Ok((relay.host().to_owned(), address))
     }
 
-    /// POSTs a JSON document. A redirect is an answer like any other: what was said to one is not repeated to
+    /// POSTs a JSON document, with a header more where one is given. A redirect is an answer like any other: what was said to one is not repeated to
     /// another.
     ///
     /// # Errors
     /// Why there is no answer.
-    pub async fn post_json(&self, url: &str, body: String, max_bytes: usize) -> Result<WebReply, WebFailure> {
+    pub async fn post_json(
+        &self,
+        url: &str,
+        body: String,
+        header: Option<(&'static str, &str)>,
+        max_bytes: usize,
+    ) -> Result<WebReply, WebFailure> {
         self.within(async {
             let at = self.admit(url)?;
-            let request = self.client.post(at.clone()).header(CONTENT_TYPE, "application/json").body(body);
+            let mut request =
+                self.client.post(at.clone()).header(CONTENT_TYPE, "application/json").body(body);
+            if let Some((name, value)) = header {
+                request = request.header(name, value);
+            }
             let response = self.send(request).await?;
             self.collect(response, &at, max_bytes).await
         })

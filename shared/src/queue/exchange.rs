@@ -18,7 +18,7 @@ use crate::telemetry::Outage;
 const BATCH: usize = 500;
 /// Between the beginnings of two calls, unless everything that ran has ended or enough has: short jobs share a
 /// call, and a few milliseconds are nothing to a job of seconds.
-const PACE: Duration = Duration::from_millis(8);
+const PACE: Duration = Duration::from_millis(25);
 /// Attempts that are worth a call of their own: the next ones run meanwhile.
 const ENOUGH: usize = 32;
 /// Between tries while the database is away.

@@ -127,8 +127,13 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
             .map(|url| Sighting { url, source: Source::Http, origin: source.url.clone() })
             .collect();
         let state_text = Some((source.url.clone(), state.to_string()));
-        let found =
-            Found { sightings, state: state_text, per_host: ctx.config.urls_per_host, ..Found::default() };
+        let found = Found {
+            sightings,
+            state: state_text,
+            per_host: ctx.config.urls_per_host,
+            per_site: ctx.config.urls_per_site,
+            ..Found::default()
+        };
         let Some(stored) = ctx.db.discover_store(&attempt.fence, &found).await? else { return Err(lost()) };
         new += stored.new;
         state["new_candidates"] = stored.new.into();

@@ -73,6 +73,7 @@ async fn archive(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
                 .collect(),
             mined: &keys,
             per_host: ctx.config.urls_per_host,
+            per_site: ctx.config.urls_per_site,
             next: last.then_some((after, due.slack, due.why)),
             ..Found::default()
         };

@@ -121,7 +121,14 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     drop(answers);
     let (domains, urls) = (asked.len(), sightings.len());
     let next = Some((due.after, due.slack, due.why));
-    let found = Found { sightings, asked, per_host: ctx.config.urls_per_host, next, ..Found::default() };
+    let found = Found {
+        sightings,
+        asked,
+        per_host: ctx.config.urls_per_host,
+        per_site: ctx.config.urls_per_site,
+        next,
+        ..Found::default()
+    };
     let Some(stored) = ctx.db.discover_store(&attempt.fence, &found).await? else { return Err(lost()) };
     let forgotten = ctx.db.nip05_retire().await?;
     Ok(json!({

@@ -10,7 +10,7 @@ mod visit;
 
 use std::time::Duration;
 
-use super::{Attempt, Ctx, JobError, lost};
+use super::{Attempt, Ctx, JobError, WriteTo, lost};
 use crate::checks::{CheckKind, Looks, MonitorReport};
 use crate::clock;
 use crate::db::{NewPublication, RelayRow};
@@ -52,8 +52,8 @@ pub struct About {
 
 impl About {
     /// The events: how we look, who we are, where we write.
-    pub fn announcements(&self, interval: Duration, looks: &Looks) -> Vec<Draft> {
-        let checks: Vec<&str> = looks
+    pub fn announcements(&self, interval: Duration, looks: &Looks, write: &WriteTo) -> Vec<Draft> {
+        let mut checks: Vec<&str> = looks
             .enabled
             .iter()
             .flat_map(|kind| match kind {
@@ -67,9 +67,12 @@ impl About {
             })
             .copied()
             .collect();
+        if *write != WriteTo::Nobody && looks.enabled.contains(&CheckKind::Rtt) {
+            checks.push("write");
+        }
         let limit = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
         // The others come from connections that these limits end.
-        let timed = ["open", "read", "nip11", "dns"];
+        let timed = ["open", "read", "write", "nip11", "dns"];
         let timeouts: Vec<(&str, u64)> =
             timed.into_iter().filter(|check| checks.contains(check)).map(|check| (check, limit)).collect();
         let monitor = nip66::announcement(&MonitorFacts {
@@ -160,7 +163,7 @@ mod tests {
     #[test]
     fn what_we_say_of_ourselves_is_true_of_the_configuration() {
         let looks = Looks::default().only(&[CheckKind::Rtt, CheckKind::Nip11]);
-        let drafts = publishing().about.announcements(Duration::from_secs(1_800), &looks);
+        let drafts = publishing().about.announcements(Duration::from_secs(1_800), &looks, &WriteTo::Nobody);
         assert_eq!(drafts.iter().map(|draft| draft.kind).collect::<Vec<_>>(), [10_166, 10_002, 0]);
         let said = serde_json::json!(drafts[0].tags).to_string();
         for tag in
@@ -169,6 +172,14 @@ mod tests {
             assert!(said.contains(tag), "{tag} in {said}");
         }
         assert!(!said.contains("dns"), "what is not looked at is not announced: {said}");
+        assert!(!said.contains("write"), "nor what is not probed: {said}");
+        let writes =
+            publishing().about.announcements(Duration::from_secs(1_800), &looks, &WriteTo::All(Vec::new()));
+        let said = serde_json::json!(writes[0].tags).to_string();
+        assert!(
+            said.contains(r#"["c","write"]"#) && said.contains(r#"["timeout","write","10000"]"#),
+            "{said}"
+        );
     }
 
     #[test]

@@ -36,7 +36,11 @@ pub(in crate::jobs) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report,
 
 /// What we say of ourselves, and what we take back of relays that are left alone now.
 async fn say(ctx: &Ctx, attempt: &Attempt, publishing: &Publishing) -> Result<u64, JobError> {
-    let drafts = publishing.about.announcements(ctx.config.monitor_interval, &ctx.config.looks);
+    let drafts = publishing.about.announcements(
+        ctx.config.monitor_interval,
+        &ctx.config.looks,
+        &ctx.config.write_probe,
+    );
     let mut new =
         drafts.into_iter().map(|draft| publishing.announcement(draft)).collect::<Result<Vec<_>, _>>()?;
     let pubkey = publishing.keys.pubkey();

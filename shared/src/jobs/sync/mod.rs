@@ -20,10 +20,10 @@ use self::revisit::{AGES, Revisit};
 use self::windows::{Window, plan};
 use super::cadence::{self, SyncEnd};
 use super::validate::blame;
-use super::{Attempt, Ctx, JobError, Report, lost, target_url};
+use super::{Attempt, Ctx, JobError, Report, capability, lost, target_url};
 use crate::clock;
 use crate::db::{CapabilityRow, NewCoverage, Revisited, StoreBatch, SyncFacts};
-use crate::models::{Coverage, GapReason, Grade, Interval, Measured, Outcome, RelayUrl, Support};
+use crate::models::{Coverage, GapReason, Grade, Interval, Outcome, RelayUrl, Support};
 use crate::net::{DialFailure, Target};
 use crate::nips::{Claim, Limits, Next, Walk, WalkSpec};
 use crate::relay::RelaySocket;
@@ -167,7 +167,7 @@ impl<'a> Pass<'a> {
             facts,
             tally: Tally::default(),
             until_ms: clock::monotonic_ms().saturating_add(time_box),
-            page_limit: page_limit(ctx.config.page_limit, &measured),
+            page_limit: capability::page_limit(ctx.config.page_limit, &measured),
             page_shown: usize::try_from(measured.page_max).unwrap_or(usize::MAX),
             reconciles,
             neg_off: false,
@@ -176,11 +176,6 @@ impl<'a> Pass<'a> {
             revisited: Vec::new(),
         })
     }
-}
-
-/// The configured limit, or the relay's own where that is smaller: more than its limit brings less from some.
-fn page_limit(configured: u32, measured: &Measured) -> u32 {
-    measured.best_limit().map_or(configured, |best| configured.min(best)).max(1)
 }
 
 impl Pass<'_> {

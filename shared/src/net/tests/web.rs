@@ -156,12 +156,12 @@ async fn a_document_is_posted_once_and_a_redirect_of_it_is_an_answer() {
     })
     .await;
     let reply = web(&local_dialer())
-        .post_json(&format!("http://{}/hook", server.addr), r#"{"a":1}"#.to_owned(), 100)
+        .post_json(&format!("http://{}/hook", server.addr), r#"{"a":1}"#.to_owned(), None, 100)
         .await
         .unwrap();
     assert_eq!((reply.status, hits.load(Ordering::Relaxed)), (307, 1));
     let failure = web(&Dialer::new(NetConfig { policy: AddressPolicy::public(), ..local_config() }).unwrap())
-        .post_json(&format!("http://{}/hook", server.addr), String::new(), 100)
+        .post_json(&format!("http://{}/hook", server.addr), String::new(), None, 100)
         .await
         .unwrap_err();
     assert_eq!((failure.reason, hits.load(Ordering::Relaxed)), (Reason::AddressRefused, 1));
