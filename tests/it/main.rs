@@ -51,6 +51,8 @@ mod publish;
 #[cfg(test)]
 mod queue;
 #[cfg(test)]
+mod rollup;
+#[cfg(test)]
 mod scene;
 #[cfg(test)]
 mod scheduler;

@@ -61,7 +61,7 @@ pub use publish::{DeliveryRow, NewPublication, PendingPublication, PublicationLi
 pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPage};
 pub use uptime::{LivenessLine, Percentiles, ReliabilityLine, UptimeLine};
 pub use verify::{Corruption, VerifyReport};
-pub use views::VIEWS;
+pub use views::{Backlog, Counted, VIEWS};
 
 /// Longest a single statement may take before it counts as lost.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
