@@ -23,6 +23,7 @@ impl Gauges {
         self.db.queue_sample_take().await?;
         let lines = self.db.queue_stats().await?;
         let fleet = self.db.fleet_stats().await?;
+        let backlog = self.db.rollup_backlog().await?;
         // A queue that has nothing is not among the lines: its zero is as true as any number.
         let mut queues: HashMap<Labels, (i64, i64)> = queues().map(|labels| (labels, (0, 0))).collect();
         for line in lines {
@@ -40,6 +41,7 @@ impl Gauges {
             for (state, count) in [("alive", fleet.alive), ("suspect", fleet.suspect), ("down", fleet.down)] {
                 self.metrics.relays.get_or_create(&Labels::new("", "", state)).set(gauge(count));
             }
+            self.metrics.rollup_backlog.get_or_create(&Labels::default()).set(gauge(backlog.keys));
         });
         Ok(())
     }
@@ -51,6 +53,7 @@ pub(crate) fn clear(metrics: &Metrics) {
     metrics.queue_due.clear();
     metrics.queue_oldest_due_seconds.clear();
     metrics.relays.clear();
+    metrics.rollup_backlog.clear();
 }
 
 /// Every queue there is: `queue_list` in SQL.

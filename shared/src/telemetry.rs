@@ -55,6 +55,8 @@ pub enum Metric {
     ObservationsStored,
     /// Checks made, by kind and outcome.
     Checks,
+    /// Keys that writers logged and no refresh has counted yet (leader only).
+    RollupBacklog,
     /// How long the calls took that acknowledge and claim, seconds.
     ExchangeSeconds,
     /// Jobs per call that asked for some.
@@ -63,7 +65,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in declaration order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::JobsFinished,
         Self::JobsLost,
         Self::JobsUnreadable,
@@ -79,6 +81,7 @@ impl Metric {
         Self::EventsReceived,
         Self::ObservationsStored,
         Self::Checks,
+        Self::RollupBacklog,
         Self::ExchangeSeconds,
         Self::ClaimSize,
     ];
@@ -101,6 +104,7 @@ impl Metric {
             Self::EventsReceived => "events_received",
             Self::ObservationsStored => "observations_stored",
             Self::Checks => "checks",
+            Self::RollupBacklog => "rollup_backlog",
             Self::ExchangeSeconds => "queue_exchange_seconds",
             Self::ClaimSize => "queue_claim_size",
         }
@@ -126,6 +130,7 @@ impl Metric {
             Self::EventsReceived => "Events relays sent us, by what became of them",
             Self::ObservationsStored => "New observations stored",
             Self::Checks => "Checks made, by kind and outcome",
+            Self::RollupBacklog => "Keys that writers logged and no refresh has counted yet (leader only)",
             Self::ExchangeSeconds => "Seconds of the calls in which a worker acknowledges and claims",
             Self::ClaimSize => "Jobs a call brought that asked for some",
         }
@@ -189,6 +194,8 @@ pub struct Metrics {
     pub observations_stored: Counter,
     /// [`Metric::Checks`]
     pub checks: Family<Labels, Counter>,
+    /// [`Metric::RollupBacklog`]
+    pub rollup_backlog: Family<Labels, Gauge>,
     /// [`Metric::ExchangeSeconds`]
     pub exchange_seconds: Histogram,
     /// [`Metric::ClaimSize`]
@@ -216,6 +223,7 @@ impl Metrics {
             events_received: Family::default(),
             observations_stored: Counter::default(),
             checks: Family::default(),
+            rollup_backlog: Family::default(),
             exchange_seconds: Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0]),
             claim_size: Histogram::new([0.0, 1.0, 4.0, 16.0, 64.0, 256.0]),
         };
@@ -241,6 +249,7 @@ impl Metrics {
                     registry.register(name, help, metrics.observations_stored.clone());
                 }
                 Metric::Checks => registry.register(name, help, metrics.checks.clone()),
+                Metric::RollupBacklog => registry.register(name, help, metrics.rollup_backlog.clone()),
                 Metric::ExchangeSeconds => registry.register(name, help, metrics.exchange_seconds.clone()),
                 Metric::ClaimSize => registry.register(name, help, metrics.claim_size.clone()),
             }

@@ -65,6 +65,8 @@ mod queue;
 #[cfg(test)]
 mod reconcile;
 #[cfg(test)]
+mod rollup;
+#[cfg(test)]
 mod scene;
 #[cfg(test)]
 mod scheduler;

@@ -336,6 +336,11 @@ async fn views(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
             .collect();
         findings.add(mark, "views", text, data.into());
     }
+    let backlog = db.rollup_backlog().await?;
+    let mark = if backlog.age_s > VIEW_AGE_S { Mark::Problem } else { Mark::Ok };
+    let text =
+        format!("{} keys wait to be counted, the oldest for {} s", commas(backlog.keys), backlog.age_s);
+    findings.add(mark, "rollups", text, json!({ "keys": backlog.keys, "age_s": backlog.age_s }));
     Ok(())
 }
 

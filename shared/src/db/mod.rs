@@ -65,7 +65,7 @@ pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPag
 pub use reconcile::{ReconcileBatch, Revisited, SyncFacts};
 pub use uptime::{LivenessLine, Percentiles, ReliabilityLine, UptimeLine};
 pub use verify::{Corruption, VerifyReport};
-pub use views::VIEWS;
+pub use views::{Backlog, Counted, VIEWS};
 
 /// Longest a single statement may take before it counts as lost.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
