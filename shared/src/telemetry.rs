@@ -59,11 +59,15 @@ pub enum Metric {
     ExchangeSeconds,
     /// Jobs per call that asked for some.
     ClaimSize,
+    /// Size of the database (leader only).
+    ArchiveBytes,
+    /// 1 while the disk budget has syncing rest (leader only).
+    ArchiveRests,
 }
 
 impl Metric {
     /// Every metric, in declaration order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::JobsFinished,
         Self::JobsLost,
         Self::JobsUnreadable,
@@ -81,6 +85,8 @@ impl Metric {
         Self::Checks,
         Self::ExchangeSeconds,
         Self::ClaimSize,
+        Self::ArchiveBytes,
+        Self::ArchiveRests,
     ];
 
     /// Name without prefix and without the `_total` the encoder adds to counters.
@@ -103,6 +109,8 @@ impl Metric {
             Self::Checks => "checks",
             Self::ExchangeSeconds => "queue_exchange_seconds",
             Self::ClaimSize => "queue_claim_size",
+            Self::ArchiveBytes => "archive_bytes",
+            Self::ArchiveRests => "archive_rests",
         }
     }
 
@@ -128,6 +136,8 @@ impl Metric {
             Self::Checks => "Checks made, by kind and outcome",
             Self::ExchangeSeconds => "Seconds of the calls in which a worker acknowledges and claims",
             Self::ClaimSize => "Jobs a call brought that asked for some",
+            Self::ArchiveBytes => "Size of the database, bytes (leader only)",
+            Self::ArchiveRests => "1 while syncing rests for the disk budget (leader only)",
         }
     }
 }
@@ -193,6 +203,10 @@ pub struct Metrics {
     pub exchange_seconds: Histogram,
     /// [`Metric::ClaimSize`]
     pub claim_size: Histogram,
+    /// [`Metric::ArchiveBytes`]
+    pub archive_bytes: Family<Labels, Gauge>,
+    /// [`Metric::ArchiveRests`]
+    pub archive_rests: Family<Labels, Gauge>,
 }
 
 impl Metrics {
@@ -218,6 +232,8 @@ impl Metrics {
             checks: Family::default(),
             exchange_seconds: Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0]),
             claim_size: Histogram::new([0.0, 1.0, 4.0, 16.0, 64.0, 256.0]),
+            archive_bytes: Family::default(),
+            archive_rests: Family::default(),
         };
         for metric in Metric::ALL {
             let (name, help) = (metric.name(), metric.help());
@@ -243,6 +259,8 @@ impl Metrics {
                 Metric::Checks => registry.register(name, help, metrics.checks.clone()),
                 Metric::ExchangeSeconds => registry.register(name, help, metrics.exchange_seconds.clone()),
                 Metric::ClaimSize => registry.register(name, help, metrics.claim_size.clone()),
+                Metric::ArchiveBytes => registry.register(name, help, metrics.archive_bytes.clone()),
+                Metric::ArchiveRests => registry.register(name, help, metrics.archive_rests.clone()),
             }
         }
         metrics.registry = Arc::new(registry);

@@ -25,6 +25,8 @@ mod jobs;
 #[cfg(test)]
 mod judge;
 #[cfg(test)]
+mod keep;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod locks;
@@ -39,6 +41,8 @@ mod operate;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]
+mod orphans;
+#[cfg(test)]
 mod politeness;
 #[cfg(test)]
 mod pooler;
@@ -50,6 +54,8 @@ mod proxy;
 mod publish;
 #[cfg(test)]
 mod queue;
+#[cfg(test)]
+mod retention;
 #[cfg(test)]
 mod scene;
 #[cfg(test)]
