@@ -25,6 +25,8 @@ const ORPHANS: u32 = 1_000;
 const SWEEP: u32 = 5_000;
 /// How long one round does what the policies ask for, milliseconds: the other steps have their turn.
 const RETAIN_MS: u64 = 20_000;
+/// Between two pieces of that.
+const BREATH: Duration = Duration::from_millis(20);
 
 /// What is done, in this order.
 #[derive(Debug, Clone, Copy)]
@@ -158,7 +160,11 @@ impl Maintenance {
             Step::Statistics => db.statistics_maintain().await.map(|_| 0),
             Step::Documents => db.orphan_metadata_delete(ORPHANS).await,
             Step::Retention => self.retain().await,
-            Step::Orphans => db.orphan_event_sweep(SWEEP).await,
+            Step::Orphans => match db.orphan_event_sweep(SWEEP).await {
+                // Found, and not to be had at this moment: the round comes by again.
+                Err(error) if error.is_busy() => Ok(0),
+                swept => swept,
+            },
         }
     }
 
@@ -181,7 +187,11 @@ impl Maintenance {
         let mut done = 0;
         while clock::monotonic_ms() < until_ms && self.lead.stands(self.term) {
             match self.db.retention_step().await {
-                Ok(Some(step)) => done += step.events + step.observations + step.months,
+                Ok(Some(step)) => {
+                    done += step.events + step.observations + step.months;
+                    // Others want the locks of a step, too.
+                    tokio::time::sleep(BREATH).await;
+                }
                 Ok(None) => break,
                 Err(error) if error.is_busy() => break,
                 Err(error) => return Err(error),

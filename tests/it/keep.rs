@@ -7,7 +7,7 @@ use shared::db::{Fate, Sample, SetLine};
 use shared::jobs::{JobError, JobsConfig};
 use shared::models::{EventId, JobKind};
 use shared::telemetry::Metrics;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Connection as _};
 use tests::factory::Factory;
 use tests::pg::{Role, TestDb};
 use tests::scripted::{Script, ScriptedRelay};
@@ -250,6 +250,24 @@ async fn the_leading_scheduler_does_what_its_configuration_keeps() {
             .await,
         "age 30, kind 1 20, kind 7 0"
     );
+}
+
+#[tokio::test]
+async fn a_refresh_waits_for_a_moment_of_retention() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    archive(&ctx.db, "wss://one.example", &Factory::new(59).events(10)).await;
+    let mut other = test.connect(Role::Superuser).await;
+    let mut retention = other.begin().await.unwrap();
+    sqlx::raw_sql("SELECT archive_lock()").execute(&mut *retention).await.unwrap();
+    let refresh = run(&ctx, JobKind::Refresh, "views");
+    let end = async {
+        // bound: half a second of somebody's retention
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        retention.commit().await.unwrap();
+    };
+    let (report, ()) = tokio::join!(refresh, end);
+    assert_eq!(report.unwrap()["refreshed"], shared::db::VIEWS.len());
 }
 
 /// One fault each, and the words by which it is found.

@@ -5,6 +5,8 @@ mod alerts;
 #[cfg(test)]
 mod archive;
 #[cfg(test)]
+mod backup;
+#[cfg(test)]
 mod chaos;
 #[cfg(test)]
 mod cli;
@@ -14,6 +16,8 @@ mod database;
 mod discover;
 #[cfg(test)]
 mod docs;
+#[cfg(test)]
+mod eighteen;
 #[cfg(test)]
 mod factory;
 #[cfg(test)]
@@ -74,6 +78,8 @@ mod support;
 mod tidy;
 #[cfg(test)]
 mod upgrade;
+#[cfg(test)]
+mod upgrade17;
 #[cfg(test)]
 mod uptime;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use serde_json::Value;
 use shared::db::{Db, EventRow, RetentionStep};
 use shared::jobs::JobsConfig;
 use shared::models::{AddressPolicy, Event, JobKind, RelayUrl, Retention};
+use sqlx::Connection as _;
 use tests::factory::Factory;
 use tests::hostile;
 use tests::pg::{Role, TestDb};
@@ -202,10 +203,30 @@ async fn a_relay_of_which_nothing_is_kept_is_not_dialled_for_its_events() {
     assert_eq!(value(&test, "SELECT count(*)::text FROM event").await, "40");
 }
 
+#[tokio::test]
+async fn a_long_reader_keeps_months_from_being_dropped_and_nothing_else_from_being_done() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    archive(&db, "wss://one.example", &Factory::new(46).over(120 * DAY_S).events(200)).await;
+    db.partition_maintain(shared::clock::unix_now() - 110 * DAY_S).await.unwrap();
+    let policies = Retention { days: Some(60), ..kinds(&["7"]) };
+    db.retention_put(&policies, false).await.unwrap();
+    let mut other = test.connect(Role::Reader).await;
+    let mut long = other.begin().await.unwrap();
+    sqlx::query("SELECT count(*) FROM event").execute(&mut *long).await.unwrap();
+    let took = retire(&db).await;
+    assert!(took.months == 0 && took.events > 60, "{took:?}");
+    let left = "SELECT count(*) FILTER (WHERE kind = 7 AND fate = 0) || ' ' || count(*) FILTER (WHERE created_at < (SELECT before_at FROM archive_horizon)) FROM event";
+    assert_eq!(value(&test, left).await, "0 0");
+    long.commit().await.unwrap();
+    let took = retire(&db).await;
+    assert!(took.months > 0 && took.events == 0, "{took:?}");
+}
+
 /// The archive in numbers: events, archived ones, observations.
 async fn numbers(test: &TestDb) -> [u64; 3] {
-    let text = value(test, "SELECT count(*) || ' ' || count(*) FILTER (WHERE fate = 0) || ' ' || (SELECT count(*) FROM event_relay) FROM event").await;
-    let numbers: Vec<u64> = text.split(' ').map(|number| number.parse().unwrap()).collect();
+    let said = value(test, "SELECT count(*) || ' ' || count(*) FILTER (WHERE fate = 0) || ' ' || (SELECT count(*) FROM event_relay) FROM event").await;
+    let numbers: Vec<u64> = said.split(' ').map(|number| number.parse().unwrap()).collect();
     [numbers[0], numbers[1], numbers[2]]
 }
 

@@ -244,7 +244,7 @@ impl Config {
         }
     }
 
-    /// Size of the database beyond which syncing stops, bytes.
+    /// The disk budget of the database, bytes.
     pub fn archive_max_bytes(&self) -> Option<u64> {
         self.gigabytes("archive.max_gb")
     }
