@@ -8,6 +8,7 @@ CREATE TABLE event_gone (
     gone_at   bigint  NOT NULL,
     PRIMARY KEY (relay_id, event_key)
 );
+CREATE INDEX event_gone_event ON event_gone (event_key);
 COMMENT ON TABLE  event_gone IS 'Events that were seen on a relay and that it had no more when its set was compared with ours. The observation stays.';
 COMMENT ON COLUMN event_gone.relay_id IS 'relay.id';
 COMMENT ON COLUMN event_gone.event_key IS 'event.event_key';
@@ -104,12 +105,18 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET
 AS $$
 DECLARE n integer := cardinality(c_ids);
 BEGIN
+    -- The gate that month_drop closes: here, before any lock on a table is held.
+    PERFORM pg_advisory_xact_lock_shared(7310);
     held := EXISTS (SELECT FROM job_fence(ARRAY[p_job], ARRAY[p_worker], ARRAY[p_attempt]));
     new_observations := 0;
     IF held THEN
         IF n > 0 THEN
             new_observations := event_relay_insert(c_ids, c_keys, array_fill(p_relay_id, ARRAY[n]),
                 array_fill(p_at, ARRAY[n]), array_fill(1::smallint, ARRAY[n]));
+            -- What was known when it was claimed may have been deleted since: then it is neither here nor covered.
+            IF new_observations < n AND (SELECT count(DISTINCT r.o) FROM event_resolve(c_ids, c_keys) r) < n THEN
+                RAISE EXCEPTION 'an event of this batch was deleted while it was claimed: it is asked for again' USING ERRCODE = 'serialization_failure';
+            END IF;
             DELETE FROM event_gone g WHERE g.relay_id = p_relay_id
                 AND g.event_key = ANY (ARRAY(SELECT k.event_key FROM event_resolve(c_ids, c_keys) k));
         END IF;

@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and the help that teaches it.
 
+mod archive;
 mod candidate;
 mod look;
 mod publish;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use shared::models::JobKind;
 
+pub(crate) use archive::{Archive, Retention, Verify};
 pub(crate) use candidate::{Candidate, Exclusion};
 pub(crate) use look::{Check, Url};
 pub(crate) use publish::Publish;
@@ -94,6 +96,14 @@ pub(crate) enum Command {
     Autoscale(AutoscaleArgs),
     /// Look for problems: server, schema, clock, workers, queues, views, stored data
     Doctor(Doctor),
+    /// Is what is stored true? Re-hash and re-verify a sample or all of the archive, and look for what cannot be
+    Verify(Verify),
+    /// What is not kept: what the policies would take, and taking it
+    #[command(subcommand)]
+    Retention(Retention),
+    /// How much of each event is kept
+    #[command(subcommand)]
+    Archive(Archive),
     /// Print the configuration in force, passwords hidden
     Config(ConfigArgs),
 }
@@ -115,7 +125,7 @@ pub(crate) struct Up {
     /// How many days back the archive goes, or `all` [default: 7]
     #[arg(long, value_name = "N|all")]
     pub(crate) days: Option<String>,
-    /// Size of the database, GB, beyond which syncing stops (monitoring goes on), or `unlimited` [default: 5]
+    /// Disk budget, GB: at nine tenths of it syncing rests (monitoring goes on); or `unlimited` [default: 5]
     #[arg(long, value_name = "N")]
     pub(crate) max_gb: Option<String>,
     /// Permit relays on loopback, in private ranges and with local names
@@ -340,7 +350,8 @@ fn parse_kind(text: &str) -> Result<JobKind, String> {
   bigbrotr doctor
   bigbrotr doctor --verify all     re-hash every event and check every signature
 
-Without --verify, every relay URL and document and the newest 1,000 events are verified.
+Without --verify, every relay URL and document and the newest 1,000 events are verified;
+`bigbrotr verify` looks deeper.
 Exit code 1 when a problem was found; every bad value is named by table, column and row.
 Needs a role that may read, such as bigbrotr_reader.")]
 pub(crate) struct Doctor {

@@ -114,6 +114,9 @@ async fn dispatch(session: &Session, config: &Config, command: Command) -> Resul
         Command::Top(args) => commands::top(session, config, &args).await,
         Command::Autoscale(args) => commands::autoscale(session, config, &args).await,
         Command::Doctor(args) => commands::doctor(session, config, &args).await,
+        Command::Verify(args) => commands::verify(session, config, &args).await,
+        Command::Retention(args) => commands::retention(session, config, &args).await,
+        Command::Archive(args) => commands::archive(session, config, &args).await,
         Command::Config(args) => commands::config(session, config, &args),
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use shared::db::{Db, DbError};
-use shared::models::{JobKind, LOCAL, Network};
+use shared::models::{Fill, JobKind, LOCAL, Network, REST_PERCENT};
 use shared::telemetry::{Labels, Metrics};
 
 use crate::lead::Lead;
@@ -15,6 +15,8 @@ pub(crate) struct Gauges {
     pub(crate) metrics: Metrics,
     pub(crate) lead: Lead,
     pub(crate) term: i64,
+    /// The disk budget.
+    pub(crate) max_bytes: Option<u64>,
 }
 
 impl Gauges {
@@ -42,8 +44,30 @@ impl Gauges {
                 self.metrics.relays.get_or_create(&Labels::new("", "", state)).set(gauge(count));
             }
             self.metrics.rollup_backlog.get_or_create(&Labels::default()).set(gauge(backlog.keys));
+            self.show_budget(fleet.database_bytes);
         });
         Ok(())
+    }
+
+    /// The step at which syncing begins to rest, or goes on, is said once.
+    fn show_budget(&self, bytes: u64) {
+        let rests = Fill::of(bytes, self.max_bytes).rests();
+        self.metrics.archive_bytes.get_or_create(&Labels::default()).set(gauge(bytes));
+        let before = self.metrics.archive_rests.get_or_create(&Labels::default()).set(i64::from(rests));
+        let max = self.max_bytes.unwrap_or_default();
+        match (before == 1, rests) {
+            (false, true) => tracing::warn!(
+                archive.bytes = bytes,
+                archive.max_bytes = max,
+                "the archive is at {REST_PERCENT} % of its disk budget: syncing rests, monitoring goes on"
+            ),
+            (true, false) => tracing::info!(
+                archive.bytes = bytes,
+                archive.max_bytes = max,
+                "there is room in the disk budget again: syncing goes on"
+            ),
+            _ => {}
+        }
     }
 }
 
@@ -54,6 +78,8 @@ pub(crate) fn clear(metrics: &Metrics) {
     metrics.queue_oldest_due_seconds.clear();
     metrics.relays.clear();
     metrics.rollup_backlog.clear();
+    metrics.archive_bytes.clear();
+    metrics.archive_rests.clear();
 }
 
 /// Every queue there is: `queue_list` in SQL.

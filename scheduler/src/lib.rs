@@ -235,7 +235,8 @@ impl Scheduler {
             self.slow_ms = Some(clock::monotonic_ms());
         }
         if due(self.gauged_ms, GAUGE_EVERY_MS) && self.gauges.is_empty() {
-            self.gauges.spawn(Gauges { db, metrics: self.metrics.clone(), lead, term }.read());
+            let (metrics, max_bytes) = (self.metrics.clone(), self.options.archive_max_bytes);
+            self.gauges.spawn(Gauges { db, metrics, lead, term, max_bytes }.read());
             self.gauged_ms = Some(clock::monotonic_ms());
         }
     }

@@ -21,11 +21,19 @@ const REPORT_DAYS: u16 = 90;
 /// Documents deleted per round once no relay has them.
 const ORPHANS: u32 = 1_000;
 
+/// Events looked at per round for having no relay: a round through ten million takes a day and a half.
+const SWEEP: u32 = 5_000;
+/// How long one round does what the policies ask for, milliseconds: the other steps have their turn.
+const RETAIN_MS: u64 = 20_000;
+/// Between two pieces of that.
+const BREATH: Duration = Duration::from_millis(20);
+
 /// What is done, in this order.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Tasks,
     Limits,
+    Archive,
     Partitions,
     History,
     Checks,
@@ -37,12 +45,15 @@ enum Step {
     Schedule,
     Statistics,
     Documents,
+    Retention,
+    Orphans,
 }
 
 impl Step {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 16] = [
         Self::Tasks,
         Self::Limits,
+        Self::Archive,
         Self::Partitions,
         Self::History,
         Self::Checks,
@@ -54,6 +65,8 @@ impl Step {
         Self::Schedule,
         Self::Statistics,
         Self::Documents,
+        Self::Retention,
+        Self::Orphans,
     ];
 
     /// What a number of it means; none where the number says nothing to an operator.
@@ -70,6 +83,9 @@ impl Step {
             Self::Workers => Some("workers forgotten"),
             Self::Schedule => Some("schedule rows reconciled"),
             Self::Documents => Some("documents deleted"),
+            Self::Archive => Some("settings of the archive published"),
+            Self::Retention => Some("events or observations retired"),
+            Self::Orphans => Some("orphaned events deleted"),
         }
     }
 }
@@ -123,10 +139,12 @@ impl Maintenance {
                 db.schedule_ensure(&tasks).await.map(|_| 0)
             }
             Step::Limits => db.fleet_limits_set(&options.limits).await,
+            Step::Archive => self.publish_archive().await,
             Step::Partitions => {
                 let since =
                     options.archive_days.map_or(0, |days| clock::unix_now() - i64::from(days) * 86_400);
-                db.partition_maintain(since).await
+                // A month that retention has dropped is not made again.
+                db.partition_maintain(since.max(db.archive_get(None).await?.before)).await
             }
             Step::History => db.job_retire(options.history_days).await,
             Step::Checks => db.check_retire(options.checks_days).await,
@@ -141,6 +159,44 @@ impl Maintenance {
             Step::Schedule => db.schedule_reconcile().await,
             Step::Statistics => db.statistics_maintain().await.map(|_| 0),
             Step::Documents => db.orphan_metadata_delete(ORPHANS).await,
+            Step::Retention => self.retain().await,
+            Step::Orphans => match db.orphan_event_sweep(SWEEP).await {
+                // Found, and not to be had at this moment: the round comes by again.
+                Err(error) if error.is_busy() => Ok(0),
+                swept => swept,
+            },
         }
+    }
+
+    /// The disk budget, the policies, and whether an empty archive begins as a lightweight one.
+    async fn publish_archive(&self) -> Result<u64, DbError> {
+        let (db, options) = (&self.db, &self.options);
+        let budget = u64::from(db.archive_budget_set(options.archive_max_bytes).await?);
+        let policies = db.retention_put(&options.retention, false).await?;
+        if options.archive_light && !db.archive_light_begin().await? {
+            tracing::warn!(
+                "archive.light is set, and the archive holds whole events: `bigbrotr archive lighten` says what would be lost"
+            );
+        }
+        Ok(budget + policies)
+    }
+
+    /// What the policies ask for, piece by piece, as long as there is time; a lock that is not to be had ends it for this round.
+    async fn retain(&self) -> Result<u64, DbError> {
+        let until_ms = clock::monotonic_ms() + RETAIN_MS;
+        let mut done = 0;
+        while clock::monotonic_ms() < until_ms && self.lead.stands(self.term) {
+            match self.db.retention_step().await {
+                Ok(Some(step)) => {
+                    done += step.events + step.observations + step.months;
+                    // Others want the locks of a step, too.
+                    tokio::time::sleep(BREATH).await;
+                }
+                Ok(None) => break,
+                Err(error) if error.is_busy() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
     }
 }

@@ -61,11 +61,15 @@ pub enum Metric {
     ExchangeSeconds,
     /// Jobs per call that asked for some.
     ClaimSize,
+    /// Size of the database (leader only).
+    ArchiveBytes,
+    /// 1 while the disk budget has syncing rest (leader only).
+    ArchiveRests,
 }
 
 impl Metric {
     /// Every metric, in declaration order.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::JobsFinished,
         Self::JobsLost,
         Self::JobsUnreadable,
@@ -84,6 +88,8 @@ impl Metric {
         Self::RollupBacklog,
         Self::ExchangeSeconds,
         Self::ClaimSize,
+        Self::ArchiveBytes,
+        Self::ArchiveRests,
     ];
 
     /// Name without prefix and without the `_total` the encoder adds to counters.
@@ -107,6 +113,8 @@ impl Metric {
             Self::RollupBacklog => "rollup_backlog",
             Self::ExchangeSeconds => "queue_exchange_seconds",
             Self::ClaimSize => "queue_claim_size",
+            Self::ArchiveBytes => "archive_bytes",
+            Self::ArchiveRests => "archive_rests",
         }
     }
 
@@ -133,6 +141,8 @@ impl Metric {
             Self::RollupBacklog => "Keys that writers logged and no refresh has counted yet (leader only)",
             Self::ExchangeSeconds => "Seconds of the calls in which a worker acknowledges and claims",
             Self::ClaimSize => "Jobs a call brought that asked for some",
+            Self::ArchiveBytes => "Size of the database, bytes (leader only)",
+            Self::ArchiveRests => "1 while syncing rests for the disk budget (leader only)",
         }
     }
 }
@@ -200,6 +210,10 @@ pub struct Metrics {
     pub exchange_seconds: Histogram,
     /// [`Metric::ClaimSize`]
     pub claim_size: Histogram,
+    /// [`Metric::ArchiveBytes`]
+    pub archive_bytes: Family<Labels, Gauge>,
+    /// [`Metric::ArchiveRests`]
+    pub archive_rests: Family<Labels, Gauge>,
 }
 
 impl Metrics {
@@ -226,6 +240,8 @@ impl Metrics {
             rollup_backlog: Family::default(),
             exchange_seconds: Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0]),
             claim_size: Histogram::new([0.0, 1.0, 4.0, 16.0, 64.0, 256.0]),
+            archive_bytes: Family::default(),
+            archive_rests: Family::default(),
         };
         for metric in Metric::ALL {
             let (name, help) = (metric.name(), metric.help());
@@ -252,6 +268,8 @@ impl Metrics {
                 Metric::RollupBacklog => registry.register(name, help, metrics.rollup_backlog.clone()),
                 Metric::ExchangeSeconds => registry.register(name, help, metrics.exchange_seconds.clone()),
                 Metric::ClaimSize => registry.register(name, help, metrics.claim_size.clone()),
+                Metric::ArchiveBytes => registry.register(name, help, metrics.archive_bytes.clone()),
+                Metric::ArchiveRests => registry.register(name, help, metrics.archive_rests.clone()),
             }
         }
         metrics.registry = Arc::new(registry);

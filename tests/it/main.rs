@@ -5,6 +5,8 @@ mod alerts;
 #[cfg(test)]
 mod archive;
 #[cfg(test)]
+mod backup;
+#[cfg(test)]
 mod board;
 #[cfg(test)]
 mod chaos;
@@ -17,6 +19,8 @@ mod discover;
 #[cfg(test)]
 mod docs;
 #[cfg(test)]
+mod eighteen;
+#[cfg(test)]
 mod factory;
 #[cfg(test)]
 mod fleet;
@@ -28,6 +32,8 @@ mod heard;
 mod jobs;
 #[cfg(test)]
 mod judge;
+#[cfg(test)]
+mod keep;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
@@ -51,6 +57,8 @@ mod operator;
 #[cfg(test)]
 mod order;
 #[cfg(test)]
+mod orphans;
+#[cfg(test)]
 mod politeness;
 #[cfg(test)]
 mod pooler;
@@ -64,6 +72,8 @@ mod publish;
 mod queue;
 #[cfg(test)]
 mod reconcile;
+#[cfg(test)]
+mod retention;
 #[cfg(test)]
 mod rollup;
 #[cfg(test)]
@@ -90,6 +100,8 @@ mod traps;
 mod turns;
 #[cfg(test)]
 mod upgrade;
+#[cfg(test)]
+mod upgrade17;
 #[cfg(test)]
 mod uptime;
 #[cfg(test)]

@@ -16,7 +16,7 @@ fn bigbrotr(test: &TestDb, role: Role, arguments: &[&str]) -> Output {
 }
 
 /// Its exit code, and all it said.
-fn says(test: &TestDb, role: Role, arguments: &[&str]) -> (i32, String) {
+pub(crate) fn says(test: &TestDb, role: Role, arguments: &[&str]) -> (i32, String) {
     let output = bigbrotr(test, role, arguments);
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     (output.status.code().unwrap(), said.into_owned())

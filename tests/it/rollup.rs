@@ -291,7 +291,8 @@ async fn a_new_document_a_new_check_and_a_new_relay_reach_the_materialized_views
     let seen = "SELECT concat_ws(' ', (SELECT count(*) FROM relay_metadata_latest), (SELECT string_agg(software, ',') FROM relay_software_counts),
         (SELECT string_agg(nip::text, ',' ORDER BY nip) FROM supported_nip_counts), (SELECT avg_rtt_open FROM relay_stats WHERE relay_url = 'wss://r2.example'))";
     assert_eq!(value(&test, seen).await, "2 s 1,11 50.00");
-    let rtt = "SELECT data -> 'data' ->> 'rtt_open' FROM relay_metadata_latest WHERE metadata_type = 'nip66_rtt'";
+    let rtt =
+        "SELECT data -> 'data' ->> 'rtt_open' FROM relay_metadata_latest WHERE metadata_type = 'nip66_rtt'";
     test.execute("UPDATE relay_check_latest SET open_ms = 70; SELECT all_statistics_refresh()").await;
     assert_eq!(value(&test, rtt).await, "70");
     test.execute("DELETE FROM relay_metadata; SELECT all_statistics_refresh()").await;

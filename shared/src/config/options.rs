@@ -13,7 +13,7 @@ use crate::checks::{Looks, Speak};
 use crate::db::FleetLimits;
 use crate::jobs::alerts::Secret;
 use crate::jobs::{ARCHIVE, HTTP, HttpSource, JobsConfig, NIP05, WriteTo};
-use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl};
+use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl, Retention};
 use crate::net::{NetConfig, NetworkConfig, Traffic};
 use crate::queue::QueueOptions;
 use crate::telemetry::LogOptions;
@@ -32,6 +32,12 @@ pub struct SchedulerOptions {
     pub networks: Vec<String>,
     /// How far back the archive goes; `None` = to the beginning.
     pub archive_days: Option<u32>,
+    /// The disk budget, bytes; published while leading.
+    pub archive_max_bytes: Option<u64>,
+    /// Whether an empty archive is begun as a lightweight one.
+    pub archive_light: bool,
+    /// What is not kept; published while leading.
+    pub retention: Retention,
     /// Days finished jobs are remembered.
     pub history_days: u16,
     /// Days single checks are kept.
@@ -241,7 +247,7 @@ impl Config {
         }
     }
 
-    /// Size of the database beyond which syncing stops, bytes.
+    /// The disk budget of the database, bytes.
     pub fn archive_max_bytes(&self) -> Option<u64> {
         self.gigabytes("archive.max_gb")
     }
@@ -320,6 +326,9 @@ impl Config {
             lease: self.seconds("scheduler.lease_s"),
             networks: self.enabled_networks().iter().map(|network| network.as_str().to_owned()).collect(),
             archive_days: self.archive_days(),
+            archive_max_bytes: self.archive_max_bytes(),
+            archive_light: self.archive_light(),
+            retention: self.retention().clone(),
             limits: self.fleet_limits(),
             discover_tasks: self.discover_tasks(),
             publish: self.publishes(),

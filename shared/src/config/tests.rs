@@ -326,3 +326,21 @@ fn a_key_that_is_missing_wrong_or_in_a_file_is_named_and_not_quoted() {
         assert!(error.contains(name) && !error.contains(SECRET), "{error}");
     }
 }
+
+#[test]
+fn what_is_not_kept_is_read_with_its_days_and_a_relay_in_its_one_spelling() {
+    let config = file(
+        "[retention]\ndays = 90\nkinds = [\"7\", \"20000-29999:2\"]\nrelays = [\"wss://Relay.example:443/ 30\"]\n",
+    )
+    .unwrap();
+    let kept = config.retention();
+    assert_eq!((kept.days, &kept.relays[..]), (Some(90), &[("wss://relay.example".to_owned(), 30)][..]));
+    assert_eq!(kept.kinds.iter().map(ToString::to_string).collect::<Vec<_>>(), ["7-7:0", "20000-29999:2"]);
+    assert!(file("").unwrap().retention().is_empty());
+    assert!(problem("[retention]\nkinds = [\"9-7\"]\n").contains("7:30 (days)"));
+    assert!(problem("[retention]\nrelays = [\"wss://relay.example\"]\n").contains("days behind a blank"));
+    assert!(
+        problem("[retention]\nrelays = [\"wss://127.0.0.1 5\"]\n")
+            .contains("retention.relays holds wss://127.0.0.1")
+    );
+}

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::models::IpRange;
+use crate::models::{DAYS_MAX, IpRange, KindRule};
 
 /// What the entries of a list are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,10 @@ pub(super) enum Item {
     Relay,
     /// A URL and a JMESPath expression; checked once the policy is known. Commas are part of expressions.
     Source,
+    /// A kind or a range of kinds, and days.
+    KindRule,
+    /// A relay's URL and days; the URL is checked under the policy once that is known.
+    RelayDays,
 }
 
 /// What a key may be.
@@ -188,6 +192,8 @@ impl Item {
             Self::Range => "address ranges, such as 10.0.0.0/8".to_owned(),
             Self::NameServer => "IP addresses, with or without a port".to_owned(),
             Self::Relay => "relay URLs, such as wss://relay.example".to_owned(),
+            Self::KindRule => "rules for kinds, such as 7, 7:30 (days) or 20000-29999:30".to_owned(),
+            Self::RelayDays => "relay URLs, each with days behind a blank, such as \"wss://relay.example 30\"".to_owned(),
             Self::Source => {
                 "texts \"URL EXPRESSION\" (parted by ; in variables) or tables { url, expression }, the expression in JMESPath".to_owned()
             }
@@ -218,6 +224,8 @@ impl Item {
             Self::Range => text.parse::<IpRange>().is_ok(),
             Self::NameServer => name_server(text).is_some(),
             Self::Relay => text.starts_with("ws://") || text.starts_with("wss://"),
+            Self::KindRule => text.parse::<KindRule>().is_ok(),
+            Self::RelayDays => relay_days(text).is_some(),
             Self::Source => text.starts_with("http://") || text.starts_with("https://"),
         }
     }
@@ -227,6 +235,13 @@ impl Item {
 pub(super) fn name_server(text: &str) -> Option<SocketAddr> {
     let port_53 = |ip: IpAddr| SocketAddr::new(ip, 53);
     text.parse().ok().or_else(|| text.parse().ok().map(port_53))
+}
+
+/// A relay's URL and the days behind it.
+pub(super) fn relay_days(text: &str) -> Option<(&str, u32)> {
+    let (url, days) = text.split_once(' ')?;
+    let days = days.trim().parse().ok().filter(|days| *days <= DAYS_MAX)?;
+    Item::Relay.accepts(url).then_some((url, days))
 }
 
 fn is_web(text: &str) -> bool {

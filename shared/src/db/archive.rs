@@ -44,6 +44,8 @@ pub struct StoreBatch<'a> {
     pub delivered: &'a [(EventId, i64)],
     /// Those of them that were unknown, verified.
     pub new: &'a [EventRow],
+    /// Whether the archive is a lightweight one.
+    pub light: bool,
     /// What the batch proves, if it proves something.
     pub coverage: Option<NewCoverage<'a>>,
     /// When the relay is next due, its slack, and why; `None` leaves that alone.
@@ -70,13 +72,14 @@ struct Columns {
     kinds: Vec<i32>,
     tags: Vec<Vec<u8>>,
     contents: Vec<Vec<u8>>,
-    sigs: Vec<Vec<u8>>,
+    sigs: Vec<Option<Vec<u8>>>,
     d_tags: Vec<Option<Vec<u8>>>,
-    tag_hashes: Vec<String>,
+    tag_hashes: Vec<Option<String>>,
 }
 
 impl Columns {
-    fn of(rows: &[EventRow]) -> Self {
+    /// In a lightweight archive no signature is kept and no tag indexed; tags and content stay until they are mined.
+    fn of(rows: &[EventRow], light: bool) -> Self {
         let events = || rows.iter().map(|row| &row.event);
         Self {
             ids: events().map(|e| e.id().as_bytes().to_vec()).collect(),
@@ -86,13 +89,13 @@ impl Columns {
             kinds: events().map(|e| i32::from(e.kind())).collect(),
             tags: events().map(|e| e.tags_json().into_bytes()).collect(),
             contents: events().map(|e| e.content().as_bytes().to_vec()).collect(),
-            sigs: events().map(|e| e.sig().to_vec()).collect(),
+            sigs: events().map(|e| (!light).then(|| e.sig().to_vec())).collect(),
             d_tags: events().map(|e| e.d_tag().map(|d| d.as_bytes().to_vec())).collect(),
             // One array literal per event: arrays of arrays must be rectangular in PostgreSQL.
             tag_hashes: events()
                 .map(|e| {
                     let hashes: Vec<String> = e.tag_hashes().iter().map(i64::to_string).collect();
-                    format!("{{{}}}", hashes.join(","))
+                    (!light).then(|| format!("{{{}}}", hashes.join(",")))
                 })
                 .collect(),
         }
@@ -148,7 +151,7 @@ impl Db {
 
     /// Stores one batch of a sync job in one fenced transaction.
     pub async fn sync_store(&self, batch: &StoreBatch<'_>) -> Result<Stored, DbError> {
-        let new = Columns::of(batch.new);
+        let new = Columns::of(batch.new, batch.light);
         let coverage = batch.coverage.as_ref().map(CoverageColumns::of).unwrap_or_default();
         let row = self
             .one(
@@ -197,7 +200,7 @@ impl Db {
         seen: &[(EventRow, RelayUrl, i64)],
     ) -> Result<u64, DbError> {
         let rows: Vec<EventRow> = seen.iter().map(|(row, _, _)| row.clone()).collect();
-        let new = Columns::of(&rows);
+        let new = Columns::of(&rows, false);
         let row = self
             .one(
                 sqlx::query(

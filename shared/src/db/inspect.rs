@@ -98,3 +98,52 @@ impl Db {
         })
     }
 }
+
+/// A time below which nothing is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HorizonLine {
+    /// `all`, or a relay's URL.
+    pub scope: String,
+    /// First second that is kept.
+    pub before: i64,
+    /// When it came to stand there, Unix seconds.
+    pub set_at: i64,
+    /// Which policy set it.
+    pub reason: String,
+}
+
+impl Db {
+    /// Every horizon.
+    pub async fn horizon_list(&self) -> Result<Vec<HorizonLine>, DbError> {
+        let sql = "SELECT scope, before_at, extract(epoch FROM set_at)::bigint AS set_at, reason FROM archive_horizon ORDER BY scope LIMIT 1000";
+        let rows = self.all(sqlx::query(sql)).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(HorizonLine {
+                    scope: get(row, "scope")?,
+                    before: get(row, "before_at")?,
+                    set_at: get(row, "set_at")?,
+                    reason: get(row, "reason")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Every policy in force, with its days.
+    pub async fn policy_list(&self) -> Result<Vec<(String, i32)>, DbError> {
+        let sql = "SELECT name, days FROM retention_policy ORDER BY what, name LIMIT 1000";
+        let rows = self.all(sqlx::query(sql)).await?;
+        rows.iter().map(|row| Ok((get(row, "name")?, get(row, "days")?))).collect()
+    }
+
+    /// Rows in the default partitions of the archive, counted up to `cap` each.
+    pub async fn default_rows(&self, cap: u64) -> Result<Vec<(&'static str, u64)>, DbError> {
+        let sql = "SELECT (SELECT count(*) FROM (SELECT FROM event_default LIMIT $1) x) AS events,
+                          (SELECT count(*) FROM (SELECT FROM event_relay_default LIMIT $1) x) AS observations";
+        let row = self.one(sqlx::query(sql).bind(i64::try_from(cap).unwrap_or(i64::MAX))).await?;
+        Ok(vec![
+            ("event_default", count(&row, "events")?),
+            ("event_relay_default", count(&row, "observations")?),
+        ])
+    }
+}

@@ -15,6 +15,7 @@ mod fleet;
 mod inspect;
 mod jobs;
 mod judge;
+mod keep;
 mod lead;
 mod listen;
 mod maintain;
@@ -47,9 +48,11 @@ pub use capability::{CapabilityResult, CapabilityRow, DifferenceLine, WriteRow};
 pub use discover::{Asked, Found, Sighted, Sighting, UnminedEvent};
 pub use error::DbError;
 pub use fleet::{FleetLimits, HostAsked, HostPermit};
-pub use inspect::{LeaderLine, Unsettled};
+pub use inspect::{HorizonLine, LeaderLine, Unsettled};
 pub use jobs::{Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Unreadable, Wanted};
+
 pub use judge::{CheckRow, MonitorResult, OpinionRow, RelayRow};
+pub use keep::{ArchiveState, Fate, LightenPlan, PlanLine, RetentionStep};
 pub use lead::{Tick, TickKind};
 pub use listen::JobListener;
 pub use maintain::Rescued;
@@ -64,7 +67,7 @@ pub use publish::{DeliveryRow, NewPublication, PendingPublication, PublicationLi
 pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPage};
 pub use reconcile::{ReconcileBatch, Revisited, SyncFacts};
 pub use uptime::{LivenessLine, Percentiles, ReliabilityLine, UptimeLine};
-pub use verify::{Corruption, VerifyReport};
+pub use verify::{Corruption, Sample, SetLine, VerifyProgress, VerifyReport};
 pub use views::{Backlog, Counted, VIEWS};
 
 /// Longest a single statement may take before it counts as lost.

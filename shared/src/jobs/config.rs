@@ -41,7 +41,7 @@ pub struct JobsConfig {
     pub nip05_per_day: u32,
     /// How far back the archive goes; `None` = to the beginning.
     pub archive_days: Option<u32>,
-    /// Size of the database beyond which syncing stops, bytes.
+    /// This worker's own word on the disk budget, bytes; the stricter of it and the published one holds.
     pub archive_max_bytes: Option<u64>,
     /// Events asked for per page.
     pub page_limit: u32,

@@ -9,12 +9,15 @@ use std::time::Duration;
 use serde_json::{Map, json};
 
 use super::{Attempt, Ctx, JobError, Report, cadence, lost};
-use crate::db::VIEWS;
+use crate::db::{DbError, VIEWS};
 
 /// Another worker refreshes right now.
 const BUSY: Duration = Duration::from_secs(60);
 /// Keys counted in one transaction: about a second's work.
 const STEP: i32 = 50_000;
+/// Retention holds the refreshes' lock too, for a moment at a time: so often and so long is waited for that.
+const TRIES: u32 = 50;
+const MOMENT: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
     let mut refreshed = 0_u32;
@@ -24,7 +27,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         if attempt.stop.is_cancelled() {
             return Err(JobError::snooze(Duration::ZERO, "stopping"));
         }
-        match ctx.direct.rollup_refresh(STEP).await {
+        match patiently(|| ctx.direct.rollup_refresh(STEP)).await {
             Ok(step) => {
                 counted += step.applied;
                 if step.backlog == 0 || step.applied == 0 {
@@ -45,7 +48,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         if attempt.stop.is_cancelled() {
             return Err(JobError::snooze(Duration::ZERO, "stopping"));
         }
-        match ctx.direct.refresh(statement).await {
+        match patiently(|| ctx.direct.refresh(statement)).await {
             Ok(()) => refreshed += 1,
             Err(error) if error.is_busy() => {
                 return Err(JobError::snooze(BUSY, "another refresh is running"));
@@ -64,4 +67,15 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         return Err(JobError::Retry { why: format!("no view could be refreshed: {}", json!(failed)) });
     }
     Ok(json!({ "counted": counted, "refreshed": refreshed, "failed": failed }))
+}
+
+/// Somebody who holds the lock for a moment only is waited for.
+async fn patiently<T, F: Future<Output = Result<T, DbError>>>(work: impl Fn() -> F) -> Result<T, DbError> {
+    for _ in 1..TRIES {
+        match work().await {
+            Err(error) if error.is_busy() => tokio::time::sleep(MOMENT).await,
+            other => return other,
+        }
+    }
+    work().await
 }

@@ -60,6 +60,8 @@ closed_set! {
         Quarantined = "quarantined",
         /// The relay broke the protocol.
         Protocol = "protocol",
+        /// What was known was dropped by age, and is not asked for again (set by the database, below a horizon).
+        Retired = "retired",
     }
 }
 

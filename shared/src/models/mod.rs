@@ -2,6 +2,7 @@
 //!
 //! No I/O, no clock, no database here; what comes back from outside is validated again.
 
+mod budget;
 mod canonical;
 mod capability;
 mod closed;
@@ -15,9 +16,11 @@ mod outcome;
 mod policy;
 mod relay_url;
 mod report;
+mod retention;
 mod service_state;
 mod source;
 
+pub use budget::{Fill, NEAR_PERCENT, REST_PERCENT, stricter};
 pub use canonical::{DocumentError, MAX_DOCUMENT_BYTES};
 pub use capability::{Answer, AuthSeen, By, Claims, MEASURED_NIPS, Measured, Support, Until};
 pub use closed::UnknownWord;
@@ -31,5 +34,6 @@ pub use outcome::{Outcome, Reason};
 pub use policy::{AddressPolicy, IpRange, IpRangeError};
 pub use relay_url::{MAX_URL_BYTES, RelayUrl, UrlError};
 pub use report::{MonitorAnnouncementRow, MonitorReportRow};
+pub use retention::{DAYS_MAX, KindRule, KindRuleError, Retention};
 pub use service_state::{MAX_STATE_KEY_BYTES, ServiceName, ServiceState, ServiceStateError, StateType};
 pub use source::Source;

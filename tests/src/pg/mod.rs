@@ -4,6 +4,7 @@
 //! lock. Invariant: a test's database is its own; it is dropped on success, kept and named on failure.
 
 mod bouncer;
+mod cluster;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use crate::tcp::authority;
 
 pub use bouncer::{Bouncer, Generation};
+pub use cluster::Cluster;
 
 /// Prefix of the roles that `migrate` makes when none is configured.
 pub const ROLE_PREFIX: &str = "bigbrotr_";

@@ -8,7 +8,7 @@ use super::super::{Ctx, JobError, lost};
 use super::Pass;
 use crate::clock;
 use crate::db::{DbError, EventRow, NewCoverage, StoreBatch, Stored};
-use crate::models::{EnvelopeFacts, Event, EventError, EventId, GapReason, Grade, Interval};
+use crate::models::{EnvelopeFacts, Event, EventError, EventId, GapReason, Grade, Interval, KindRule};
 use crate::relay::Page;
 use crate::telemetry::Labels;
 
@@ -25,6 +25,7 @@ pub(super) struct Tally {
     pub(super) new_events: u64,
     pub(super) new_observations: u64,
     pub(super) quarantined: u64,
+    pub(super) skipped: u64,
     pub(super) mismatched: u64,
     pub(super) comparisons: u64,
     pub(super) gone: u64,
@@ -43,8 +44,8 @@ impl Tally {
         json!({
             "requests": self.requests, "bytes": self.bytes, "delivered": self.delivered, "known": self.known,
             "new_events": self.new_events, "new_observations": self.new_observations,
-            "mismatched": self.mismatched, "quarantined": self.quarantined, "comparisons": self.comparisons,
-            "gone": self.gone, "unserved": self.unserved, "bad": self.bad,
+            "mismatched": self.mismatched, "skipped": self.skipped, "quarantined": self.quarantined,
+            "comparisons": self.comparisons, "gone": self.gone, "unserved": self.unserved, "bad": self.bad,
         })
     }
 }
@@ -56,6 +57,8 @@ const FORGED_SECONDS: usize = 10;
 struct Checked {
     delivered: Vec<(EventId, i64)>,
     new: Vec<EventRow>,
+    /// Verified, and not kept by policy.
+    skipped: Vec<Event>,
     /// `created_at` of what did not verify, ascending.
     forged: Vec<i64>,
 }
@@ -65,7 +68,13 @@ impl Pass<'_> {
     pub(super) async fn store_page(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
         self.tally.bytes += page.bytes;
         self.tally.mismatched += u64::from(page.facts.mismatched);
-        let checked = check(self.ctx, page.events, &mut self.tally).await?;
+        let checked = check(self.ctx, page.events, &self.archive.kinds, &mut self.tally).await?;
+        // First, so that they are known when their observations are stored.
+        if !checked.skipped.is_empty()
+            && !self.ctx.db.sync_skip(&self.attempt.fence, &checked.skipped).await?
+        {
+            return Err(lost());
+        }
         let changed = self.doubt(&checked.forged) || changed;
         if checked.delivered.is_empty() && !changed {
             return Ok(());
@@ -168,6 +177,7 @@ impl Pass<'_> {
             seen_at: clock::unix_now(),
             delivered,
             new,
+            light: self.archive.light,
             coverage,
             next: None,
         };
@@ -176,7 +186,13 @@ impl Pass<'_> {
 }
 
 /// Scans ids, asks which are known, and parses, hashes and verifies the others off the async threads.
-async fn check(ctx: &Ctx, raw: Vec<String>, tally: &mut Tally) -> Result<Checked, JobError> {
+/// What a policy does not keep is verified like all else: a forged copy must not keep the real event out.
+async fn check(
+    ctx: &Ctx,
+    raw: Vec<String>,
+    unkept: &[KindRule],
+    tally: &mut Tally,
+) -> Result<Checked, JobError> {
     let mut scanned: Vec<(EventId, i64, String)> = Vec::with_capacity(raw.len());
     let mut seen = HashSet::new();
     for text in raw {
@@ -206,13 +222,18 @@ async fn check(ctx: &Ctx, raw: Vec<String>, tally: &mut Tally) -> Result<Checked
     })
     .await
     .map_err(|error| JobError::Retry { why: format!("verifying events failed: {error}") })?;
-    let mut new = Vec::new();
+    let now = clock::unix_now();
+    let (mut new, mut skipped) = (Vec::new(), Vec::new());
     let mut forged = Vec::new();
     for (at, event) in verified {
         match event {
             Ok(event) => {
                 delivered.push((event.id(), event.created_at()));
-                new.push(EventRow { event });
+                if unkept.iter().any(|rule| rule.skips(event.kind(), event.created_at(), now)) {
+                    skipped.push(event);
+                } else {
+                    new.push(EventRow { event });
+                }
             }
             Err(error) => {
                 tally.bad(ctx, &error);
@@ -222,5 +243,7 @@ async fn check(ctx: &Ctx, raw: Vec<String>, tally: &mut Tally) -> Result<Checked
     }
     forged.sort_unstable();
     forged.dedup();
-    Ok(Checked { delivered, new, forged })
+    tally.skipped += skipped.len() as u64;
+    ctx.metrics.events_received.get_or_create(&Labels::new("", "", "skipped")).inc_by(skipped.len() as u64);
+    Ok(Checked { delivered, new, skipped, forged })
 }

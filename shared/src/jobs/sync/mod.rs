@@ -22,8 +22,10 @@ use super::cadence::{self, SyncEnd};
 use super::validate::blame;
 use super::{Attempt, Ctx, JobError, Report, capability, lost, target_url};
 use crate::clock;
-use crate::db::{CapabilityRow, NewCoverage, Revisited, StoreBatch, SyncFacts};
-use crate::models::{Coverage, GapReason, Grade, Interval, Outcome, RelayUrl, Support};
+use crate::db::{ArchiveState, CapabilityRow, NewCoverage, Revisited, StoreBatch, SyncFacts};
+use crate::models::{
+    Coverage, Fill, GapReason, Grade, Interval, Outcome, REST_PERCENT, RelayUrl, Support, stricter,
+};
 use crate::net::{DialFailure, Target};
 use crate::nips::{Claim, Limits, Next, Walk, WalkSpec};
 use crate::relay::RelaySocket;
@@ -44,6 +46,7 @@ struct Pass<'a> {
     ctx: &'a Ctx,
     attempt: &'a Attempt,
     relay_id: i32,
+    archive: ArchiveState,
     target: Option<Target>,
     coverage: Coverage,
     facts: SyncFacts,
@@ -75,13 +78,21 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         let held = ctx.db.schedule_next(&attempt.fence, due.after, due.slack, due.why).await?;
         return if held { Ok(json!({ "skipped": "the relay is down" })) } else { Err(lost()) };
     }
-    refuse_when_full(ctx).await?;
+    let archive = ctx.db.archive_get(Some(url.as_str())).await?;
+    refuse_when_full(ctx, &archive)?;
     let coverage = ctx.db.coverage_get(relay.id, CLASS).await?;
     let now = clock::unix_now();
-    let floor = ctx.config.archive_days.map_or(0, |days| now - i64::from(days) * 86_400).max(0);
+    // Nothing below the horizon is asked for: it was dropped, and would be again.
+    let wanted = ctx.config.archive_days.map_or(0, |days| now - i64::from(days) * 86_400);
+    let floor = wanted.max(archive.before).max(0);
+    if floor > now {
+        let due = cadence::sync(SyncEnd::UpToDate, ctx.config.sync_interval, url.as_str());
+        let held = ctx.db.schedule_next(&attempt.fence, due.after, due.slack, due.why).await?;
+        return if held { Ok(json!({ "skipped": "nothing of it is kept" })) } else { Err(lost()) };
+    }
     let rescan = i64::try_from(ctx.config.rescan.as_secs()).unwrap_or(i64::MAX);
     let windows = plan(&coverage, floor, now, rescan);
-    let mut pass = Pass::new(ctx, attempt, relay.id, coverage, now).await?;
+    let mut pass = Pass::new(ctx, attempt, relay.id, archive, coverage, now).await?;
     let revisits = revisit::due(&pass.facts.revisits, &pass.coverage, floor, now, pass.reconciles);
     let end = match connect(ctx, attempt, &url, relay.state.as_deref() == Some("alive")).await? {
         Ok((mut socket, target)) => {
@@ -127,18 +138,17 @@ async fn connect(
     Ok(opened)
 }
 
-/// At the cap syncing stops, monitoring does not.
-async fn refuse_when_full(ctx: &Ctx) -> Result<(), JobError> {
-    if let Some(limit) = ctx.config.archive_max_bytes {
-        let bytes = ctx.db.fleet_stats().await?.database_bytes;
-        if bytes >= limit {
-            return Err(JobError::snooze(
-                FULL,
-                format!(
-                    "the archive is at its size limit ({bytes} of {limit} bytes): syncing rests, monitoring goes on"
-                ),
-            ));
-        }
+/// Before the disk is full syncing stops, monitoring does not.
+fn refuse_when_full(ctx: &Ctx, archive: &ArchiveState) -> Result<(), JobError> {
+    let max = stricter(ctx.config.archive_max_bytes, archive.max_bytes);
+    if let (Fill::Rests, Some(max)) = (Fill::of(archive.bytes, max), max) {
+        let bytes = archive.bytes;
+        return Err(JobError::snooze(
+            FULL,
+            format!(
+                "the archive is at its size limit ({bytes} of {max} bytes, {REST_PERCENT} % are enough): syncing rests, monitoring goes on"
+            ),
+        ));
     }
     Ok(())
 }
@@ -149,6 +159,7 @@ impl<'a> Pass<'a> {
         ctx: &'a Ctx,
         attempt: &'a Attempt,
         relay_id: i32,
+        archive: ArchiveState,
         coverage: Coverage,
         now: i64,
     ) -> Result<Self, JobError> {
@@ -162,6 +173,7 @@ impl<'a> Pass<'a> {
             ctx,
             attempt,
             relay_id,
+            archive,
             target: None,
             coverage,
             facts,
@@ -373,6 +385,7 @@ impl Pass<'_> {
             seen_at: now,
             delivered: &[],
             new: &[],
+            light: self.archive.light,
             coverage: Some(NewCoverage { class: CLASS, coverage: &self.coverage }),
             next: Some((due.after, due.slack, due.why)),
         };

@@ -14,7 +14,7 @@ pub(super) struct Window {
     pub(super) open_top: bool,
 }
 
-/// What of `[floor, now]` to walk, newest first: whatever no proof covers, except gaps looked at lately,
+/// What of `[floor, now]` to walk, newest first, never below the floor, which is the archive's horizon or above it: whatever no proof covers, except gaps looked at lately,
 /// and the newest `rescan_s` seconds again, for late arrivals.
 pub(super) fn plan(coverage: &Coverage, floor: i64, now: i64, rescan_s: i64) -> Vec<Window> {
     let lately = |second: i64| {
@@ -99,6 +99,21 @@ mod tests {
             windows(&[interval(0, NOW - 100, Grade::Walked, NOW - 100)], 3_600),
             [(NOW - 100 - 3_600, NOW)]
         );
+    }
+
+    #[test]
+    fn below_the_floor_nothing_is_asked_for_whatever_is_known_there() {
+        let mut coverage = Coverage::empty();
+        for (since, until, grade, reason) in
+            [(0, 399, Grade::Unknown, GapReason::Retired), (400, NOW - 100, Grade::Walked, GapReason::None)]
+        {
+            coverage.overlay(Interval::new(since, until, grade, reason, 5).unwrap());
+        }
+        let walked =
+            |floor| -> Vec<i64> { plan(&coverage, floor, NOW, 3_600).iter().map(|w| w.floor).collect() };
+        assert_eq!(walked(400), [NOW - 3_700]);
+        assert_eq!(walked(NOW - 50), [NOW - 50], "a floor above what is proved");
+        assert_eq!(walked(100), [NOW - 3_700, 100], "a floor that came down asks again for what was retired");
     }
 
     #[test]

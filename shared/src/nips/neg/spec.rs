@@ -24,15 +24,15 @@ pub struct ReconcileSpec {
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Job {
-    /// Read our ids on this relay in `[since, until]`, newest first, at most `most`: [`Reconcile::on_items`].
+    /// Read our ids on this relay in `[since, until]`, newest first, at most `most`: [`super::Reconcile::on_items`].
     Items { since: i64, until: i64, most: usize },
-    /// Compare [`Reconcile::items`] with what the relay has: [`Reconcile::on_compared`].
+    /// Compare [`super::Reconcile::items`] with what the relay has: [`super::Reconcile::on_compared`].
     Compare(Filter),
-    /// Look up which of [`Reconcile::wanted`] are archived, in `[since, until]`: [`Reconcile::on_known`].
+    /// Look up which of [`super::Reconcile::wanted`] are archived, in `[since, until]`: [`super::Reconcile::on_known`].
     Lookup { since: i64, until: i64 },
-    /// Ask for a page: [`Reconcile::on_page`].
+    /// Ask for a page: [`super::Reconcile::on_page`].
     Page(Filter),
-    /// Nothing more: [`Reconcile::finish`].
+    /// Nothing more: [`super::Reconcile::finish`].
     Done,
 }
 

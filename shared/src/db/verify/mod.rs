@@ -1,10 +1,17 @@
-//! Validating again what is stored: URLs are re-parsed, documents and events re-hashed.
+//! Validating again what is stored: URLs are re-parsed, documents and events re-hashed, signatures checked, and what
+//! belongs together is looked for as a whole.
 //!
-//! A mismatch is a finding with table, column and row, not an error: one bad row must not hide the next.
+//! A mismatch is a finding with table, column and row, not an error: one bad row must not hide the next. Memory is
+//! bounded: rows come by the batch, and so many findings are kept.
+
+mod events;
+mod sets;
 
 use super::rows::get;
 use super::{Db, DbError};
-use crate::models::{Event, EventError, EventId, Metadata};
+use crate::models::Metadata;
+
+pub use sets::SetLine;
 
 /// A stored value that does not validate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +35,40 @@ pub struct VerifyReport {
     pub documents: u64,
     /// Events re-hashed and their signatures checked.
     pub events: u64,
-    /// What does not validate.
+    /// Archived events without a body, in an archive that is lightweight or once was: only their keys can be checked.
+    pub bodiless: u64,
+    /// Events that are known and not kept.
+    pub unkept: u64,
+    /// How many values do not validate.
+    pub corrupt: u64,
+    /// The first of them.
     pub corruptions: Vec<Corruption>,
 }
+
+/// Which events are looked at.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Sample {
+    /// The newest so many.
+    Newest(u64),
+    /// A share of all, 0 to 1, drawn by the seed: the same seed draws the same events.
+    Share(f64, i64),
+    /// All.
+    All,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// What is looked at.
+    pub stage: &'static str,
+    /// How many of them were.
+    pub done: u64,
+    /// Of how many, about; `None`: unknown.
+    pub of: Option<u64>,
+}
+
+/// Findings kept in memory and named; the others are counted.
+const FINDINGS: usize = 1_000;
 
 /// Rows per round trip.
 const BATCH: i32 = 500;
@@ -39,12 +77,11 @@ impl VerifyReport {
     fn add(&mut self, error: DbError) -> Result<(), DbError> {
         match error {
             DbError::Corrupt { table, column, row, problem } => {
-                self.corruptions.push(Corruption {
-                    table: table.to_owned(),
-                    column: column.to_owned(),
-                    row,
-                    problem,
-                });
+                self.corrupt += 1;
+                if self.corruptions.len() < FINDINGS {
+                    let (table, column) = (table.to_owned(), column.to_owned());
+                    self.corruptions.push(Corruption { table, column, row, problem });
+                }
                 Ok(())
             }
             other => Err(other),
@@ -55,10 +92,21 @@ impl VerifyReport {
 impl Db {
     /// Checks every relay URL and document, and the newest `events` events (`None` = all).
     pub async fn verify(&self, events: Option<u64>) -> Result<VerifyReport, DbError> {
+        self.verify_rows(events.map_or(Sample::All, Sample::Newest), &mut |_| {}).await
+    }
+
+    /// Checks every relay URL and document, and a sample of the events, row by row.
+    pub async fn verify_rows(
+        &self,
+        sample: Sample,
+        progress: &mut (dyn FnMut(VerifyProgress) + Send),
+    ) -> Result<VerifyReport, DbError> {
         let mut report = VerifyReport::default();
         self.verify_relays(&mut report).await?;
+        progress(VerifyProgress { stage: "relays", done: report.relays, of: Some(report.relays) });
         self.verify_documents(&mut report).await?;
-        self.verify_events(&mut report, events).await?;
+        progress(VerifyProgress { stage: "documents", done: report.documents, of: Some(report.documents) });
+        self.verify_events(&mut report, sample, progress).await?;
         Ok(report)
     }
 
@@ -122,77 +170,4 @@ impl Db {
             }
         }
     }
-
-    async fn verify_events(&self, report: &mut VerifyReport, limit: Option<u64>) -> Result<(), DbError> {
-        let mut before = i64::MAX;
-        let mut left = limit.unwrap_or(u64::MAX);
-        while left > 0 {
-            let batch = i32::try_from(left).unwrap_or(BATCH).min(BATCH);
-            let rows = self
-                .all(
-                    sqlx::query(
-                        "SELECT event_key, id, pubkey, created_at, kind, tags, content, sig FROM event \
-                         WHERE event_key < $1 AND fate = 0 ORDER BY event_key DESC LIMIT $2",
-                    )
-                    .bind(before)
-                    .bind(batch),
-                )
-                .await?;
-            let Some(last) = rows.last() else { return Ok(()) };
-            before = get(last, "event_key")?;
-            left = left.saturating_sub(rows.len() as u64);
-            for row in &rows {
-                report.events += 1;
-                let key: i64 = get(row, "event_key")?;
-                if let Err((column, problem)) = check_event(row)? {
-                    report.add(DbError::Corrupt {
-                        table: "event",
-                        column,
-                        row: format!("event_key={key}"),
-                        problem,
-                    })?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-type Finding = Result<(), (&'static str, String)>;
-
-fn check_event(row: &sqlx::postgres::PgRow) -> Result<Finding, DbError> {
-    let (id, pubkey): (Vec<u8>, Vec<u8>) = (get(row, "id")?, get(row, "pubkey")?);
-    let (created_at, kind): (i64, i32) = (get(row, "created_at")?, get(row, "kind")?);
-    let bytes = |column| get::<Option<Vec<u8>>>(row, column);
-    let (Some(tags), Some(content), Some(sig)) = (bytes("tags")?, bytes("content")?, bytes("sig")?) else {
-        return Ok(Err(("content", "an archived event has no body".to_owned())));
-    };
-    let event = match rebuild(&id, &pubkey, created_at, kind, &tags, content, &sig) {
-        Ok(event) => event,
-        Err((_, EventError::BadId)) => {
-            return Ok(Err(("id", "the id is not the hash of the row".to_owned())));
-        }
-        Err((column, error)) => return Ok(Err((column, error.to_string()))),
-    };
-    Ok(event.verify_signature().map_err(|error| ("sig", error.to_string())))
-}
-
-/// The event of a row, or the column that cannot be part of one.
-fn rebuild(
-    id: &[u8],
-    pubkey: &[u8],
-    created_at: i64,
-    kind: i32,
-    tags: &[u8],
-    content: Vec<u8>,
-    sig: &[u8],
-) -> Result<Event, (&'static str, EventError)> {
-    let id = EventId::try_from(id).map_err(|_| ("id", EventError::Shape("id")))?;
-    let pubkey = <[u8; 32]>::try_from(pubkey).map_err(|_| ("pubkey", EventError::Shape("pubkey")))?;
-    let kind = u16::try_from(kind).map_err(|_| ("kind", EventError::Range("kind")))?;
-    let tags = std::str::from_utf8(tags).map_err(|_| ("tags", EventError::Shape("tags")))?;
-    let tags = Event::parse_tags(tags).map_err(|error| ("tags", error))?;
-    let content = String::from_utf8(content).map_err(|_| ("content", EventError::Shape("content")))?;
-    let sig = <[u8; 64]>::try_from(sig).map_err(|_| ("sig", EventError::Shape("sig")))?;
-    Event::from_parts(id, pubkey, created_at, kind, tags, content, sig).map_err(|error| ("id", error))
 }

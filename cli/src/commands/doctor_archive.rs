@@ -1,0 +1,62 @@
+//! `doctor` on what the archive keeps: budget, horizons, and rows that no month has taken.
+
+use serde_json::json;
+use shared::db::{Db, DbError};
+use shared::models::{Fill, NEAR_PERCENT, REST_PERCENT, stricter};
+
+use super::doctor::{Findings, Mark};
+use crate::output::{bytes, commas, utc};
+
+/// Rows in a default partition that are nobody's concern: events of absurd times.
+const DEFAULT_ROWS: u64 = 10_000;
+
+pub(super) async fn keeping(
+    db: &Db,
+    configured: Option<u64>,
+    findings: &mut Findings,
+) -> Result<(), DbError> {
+    let archive = db.archive_get(None).await?;
+    let max = stricter(configured, archive.max_bytes);
+    let size = bytes(archive.bytes);
+    let data = json!({ "bytes": archive.bytes, "max_bytes": max });
+    let (mark, text) = match (Fill::of(archive.bytes, max), max) {
+        (_, None) => (Mark::Ok, format!("{size}, without a budget (archive.max_gb)")),
+        (Fill::Free, Some(max)) => (Mark::Ok, format!("{size} of {}", bytes(max))),
+        (Fill::Near, Some(max)) => (
+            Mark::Note,
+            format!("{size} of {}, over {NEAR_PERCENT} %: at {REST_PERCENT} % syncing rests", bytes(max)),
+        ),
+        (Fill::Rests, Some(max)) => (
+            Mark::Problem,
+            format!(
+                "{size} of {}, over {REST_PERCENT} %: syncing rests, monitoring goes on (archive.max_gb, [retention], `bigbrotr archive lighten`)",
+                bytes(max)
+            ),
+        ),
+    };
+    findings.add(mark, "disk", text, data);
+    if archive.light {
+        let text = "lightweight: no tags, content and signatures are kept".to_owned();
+        findings.add(Mark::Ok, "archive", text, json!({ "light": true }));
+    }
+    for h in db.horizon_list().await? {
+        let from = if h.before == i64::MAX {
+            "nothing is kept".to_owned()
+        } else {
+            format!("kept from {}", utc(h.before))
+        };
+        let text = format!("{}: {from} by {}; nothing below is asked for", h.scope, h.reason);
+        findings.add(Mark::Ok, "horizon", text, json!({ "scope": h.scope, "before": h.before }));
+    }
+    for (table, rows) in db.default_rows(DEFAULT_ROWS + 1).await? {
+        let (mark, more) = if rows > DEFAULT_ROWS { (Mark::Note, "more than ") } else { (Mark::Ok, "") };
+        let text = format!(
+            "{more}{} rows in {table}: no month has been made for them; they move when it is, and an age limit takes them",
+            commas(rows.min(DEFAULT_ROWS))
+        );
+        if rows > 0 {
+            findings.add(mark, "partitions", text, json!({ "table": table, "rows": rows }));
+        }
+    }
+    Ok(())
+}
