@@ -15,6 +15,8 @@ mod discover;
 #[cfg(test)]
 mod docs;
 #[cfg(test)]
+mod dump;
+#[cfg(test)]
 mod factory;
 #[cfg(test)]
 mod fleet;
@@ -68,6 +70,8 @@ mod speak;
 mod support;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod transfer;
 #[cfg(test)]
 mod upgrade;
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! The commands that answer and end, one file each.
 
+mod bar;
 mod candidate;
 mod check;
 mod config;
 mod coverage;
 mod doctor;
 mod exclusion;
+mod export;
+mod import;
 mod migrate;
 mod operate;
 mod publish;
@@ -22,6 +25,8 @@ pub(crate) use check::check;
 pub(crate) use config::config;
 pub(crate) use coverage::event;
 pub(crate) use doctor::doctor;
+pub(crate) use export::export;
+pub(crate) use import::import;
 pub(crate) use migrate::{migrate, role_passwords};
 pub(crate) use publish::publish;
 pub(crate) use queue::{queue, queue_json};

@@ -178,7 +178,7 @@ fn check_event(row: &sqlx::postgres::PgRow) -> Result<Finding, DbError> {
 }
 
 /// The event of a row, or the column that cannot be part of one.
-fn rebuild(
+pub(super) fn rebuild(
     id: &[u8],
     pubkey: &[u8],
     created_at: i64,

@@ -10,6 +10,7 @@ mod capability;
 mod discover;
 mod egress;
 mod heard;
+pub mod import;
 pub mod liveness;
 mod monitor;
 pub mod publish;
