@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use shared::db::EventRow;
 use shared::models::Event;
 use tests::factory::Factory;
-use tests::pg::Role;
+use tests::pg::{Bouncer, Generation, Role};
 
+use super::cli::bigbrotr;
 use super::support::{handle, migrated, value};
 use super::transfer::{Folder, export, fill, import};
 
@@ -141,4 +142,28 @@ async fn no_event_is_imported_without_where_it_was_seen() {
     let refused = writer.event_import(&[EventRow { event }], &[], 5).await.unwrap_err();
     assert!(refused.to_string().contains("was seen on no relay"), "{refused}");
     assert_eq!(value(&test, "SELECT count(*)::text FROM event").await, "0");
+}
+
+#[tokio::test]
+async fn a_pooler_in_between_changes_neither_an_export_nor_an_import() {
+    let Some(test) = migrated().await else { return };
+    let now = shared::clock::unix_now();
+    fill(&test, &Factory::new(74).events(300), now - 1_000).await;
+    let folder = Folder::new("pooler");
+    let direct = folder.join("direct");
+    let as_of = (now - 500).to_string();
+    assert_eq!(export(&test, &direct, &["--as-of", &as_of]).status.code(), Some(0));
+    let record = fs::read(Path::new(&direct).join("manifest.json")).unwrap();
+    for generation in Generation::ALL {
+        let Some(bouncer) = Bouncer::start(&test, generation).await else { continue };
+        let out = folder.join(&format!("{generation:?}"));
+        let url = bouncer.url(Role::Reader);
+        let output = bigbrotr(&["export", "--database-url", &url, "--out", &out, "--as-of", &as_of]);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        // The hashes of the files are in it.
+        assert!(fs::read(Path::new(&out).join("manifest.json")).unwrap() == record);
+        let output = bigbrotr(&["import", "--json", "--database-url", &bouncer.url(Role::Writer), &out]);
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&found["known"], &found["new_observations"]), (&json!(300), &json!(0)), "{found}");
+    }
 }
