@@ -5,6 +5,7 @@ mod candidate;
 mod look;
 mod publish;
 mod relay;
+mod transfer;
 
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ pub(crate) use candidate::{Candidate, Exclusion};
 pub(crate) use look::{Check, Url};
 pub(crate) use publish::Publish;
 pub(crate) use relay::{Alerts, Event, Relay};
+pub(crate) use transfer::{Export, Format, Import};
 
 /// Observes, archives and monitors Nostr relays.
 #[derive(Debug, Parser)]
@@ -77,6 +79,10 @@ pub(crate) enum Command {
     Relay(Relay),
     /// Which relays hold an event, on what evidence
     Event(Event),
+    /// Write the archive, or a part of it, as files that can be read and cited elsewhere
+    Export(Export),
+    /// Take in what an export, or a dump of a relay, holds
+    Import(Import),
     /// URLs that may be relays
     #[command(subcommand)]
     Candidate(Candidate),

@@ -82,6 +82,7 @@ fn run(session: &Session, command: Command) -> Result<(), Fail> {
         Command::Seed(seed) => seed.allow_local,
         Command::Check(check) => check.allow_local,
         Command::Url(url) => url.allow_local,
+        Command::Import(import) => import.allow_local,
         Command::Publish(Publish::Preview { allow_local, .. }) => *allow_local,
         _ => false,
     };
@@ -106,6 +107,8 @@ async fn dispatch(session: &Session, config: &Config, command: Command) -> Resul
         Command::Url(args) => commands::url(session, config, &args),
         Command::Relay(args) => commands::relay(session, config, &args).await,
         Command::Event(args) => commands::event(session, config, &args).await,
+        Command::Export(args) => commands::export(session, config, &args).await,
+        Command::Import(args) => commands::import(session, config, &args).await,
         Command::Candidate(args) => commands::candidate(session, config, &args).await,
         Command::Publish(args) => commands::publish(session, config, &args).await,
         Command::Alerts(args) => commands::alerts(session, config, &args).await,

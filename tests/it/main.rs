@@ -19,6 +19,8 @@ mod discover;
 #[cfg(test)]
 mod docs;
 #[cfg(test)]
+mod dump;
+#[cfg(test)]
 mod eighteen;
 #[cfg(test)]
 mod factory;
@@ -94,6 +96,8 @@ mod speak;
 mod support;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod transfer;
 #[cfg(test)]
 mod traps;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The commands that answer and end, one file each.
 
 mod archive;
+mod bar;
 mod candidate;
 mod check;
 mod config;
@@ -8,6 +9,8 @@ mod coverage;
 mod doctor;
 mod doctor_archive;
 mod exclusion;
+mod export;
+mod import;
 mod migrate;
 mod operate;
 mod publish;
@@ -27,6 +30,8 @@ pub(crate) use check::check;
 pub(crate) use config::config;
 pub(crate) use coverage::event;
 pub(crate) use doctor::doctor;
+pub(crate) use export::export;
+pub(crate) use import::import;
 pub(crate) use migrate::{migrate, role_passwords};
 pub(crate) use publish::publish;
 pub(crate) use queue::{queue, queue_json};

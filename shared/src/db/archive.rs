@@ -64,22 +64,22 @@ pub struct Stored {
 }
 
 /// The parallel arrays of `event_insert`, in its order.
-struct Columns {
-    ids: Vec<Vec<u8>>,
-    keys: Vec<i64>,
-    created_ats: Vec<i64>,
-    pubkeys: Vec<Vec<u8>>,
-    kinds: Vec<i32>,
-    tags: Vec<Vec<u8>>,
-    contents: Vec<Vec<u8>>,
-    sigs: Vec<Option<Vec<u8>>>,
-    d_tags: Vec<Option<Vec<u8>>>,
-    tag_hashes: Vec<Option<String>>,
+pub(super) struct Columns {
+    pub(super) ids: Vec<Vec<u8>>,
+    pub(super) keys: Vec<i64>,
+    pub(super) created_ats: Vec<i64>,
+    pub(super) pubkeys: Vec<Vec<u8>>,
+    pub(super) kinds: Vec<i32>,
+    pub(super) tags: Vec<Vec<u8>>,
+    pub(super) contents: Vec<Vec<u8>>,
+    pub(super) sigs: Vec<Option<Vec<u8>>>,
+    pub(super) d_tags: Vec<Option<Vec<u8>>>,
+    pub(super) tag_hashes: Vec<Option<String>>,
 }
 
 impl Columns {
     /// In a lightweight archive no signature is kept and no tag indexed; tags and content stay until they are mined.
-    fn of(rows: &[EventRow], light: bool) -> Self {
+    pub(super) fn of(rows: &[EventRow], light: bool) -> Self {
         let events = || rows.iter().map(|row| &row.event);
         Self {
             ids: events().map(|e| e.id().as_bytes().to_vec()).collect(),

@@ -11,7 +11,9 @@ mod candidates;
 mod capability;
 mod discover;
 mod error;
+mod export;
 mod fleet;
+mod import;
 mod inspect;
 mod jobs;
 mod judge;
@@ -47,7 +49,9 @@ pub use candidates::{
 pub use capability::{CapabilityResult, CapabilityRow, DifferenceLine, WriteRow};
 pub use discover::{Asked, Found, Sighted, Sighting, UnminedEvent};
 pub use error::DbError;
+pub use export::{ExportBatch, ExportCoverage, ExportItem, ExportScope, LeftOut, SeenOn};
 pub use fleet::{FleetLimits, HostAsked, HostPermit};
+pub use import::{Imported, ImportedObservation};
 pub use inspect::{HorizonLine, LeaderLine, Unsettled};
 pub use jobs::{Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Unreadable, Wanted};
 

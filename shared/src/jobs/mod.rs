@@ -11,6 +11,7 @@ mod config;
 mod discover;
 mod egress;
 mod heard;
+pub mod import;
 pub mod liveness;
 mod monitor;
 mod permit;

@@ -177,7 +177,7 @@ fn check_event(row: &PgRow, light: bool) -> Result<Finding, DbError> {
 }
 
 /// The event of a row, or the column that cannot be part of one.
-fn rebuild(
+pub(in crate::db) fn rebuild(
     id: EventId,
     pubkey: &[u8],
     created_at: i64,

@@ -11,6 +11,7 @@ use super::rows::get;
 use super::{Db, DbError};
 use crate::models::Metadata;
 
+pub(super) use events::rebuild;
 pub use sets::SetLine;
 
 /// A stored value that does not validate.
