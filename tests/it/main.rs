@@ -33,6 +33,8 @@ mod looks;
 #[cfg(test)]
 mod manners;
 #[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod operate;
