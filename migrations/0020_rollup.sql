@@ -234,6 +234,19 @@ COMMENT ON COLUMN rollup_replication.month IS 'Months since January of the year 
 COMMENT ON COLUMN rollup_replication.copies IS 'Relays that hold the event.';
 COMMENT ON COLUMN rollup_replication.events IS 'How many such events; a row may be left with none.';
 
+CREATE TABLE rollup_sketch (
+    relay_id integer  PRIMARY KEY,
+    n        integer  NOT NULL,
+    level    smallint NOT NULL,
+    keys     bigint[] NOT NULL
+) WITH (fillfactor = 70);
+ALTER TABLE rollup_sketch ALTER COLUMN keys SET STORAGE EXTERNAL;
+COMMENT ON TABLE  rollup_sketch IS 'Per relay, a sample of its events that is the same on every relay: those whose rollup_sample_of has its top level bits clear. Of two relays the samples meet where the relays do.';
+COMMENT ON COLUMN rollup_sketch.relay_id IS 'relay.id';
+COMMENT ON COLUMN rollup_sketch.n IS 'Keys in the sample: at most 1,024, and rarely less than half of that once there was more.';
+COMMENT ON COLUMN rollup_sketch.level IS 'The sample holds each event with the probability 2^-level; 0 holds all.';
+COMMENT ON COLUMN rollup_sketch.keys IS 'event.event_key, in no order.';
+
 -- What a removal needs: the rest of an author's events of a kind, in the order of time.
 CREATE INDEX event_author ON event (pubkey, kind, event_key);
 
@@ -247,6 +260,10 @@ RETURN (extract(year FROM DATE '1970-01-01' + (least(p_created_at, 253402300799)
         + extract(month FROM DATE '1970-01-01' + (least(p_created_at, 253402300799) / 86400)::integer) - 1)::integer;
 COMMENT ON FUNCTION rollup_month_of IS 'Month of a time, months since January of the year 0; absurd times as in rollup_day_of.';
 
+CREATE FUNCTION rollup_sample_of(p_key bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN hashint8extended(p_key, 0) & 9223372036854775807;
+COMMENT ON FUNCTION rollup_sample_of IS 'What decides whether an event is in a sample: 63 bits of a hash of its key, so that neither time nor proof of work (ids with leading zeros) has a say.';
+
 CREATE FUNCTION rollup_stage() RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = public, pg_temp
 AS $$
@@ -257,6 +274,42 @@ BEGIN
         pubkey bytea, id bytea, d_hash bytea, pairs integer[]) ON COMMIT DROP;
 END $$;
 COMMENT ON FUNCTION rollup_stage IS 'A step of rollup_refresh and of forgetting: makes the table of changes, one row per event: how it counts from now on (change), on how many relays, on which networks (bits), which one holds it alone, before and after; and the relays that come or go.';
+
+CREATE FUNCTION rollup_sketch_fold(p_sign integer) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = public, pg_temp
+AS $$
+BEGIN
+    IF p_sign > 0 THEN
+        INSERT INTO rollup_sketch AS s (relay_id, n, level, keys)
+        SELECT p.relay_id, count(*), p.level, array_agg(p.event_key) FROM (
+            SELECT x.relay_id, c.event_key, coalesce(q.level, 0) AS level
+            FROM (SELECT y.event_key, y.pairs, rollup_sample_of(y.event_key) AS sample FROM pg_temp.rollup_change y WHERE y.pairs IS NOT NULL) c
+            CROSS JOIN LATERAL unnest(c.pairs) x(relay_id)
+            LEFT JOIN (SELECT z.relay_id, z.level FROM rollup_sketch z) q ON q.relay_id = x.relay_id
+            WHERE c.sample >> (63 - coalesce(q.level, 0)) = 0) p
+        GROUP BY p.relay_id, p.level ORDER BY p.relay_id
+        ON CONFLICT (relay_id) DO UPDATE SET n = s.n + excluded.n, keys = s.keys || excluded.keys;
+        -- What is too large is halved until it fits.
+        UPDATE rollup_sketch s SET level = f.level, n = cardinality(f.keys), keys = f.keys FROM (
+            SELECT q.relay_id, l.level, ARRAY(SELECT k FROM unnest(q.keys) k WHERE rollup_sample_of(k) >> (63 - l.level) = 0) AS keys
+            FROM rollup_sketch q CROSS JOIN LATERAL (
+                SELECT g AS level FROM generate_series(q.level + 1, 63) g
+                WHERE (SELECT count(*) FROM unnest(q.keys) k WHERE rollup_sample_of(k) >> (63 - g) = 0) <= 1024 ORDER BY g LIMIT 1) l
+            WHERE q.n > 1024) f
+        WHERE s.relay_id = f.relay_id;
+    ELSE
+        UPDATE rollup_sketch s SET n = cardinality(f.keys), keys = f.keys FROM (
+            SELECT g.relay_id, ARRAY(SELECT k FROM unnest(q.keys) k WHERE k <> ALL (g.keys)) AS keys
+            FROM (SELECT x.relay_id, array_agg(c.event_key) AS keys
+                  FROM (SELECT y.event_key, y.pairs, rollup_sample_of(y.event_key) AS sample FROM pg_temp.rollup_change y WHERE y.pairs IS NOT NULL) c
+                  CROSS JOIN LATERAL unnest(c.pairs) x(relay_id)
+                  JOIN (SELECT z.relay_id, z.level FROM rollup_sketch z) o ON o.relay_id = x.relay_id
+                  WHERE c.sample >> (63 - o.level) = 0 GROUP BY 1) g
+            JOIN rollup_sketch q ON q.relay_id = g.relay_id) f
+        WHERE s.relay_id = f.relay_id;
+    END IF;
+END $$;
+COMMENT ON FUNCTION rollup_sketch_fold IS 'A step of rollup_fold: what comes and goes in the samples of relays. A sample never grows again by itself after it was halved; a rebuild takes a new one.';
 
 CREATE FUNCTION rollup_fold(p_sign integer) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = public, pg_temp
@@ -387,6 +440,8 @@ BEGIN
         unique_events = r.unique_events + excluded.unique_events,
         first_at = CASE WHEN p_sign > 0 THEN least(r.first_at, excluded.first_at) ELSE r.first_at END,
         last_at = CASE WHEN p_sign > 0 THEN greatest(r.last_at, excluded.last_at) ELSE r.last_at END;
+
+    PERFORM rollup_sketch_fold(p_sign);
 
     -- Days.
     WITH d AS MATERIALIZED (
@@ -954,6 +1009,10 @@ BEGIN
         UNION ALL
         SELECT 'rollup_replication', concat_ws(' ', c.kind, rollup_month_of(c.day * 86400::bigint), c.copies), count(*)::text
         FROM c GROUP BY c.kind, rollup_month_of(c.day * 86400::bigint), c.copies
+        UNION ALL
+        SELECT 'rollup_sketch', o.relay_id::text, md5(string_agg(o.event_key::text, ' ' ORDER BY o.event_key))
+        FROM o LEFT JOIN rollup_sketch s ON s.relay_id = o.relay_id
+        WHERE rollup_sample_of(o.event_key) >> (63 - coalesce(s.level, 0)) = 0 GROUP BY o.relay_id
     ), mine AS (
         SELECT 'rollup_total' AS rollup, '' AS key, concat_ws(' ', t.events, t.authors, t.first_at, t.last_at) AS v FROM rollup_total t WHERE t.events > 0
         UNION ALL
@@ -988,6 +1047,8 @@ BEGIN
         SELECT 'rollup_hour', k.hour::text, k.events::text FROM rollup_hour k
         UNION ALL
         SELECT 'rollup_replication', concat_ws(' ', k.kind, k.month, k.copies), k.events::text FROM rollup_replication k WHERE k.events <> 0
+        UNION ALL
+        SELECT 'rollup_sketch', s.relay_id::text, md5(string_agg(k::text, ' ' ORDER BY k)) FROM rollup_sketch s CROSS JOIN LATERAL unnest(s.keys) k GROUP BY s.relay_id
     )
     SELECT coalesce(m.rollup, t.rollup), coalesce(m.key, t.key), m.v, t.v
     FROM mine m FULL JOIN theirs t ON t.rollup = m.rollup AND t.key = m.key
@@ -1005,7 +1066,8 @@ AS $$
 DECLARE v_n bigint;
 BEGIN
     TRUNCATE rollup_total, rollup_author, rollup_author_kind, rollup_addressable, rollup_kind, rollup_network, rollup_relay,
-             rollup_relay_kind, rollup_relay_author, rollup_day, rollup_day_author, rollup_day_kind, rollup_hour, rollup_replication;
+             rollup_relay_kind, rollup_relay_author, rollup_day, rollup_day_author, rollup_day_kind, rollup_hour, rollup_replication,
+             rollup_sketch;
     -- One statement, one snapshot: what is not seen here has its own row of the log.
     WITH gone AS (
         DELETE FROM rollup_delta

@@ -146,33 +146,34 @@ CREATE FUNCTION view_watermark(p_view text, p_since text) RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
 AS $$
 DECLARE
-    -- Transaction ids as 64 bits; the row carries the lower 32.
-    v_next bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+    -- Transaction ids as 64 bits; the row carries the lower 32. Our own may lie beyond the end of the snapshot, but not far.
+    v_most bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 1048576;
     v_seen bigint := coalesce(split_part(p_since, ' ', 1)::bigint, 0);
     v_rows text;
     v_new boolean;
 BEGIN
     IF p_view IN ('relay_software_counts', 'supported_nip_counts') THEN
-        RETURN '0 ' || md5(coalesce((
+        RETURN nullif('0 ' || md5(coalesce((
             SELECT string_agg(l.relay_url || encode(l.metadata_id, 'hex'), ' ' ORDER BY l.relay_url)
-            FROM relay_metadata_latest l WHERE l.metadata_type = 'nip11_info'), ''));
+            FROM relay_metadata_latest l WHERE l.metadata_type = 'nip11_info'), '')), p_since);
     END IF;
     -- A row is new if its transaction may have been running at the latest look; a row that went shows in the number.
     SELECT concat_ws('/', string_agg(x.n::text, '/' ORDER BY x.o),
                      (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = 'public.relay_check'::regclass)), coalesce(bool_or(x.newest >= v_seen), false)
     INTO v_rows, v_new FROM (
-        SELECT 1 AS o, count(*) AS n, max(CASE WHEN y.x <= v_next & 4294967295 THEN y.x ELSE y.x - 4294967296 END) + (v_next >> 32 << 32) AS newest
+        SELECT 1 AS o, count(*) AS n, max(v_most - ((v_most - y.x) & 4294967295)) AS newest
         FROM (SELECT r.xmin::text::bigint AS x FROM relay r) y
         UNION ALL
-        SELECT 2, count(*), max(CASE WHEN y.x <= v_next & 4294967295 THEN y.x ELSE y.x - 4294967296 END) + (v_next >> 32 << 32)
+        SELECT 2, count(*), max(v_most - ((v_most - y.x) & 4294967295))
         FROM (SELECT l.xmin::text::bigint AS x FROM relay_check_latest l) y
         UNION ALL
-        SELECT 3, count(*), max(CASE WHEN y.x <= v_next & 4294967295 THEN y.x ELSE y.x - 4294967296 END) + (v_next >> 32 << 32)
+        SELECT 3, count(*), max(v_most - ((v_most - y.x) & 4294967295))
         FROM (SELECT m.xmin::text::bigint AS x FROM relay_metadata m WHERE p_view = 'relay_metadata_latest') y) x;
-    IF NOT v_new AND split_part(p_since, ' ', 2) = v_rows THEN RETURN p_since; END IF;
+    IF NOT v_new AND split_part(p_since, ' ', 2) = v_rows THEN RETURN NULL; END IF;
+    -- This may be the old mark again, while an old transaction is open.
     RETURN pg_snapshot_xmin(pg_current_snapshot())::text || ' ' || v_rows;
 END $$;
-COMMENT ON FUNCTION view_watermark IS 'Of a materialized view: p_since, the mark of its latest refresh, if nothing under it moved since, else the mark of now. It reads the small tables under the view for rows of transactions that were not over at that mark.';
+COMMENT ON FUNCTION view_watermark IS 'Of a materialized view: null if nothing under it moved since p_since, the mark of its latest refresh, else the mark of now. It reads the small tables under the view for rows of transactions that were not over at that mark.';
 
 CREATE OR REPLACE FUNCTION view_refresh(p_view text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
@@ -195,7 +196,9 @@ BEGIN
     IF EXISTS (SELECT FROM pg_matviews m WHERE m.schemaname = 'public' AND m.matviewname = v_made) THEN
         SELECT s.watermark INTO v_was FROM view_state s WHERE s.view_name = p_view;
         v_mark := view_watermark(v_made, v_was);
-        IF v_mark IS DISTINCT FROM v_was THEN
+        IF v_mark IS NULL THEN
+            v_mark := v_was;
+        ELSE
             EXECUTE format('REFRESH MATERIALIZED VIEW CONCURRENTLY public.%I', v_made);
         END IF;
     END IF;

@@ -45,6 +45,8 @@ mod looks;
 #[cfg(test)]
 mod manners;
 #[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod names;
