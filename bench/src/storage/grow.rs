@@ -89,10 +89,10 @@ impl Growth<'_> {
             peer.unchecked().await?;
         }
         let floor = Ours::open(self.cluster).await?;
-        let copied = copy(&floor, self.cluster, &slice).await?;
-        let copied_vacuum = floor.settle(0).await;
+        let bare = copy(&floor, self.cluster, &slice).await?;
+        let bare_vacuum = floor.settle(0).await;
         anyhow::ensure!(
-            copied.observations == fed.observations && copied.events == fed.events,
+            bare.observations == fed.observations && bare.events == fed.events,
             "not everything was stored"
         );
         let per_1k = |fed: &Fed, vacuum: f64| (fed.cpu_s + vacuum) * 1_000.0 / count(fed.observations);
@@ -111,7 +111,7 @@ impl Growth<'_> {
             figure(
                 "pg_cpu_s_per_1k_over_copy",
                 per_1k(&fed, vacuum),
-                per_1k(&copied, copied_vacuum),
+                per_1k(&bare, bare_vacuum),
                 "COPY of the same rows into the same tables, nothing asked",
                 "s",
                 Goal::Stated,
