@@ -60,6 +60,7 @@ pub(super) async fn run(
         seed: u64::from(month),
         month,
         months: 1,
+        part: (0, 1),
         events: options.events(),
         single: false,
     })?;
@@ -92,7 +93,14 @@ impl Bench<'_> {
     /// Microseconds of the server per event that is new and on one relay, with the vacuum that follows.
     async fn insert_us(&mut self) -> anyhow::Result<f64> {
         self.seed += 1;
-        let plan = Plan { seed: self.seed, month: self.month, months: 1, events: self.events, single: true };
+        let plan = Plan {
+            seed: self.seed,
+            month: self.month,
+            months: 1,
+            part: (0, 1),
+            events: self.events,
+            single: true,
+        };
         let fed = self.ours.feed(&Slice::make(plan)?).await?;
         let vacuum = self.ours.settle(self.month).await;
         Ok((fed.cpu_s + vacuum) * 1_000_000.0 / count(fed.events))
@@ -176,8 +184,14 @@ impl Bench<'_> {
         ));
         // As it stands between two vacuums: the list of what is not in its place yet is read with every question.
         self.seed += 1;
-        let plan =
-            Plan { seed: self.seed, month: self.month, months: 1, events: self.events / 5, single: true };
+        let plan = Plan {
+            seed: self.seed,
+            month: self.month,
+            months: 1,
+            part: (0, 1),
+            events: self.events / 5,
+            single: true,
+        };
         self.ours.feed(&Slice::make(plan)?).await?;
         for (question, before) in asked.into_iter().zip(&found) {
             let pending = self.question(question).await?;
@@ -296,6 +310,23 @@ impl Bench<'_> {
             let cost = ask::sql(pg, test, sql).await?.cpu_ms;
             report.add(&figure(format!("{name}_cpu_ms"), cost, join, "a plain join", "ms", Goal::Stated));
         }
+        test.execute(&format!(
+            "CREATE TABLE trial AS SELECT event_key, relay_id, seen_at::integer FROM event_relay WHERE event_key >= {lo} AND event_key < {hi}"
+        ))
+        .await;
+        let narrow = self
+            .ours
+            .number("SELECT pg_relation_size('trial') / (SELECT count(*) FROM trial)::float8")
+            .await?;
+        test.execute("DROP TABLE trial").await;
+        report.add(&figure(
+            "narrow_row_bytes",
+            narrow,
+            52.0,
+            "seen_at of four bytes, evidence in its sign",
+            "bytes",
+            Goal::Stated,
+        ));
         test.execute("CREATE TABLE trial AS SELECT o.relay_id, o.event_key, e.id FROM event_relay o JOIN event e USING (event_key) WHERE false").await;
         test.execute(&format!(
             "INSERT INTO trial SELECT o.relay_id, o.event_key, e.id FROM event_relay o JOIN event e ON e.event_key = o.event_key

@@ -121,7 +121,14 @@ async fn early(cluster: &Cluster, ours: &Ours, options: &Options, report: &mut R
     let [first, second] = [60, 61];
     for month in [first, second] {
         let events = options.events() / 10;
-        let slice = Slice::make(Plan { seed: u64::from(month), month, months: 1, events, single: true })?;
+        let slice = Slice::make(Plan {
+            seed: u64::from(month),
+            month,
+            months: 1,
+            part: (0, 1),
+            events,
+            single: true,
+        })?;
         ours.feed(&slice).await?;
         ours.test.execute("TRUNCATE event_unmined").await;
     }

@@ -7,6 +7,7 @@
 mod ask;
 mod confine;
 mod grow;
+mod key;
 mod layout;
 mod lifecycle;
 mod ours;
@@ -28,6 +29,9 @@ pub(crate) struct Options {
     /// Months to grow to; six are 3 million observations, twenty are 10 million.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=30))]
     months: u32,
+    /// Everything in one month: what a partition costs as it fills.
+    #[arg(long, value_enum)]
+    dense: Option<Dense>,
     /// Only these groups of figures; `ingest` always runs.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Group>,
@@ -39,6 +43,15 @@ pub(crate) struct Options {
     memory: Option<u32>,
 }
 
+/// How a month fills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Dense {
+    /// From its first day to its last, as an archive that follows the present.
+    Live,
+    /// All of it again and again, as relays that are found one after the other and know other events.
+    Waves,
+}
+
 /// Figures that are taken together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
@@ -48,6 +61,8 @@ enum Group {
     Ask,
     /// The views.
     Refresh,
+    /// The key of events.
+    Key,
     /// Candidates for indexes.
     Layout,
     /// Months that are dropped, packed, or come late.
@@ -67,6 +82,16 @@ impl Options {
     /// Months at the first stop.
     const fn middle(&self) -> u32 {
         if self.quick || self.months < 6 { 2 } else { 6 }
+    }
+
+    /// The month in which the events of a step lie.
+    const fn month(&self, step: u32) -> u32 {
+        if self.dense.is_some() { 0 } else { step }
+    }
+
+    /// Which part of its month a step fills.
+    fn part(&self, step: u32) -> (u32, u32) {
+        if self.dense == Some(Dense::Live) { (step, self.last()) } else { (0, 1) }
     }
 
     const fn last(&self) -> u32 {

@@ -21,7 +21,7 @@ pub(super) struct Refreshed {
 
 /// One observation in a hundred of three million.
 pub(super) fn change(month: u32, events: u32, seed: u64) -> anyhow::Result<Slice> {
-    Slice::make(Plan { seed, month, months: 1, events, single: false })
+    Slice::make(Plan { seed, month, months: 1, part: (0, 1), events, single: false })
 }
 
 pub(super) async fn ours(cluster: &Cluster, ours: &Ours, change: &Slice) -> anyhow::Result<Refreshed> {

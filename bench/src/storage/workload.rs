@@ -131,6 +131,8 @@ pub(super) struct Plan {
     pub(super) month: u32,
     /// So many months, at random.
     pub(super) months: u32,
+    /// Which of so many equal parts of the month.
+    pub(super) part: (u32, u32),
     pub(super) events: u32,
     /// Every event on one relay only.
     pub(super) single: bool,
@@ -178,7 +180,9 @@ fn holders(single: bool, random: &mut Random) -> BTreeSet<usize> {
 
 fn event(plan: &Plan, random: &mut Random) -> Result<Event, shared::models::EventError> {
     let month = plan.month + u32::try_from(random.below(u64::from(plan.months))).unwrap_or(0);
-    let created_at = month_start(month).saturating_add_unsigned(random.below(MONTH_S));
+    let (part, parts) = (u64::from(plan.part.0), u64::from(plan.part.1));
+    let created_at =
+        month_start(month).saturating_add_unsigned((part * MONTH_S + random.below(MONTH_S)) / parts);
     let pubkey = if random.below(100) < 7 { name(2, random.next()) } else { author(random.rank(AUTHORS)) };
     let kind = kind(random);
     let tags = tags(kind, month, random);
