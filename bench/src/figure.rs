@@ -142,8 +142,10 @@ pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
     values.get(rank).copied().unwrap_or(f64::NAN)
 }
 
+/// To three places, and two more of what is small.
 fn round(value: f64) -> f64 {
-    (value * 1_000.0).round() / 1_000.0
+    let places = if value.abs() < 0.1 { 100_000.0 } else { 1_000.0 };
+    (value * places).round() / places
 }
 
 /// As many digits as say something.
@@ -152,7 +154,9 @@ fn digits(value: f64) -> String {
         format!("{value:.0}")
     } else if value.abs() >= 1.0 {
         format!("{value:.1}")
-    } else {
+    } else if value.abs() >= 0.1 {
         format!("{value:.3}")
+    } else {
+        format!("{value:.4}")
     }
 }

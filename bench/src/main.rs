@@ -10,6 +10,7 @@ mod idle;
 mod judge;
 mod process;
 mod queue;
+mod storage;
 
 use std::process::ExitCode;
 
@@ -21,7 +22,7 @@ use figure::Report;
 #[derive(Parser)]
 #[command(
     about,
-    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor, mine and judge start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
+    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor, mine, judge and storage start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
 )]
 struct Arguments {
     /// Which benchmark.
@@ -82,6 +83,13 @@ enum Bench {
         #[command(flatten)]
         options: judge::Options,
     },
+    /// The archive as it grows: bytes, storing, asking, views, beside the original's schema.
+    Storage {
+        #[command(flatten)]
+        printing: Printing,
+        #[command(flatten)]
+        options: storage::Options,
+    },
     /// The mock fleet of `validate` and `monitor`.
     #[command(hide = true)]
     MockFleet(census::MockArguments),
@@ -141,6 +149,10 @@ async fn measure(bench: Bench) -> anyhow::Result<bool> {
         Bench::Judge { printing, options } => {
             report = Report::new(printing.json);
             judge::run(&options, &mut report).await?;
+        }
+        Bench::Storage { printing, options } => {
+            report = Report::new(printing.json);
+            storage::run(&options, &mut report).await?;
         }
         Bench::MockFleet(arguments) => {
             census::mock(arguments).await?;

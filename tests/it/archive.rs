@@ -111,3 +111,31 @@ async fn a_row_corrupted_by_hand_is_reported_with_table_column_and_row() {
     );
     assert!(found[0].2.contains("id=1") && found[2].2.contains("event_key="), "{found:?}");
 }
+
+/// Whether events are known is asked more often than anything else; their rows are twenty times the size of the key and
+/// need not be read for it (`migrations/0024_storage.sql`).
+#[tokio::test]
+async fn what_is_known_is_answered_from_the_key_alone() {
+    let Some(test) = migrated().await else { return };
+    let url = RelayUrl::parse("wss://one.example", &AddressPolicy::public()).unwrap();
+    let events = Factory::new(7).events(100);
+    let seen: Vec<_> = events
+        .iter()
+        .map(|event| (EventRow { event: Event::parse(&event.as_json()).unwrap() }, url.clone(), 5))
+        .collect();
+    handle(&test, Role::Writer).event_relay_insert_cascade(&seen).await.unwrap();
+    test.execute("VACUUM event").await;
+    test.execute(
+        "CREATE TABLE asked AS SELECT array_agg(id) AS ids, array_agg(event_key) AS keys FROM event; \
+         SELECT pg_stat_force_next_flush()",
+    )
+    .await;
+    let rows = "SELECT coalesce(sum(idx_tup_fetch), 0)::text FROM pg_stat_user_tables WHERE relname ~ '^event_(default|[0-9])'";
+    let before = value(&test, rows).await;
+    test.execute(
+        "DO $$ BEGIN ASSERT (SELECT count(*) FROM asked a, event_resolve(a.ids, a.keys)) = 100; END $$; \
+         SELECT pg_stat_force_next_flush()",
+    )
+    .await;
+    assert_eq!(value(&test, rows).await, before, "rows of events were read");
+}
