@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use shared::db::{Db, NewCandidate};
-use shared::jobs::{Attempt, Ctx, Egress, Handler, JobError, JobsConfig};
+use shared::jobs::{Attempt, Ctx, Egress, Handler, JobError, JobsConfig, Verifier};
 use shared::models::{AddressPolicy, JobKind, Network, RelayUrl};
 use shared::net::{Dialer, NetConfig};
 use shared::telemetry::Metrics;
@@ -33,6 +33,7 @@ pub(crate) fn context(test: &TestDb, config: JobsConfig) -> Ctx {
         config: Arc::new(config),
         metrics: Metrics::new(),
         egress: Egress::new(Vec::new()),
+        verifier: Verifier::new(2),
     }
 }
 

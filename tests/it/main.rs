@@ -23,6 +23,8 @@ mod heard;
 #[cfg(test)]
 mod jobs;
 #[cfg(test)]
+mod ingest;
+#[cfg(test)]
 mod judge;
 #[cfg(test)]
 mod limits;

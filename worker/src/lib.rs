@@ -8,7 +8,7 @@ use std::time::Duration;
 use shared::clock;
 use shared::config::Config;
 use shared::db::Db;
-use shared::jobs::{Ctx, Egress};
+use shared::jobs::{Ctx, Egress, Verifier};
 use shared::net::Dialer;
 use shared::queue::{self, QueueOptions};
 use shared::telemetry::{Health, Metrics};
@@ -48,6 +48,7 @@ pub async fn run(
         egress: Egress::new(jobs.canaries.clone()),
         config: Arc::new(jobs),
         metrics: metrics.clone(),
+        verifier: Verifier::default(),
     };
     tracing::info!(
         worker.id = worker,

@@ -56,6 +56,7 @@ const KINDS: &[&str] = &["discover", "validate", "monitor", "sync", "refresh"];
 const WRITE_PROBES: &[&str] = &["off", "own", "all"];
 /// The words of `alert.states`, as `jobs::liveness` spells them.
 const STATES: &[&str] = &["alive", "suspect", "down"];
+const UNKEPT: &[&str] = &["ephemeral", "private", "protected", "expired", "deleted"];
 const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 
 const fn key(path: &'static str, kind: Kind, preset: Preset, doc: &'static str) -> Key {
@@ -315,6 +316,12 @@ pub(super) const KEYS: &[Key] = &[
         "Size of the database, GB, beyond which syncing stops, or \"unlimited\".",
     ),
     key(
+        "archive.unkept",
+        Kind::List(Item::Words(UNKEPT)),
+        Preset::Everything,
+        "Classes of events that are known without being kept: who has them is noted, their content is not.",
+    ),
+    key(
         "publish.enabled",
         Kind::Bool,
         Preset::Bool(false),
@@ -387,5 +394,6 @@ mod tests {
     #[test]
     fn the_words_of_worker_kinds_are_the_job_kinds() {
         assert_eq!(KINDS, JobKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
+        assert_eq!(UNKEPT, crate::models::Unkept::ALL.iter().map(|class| class.as_str()).collect::<Vec<_>>());
     }
 }

@@ -17,6 +17,7 @@ mod refresh;
 pub mod seed;
 mod sync;
 mod validate;
+mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checks::Looks;
 use crate::db::{Db, DbError};
-use crate::models::{AddressPolicy, Fence, JobKind, LOCAL, Network, RelayUrl, Verdict};
+use crate::models::{AddressPolicy, Fence, JobKind, LOCAL, Network, RelayUrl, Unkept, Verdict};
 use crate::net::{Dialer, Target};
 use crate::nips::Keys;
 use crate::telemetry::Metrics;
@@ -36,6 +37,7 @@ use crate::telemetry::Metrics;
 pub use discover::{ARCHIVE, HTTP, HttpSource, Mined, NIP05, mine};
 pub use egress::{Egress, Standing};
 pub use heard::Heard;
+pub use verify::Verifier;
 
 /// What every kind of job has, apart from its code.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +106,8 @@ pub struct JobsConfig {
     pub archive_days: Option<u32>,
     /// Size of the database beyond which syncing stops, bytes.
     pub archive_max_bytes: Option<u64>,
+    /// What is known without being kept.
+    pub unkept: Vec<Unkept>,
     /// Events asked for per page.
     pub page_limit: u32,
     /// Longest pause between two new events of a page.
@@ -162,6 +166,7 @@ impl Default for JobsConfig {
             nip05_per_day: 240,
             archive_days: None,
             archive_max_bytes: None,
+            unkept: Unkept::ALL.to_vec(),
             page_limit: 500,
             page_idle: Duration::from_secs(20),
             page_total: Duration::from_secs(120),
@@ -193,6 +198,8 @@ pub struct Ctx {
     pub metrics: Metrics,
     /// Whether our own network works.
     pub egress: Egress,
+    /// Where events are verified.
+    pub verifier: Verifier,
 }
 
 /// One attempt as a handler sees it.

@@ -17,6 +17,7 @@ mod relay_url;
 mod report;
 mod service_state;
 mod source;
+mod unkept;
 
 pub use canonical::{DocumentError, MAX_DOCUMENT_BYTES};
 pub use capability::{Answer, AuthSeen, By, Claims, MEASURED_NIPS, Measured, Support, Until};
@@ -33,3 +34,4 @@ pub use relay_url::{MAX_URL_BYTES, RelayUrl, UrlError};
 pub use report::{MonitorAnnouncementRow, MonitorReportRow};
 pub use service_state::{MAX_STATE_KEY_BYTES, ServiceName, ServiceState, ServiceStateError, StateType};
 pub use source::Source;
+pub use unkept::{Target, Tombstone, Unkept, tombstones};

@@ -9,6 +9,7 @@
 mod ingest;
 mod reconcile;
 mod revisit;
+mod sift;
 mod windows;
 
 use std::time::Duration;
@@ -38,6 +39,9 @@ const PAGE_EVENTS: usize = 5_000;
 const PAGE_BYTES: u64 = 16 * 1024 * 1024;
 /// Frames borne that are not about our subscription.
 const PAGE_STRAY: u32 = 1_000;
+
+/// Events of the archive looked at for tombstones by each pass.
+const TOMBSTONES_PER_PASS: i32 = 20_000;
 
 /// One pass over one relay.
 struct Pass<'a> {
@@ -372,6 +376,7 @@ impl Pass<'_> {
     ) -> Result<Report, JobError> {
         let due = cadence::sync(end, self.ctx.config.sync_interval, url.as_str());
         self.learn(floor, now).await?;
+        self.bury(TOMBSTONES_PER_PASS).await;
         let batch = StoreBatch {
             fence: &self.attempt.fence,
             relay_id: self.relay_id,
