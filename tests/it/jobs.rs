@@ -313,8 +313,8 @@ async fn a_second_denser_than_a_page_is_exactly_one_recorded_gap() {
     run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
     let gap = value(&test, "SELECT string_agg(since_at || '-' || until_at || ' ' || reason, ', ') FROM coverage WHERE grade = 'partial'").await;
     assert_eq!(gap, format!("{at}-{at} dense_second"));
-    let stored: usize = counts(&test).await.0.parse().unwrap();
-    assert!((300..350).contains(&stored), "{stored}");
+    // Its authors are known, so that all of it is there; that this is all is not proved.
+    assert_eq!(counts(&test).await.0, "350");
 }
 
 #[tokio::test]

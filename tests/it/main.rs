@@ -11,6 +11,8 @@ mod cli;
 #[cfg(test)]
 mod database;
 #[cfg(test)]
+mod dense;
+#[cfg(test)]
 mod discover;
 #[cfg(test)]
 mod docs;
@@ -21,9 +23,9 @@ mod fleet;
 #[cfg(test)]
 mod heard;
 #[cfg(test)]
-mod jobs;
-#[cfg(test)]
 mod ingest;
+#[cfg(test)]
+mod jobs;
 #[cfg(test)]
 mod judge;
 #[cfg(test)]

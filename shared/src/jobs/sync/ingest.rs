@@ -13,9 +13,6 @@ use crate::models::{Event, EventError, EventId, GapReason, Grade, Interval};
 use crate::relay::Page;
 use crate::telemetry::Labels;
 
-/// The filter class of a walk without restriction.
-pub(super) const CLASS: &str = "all";
-
 /// What a sync pass brought.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
@@ -30,6 +27,9 @@ pub(super) struct Tally {
     pub(super) comparisons: u64,
     pub(super) gone: u64,
     pub(super) unserved: u64,
+    /// Dense seconds split, and the requests that took.
+    pub(super) dense_seconds: u64,
+    pub(super) dense_requests: u64,
     /// Known events that came with another signature, or were sampled, and verified.
     pub(super) reread: u64,
     /// Forged bodies under the id of a known event.
@@ -54,7 +54,8 @@ impl Tally {
             "new_events": self.new_events, "new_observations": self.new_observations,
             "mismatched": self.mismatched, "quarantined": self.quarantined, "comparisons": self.comparisons,
             "gone": self.gone, "unserved": self.unserved, "reread": self.reread, "forged_known": self.forged_known,
-            "deleted": self.deleted, "unkept": self.unkept, "bad": self.bad,
+            "deleted": self.deleted, "dense_seconds": self.dense_seconds, "dense_requests": self.dense_requests,
+            "unkept": self.unkept, "bad": self.bad,
         })
     }
 }
@@ -183,7 +184,8 @@ impl Pass<'_> {
         new: &[EventRow],
         with_coverage: bool,
     ) -> Result<Stored, DbError> {
-        let coverage = with_coverage.then_some(NewCoverage { class: CLASS, coverage: &self.coverage });
+        let coverage =
+            with_coverage.then_some(NewCoverage { class: &self.class.name, coverage: &self.coverage });
         let batch = StoreBatch {
             fence: &self.attempt.fence,
             relay_id: self.relay_id,
