@@ -10,6 +10,7 @@ mod idle;
 mod judge;
 mod process;
 mod queue;
+mod sync;
 
 use std::process::ExitCode;
 
@@ -21,7 +22,7 @@ use figure::Report;
 #[derive(Parser)]
 #[command(
     about,
-    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor and judge start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
+    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor, judge, sync and ingest start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
 )]
 struct Arguments {
     /// Which benchmark.
@@ -73,6 +74,20 @@ enum Bench {
         printing: Printing,
         #[command(flatten)]
         options: judge::Options,
+    },
+    /// Relays read from the beginning: speed, download, requests, and that nothing is missing.
+    Sync {
+        #[command(flatten)]
+        printing: Printing,
+        #[command(flatten)]
+        options: sync::Options,
+    },
+    /// Every event from five relays: what an observation costs the worker and the database.
+    Ingest {
+        #[command(flatten)]
+        printing: Printing,
+        #[command(flatten)]
+        options: sync::Options,
     },
     /// The mock fleet of `validate` and `monitor`.
     #[command(hide = true)]
@@ -129,6 +144,14 @@ async fn measure(bench: Bench) -> anyhow::Result<bool> {
         Bench::Judge { printing, options } => {
             report = Report::new(printing.json);
             judge::run(&options, &mut report).await?;
+        }
+        Bench::Sync { printing, options } => {
+            report = Report::new(printing.json);
+            sync::run(&options, &mut report).await?;
+        }
+        Bench::Ingest { printing, options } => {
+            report = Report::new(printing.json);
+            sync::ingest(&options, &mut report).await?;
         }
         Bench::MockFleet(arguments) => {
             census::mock(arguments).await?;

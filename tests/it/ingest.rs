@@ -79,8 +79,8 @@ async fn a_known_event_under_another_signature_is_read_in_full() {
     )
     .await;
     assert_eq!(gaps, "2");
-    let text = ctx.metrics.encode();
-    assert!(text.contains(r#"outcome="forged_known"} 2"#), "{text}");
+    let metrics = ctx.metrics.encode();
+    assert!(metrics.contains(r#"outcome="forged_known"} 2"#), "{metrics}");
 }
 
 #[tokio::test]
@@ -181,7 +181,7 @@ async fn what_an_author_deletes_goes_and_does_not_come_back() {
     let (relay, url) =
         serving(&ctx, stored(&[mine.clone(), others.clone(), old.clone(), newer.clone()])).await;
     sync(&ctx, &url).await;
-    relay.set(Script::of_stored(stored(&[request.clone()]), 500));
+    relay.set(Script::of_stored(stored(std::slice::from_ref(&request)), 500));
     sync(&ctx, &url).await;
     let bodies = "SELECT coalesce(string_agg(convert_from(content, 'UTF8'), ', ' ORDER BY created_at, kind, content), '') FROM event WHERE content IS NOT NULL AND kind <> 5";
     assert_eq!(value(&test, bodies).await, "old, another's, newer than the request", "by id at once");
