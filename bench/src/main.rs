@@ -11,6 +11,7 @@ mod judge;
 mod process;
 mod queue;
 mod storage;
+mod sync;
 
 use std::process::ExitCode;
 
@@ -22,7 +23,7 @@ use figure::Report;
 #[derive(Parser)]
 #[command(
     about,
-    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor, mine, judge and storage start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
+    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor, mine, judge, storage, sync and ingest start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
 )]
 struct Arguments {
     /// Which benchmark.
@@ -90,6 +91,20 @@ enum Bench {
         #[command(flatten)]
         options: storage::Options,
     },
+    /// Relays read from the beginning: speed, download, requests, and that nothing is missing.
+    Sync {
+        #[command(flatten)]
+        printing: Printing,
+        #[command(flatten)]
+        options: sync::Options,
+    },
+    /// Every event from five relays: what an observation costs the worker and the database.
+    Ingest {
+        #[command(flatten)]
+        printing: Printing,
+        #[command(flatten)]
+        options: sync::Options,
+    },
     /// The mock fleet of `validate` and `monitor`.
     #[command(hide = true)]
     MockFleet(census::MockArguments),
@@ -153,6 +168,14 @@ async fn measure(bench: Bench) -> anyhow::Result<bool> {
         Bench::Storage { printing, options } => {
             report = Report::new(printing.json);
             storage::run(&options, &mut report).await?;
+        }
+        Bench::Sync { printing, options } => {
+            report = Report::new(printing.json);
+            sync::run(&options, &mut report).await?;
+        }
+        Bench::Ingest { printing, options } => {
+            report = Report::new(printing.json);
+            sync::ingest(&options, &mut report).await?;
         }
         Bench::MockFleet(arguments) => {
             census::mock(arguments).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use shared::db::{Db, NewCandidate};
-use shared::jobs::{Attempt, Calls, Ctx, Egress, Handler, JobError, JobsConfig};
+use shared::jobs::{Attempt, Calls, Ctx, Egress, Handler, JobError, JobsConfig, Verifier};
 use shared::models::{AddressPolicy, JobKind, Network, RelayUrl};
 use shared::net::{Dialer, NetConfig};
 use shared::telemetry::Metrics;
@@ -34,6 +34,7 @@ pub(crate) fn context(test: &TestDb, config: JobsConfig) -> Ctx {
         calls: Calls::new(&db, &config.vantage),
         config: Arc::new(config),
         db,
+        verifier: Verifier::new(2),
     }
 }
 
@@ -313,8 +314,8 @@ async fn a_second_denser_than_a_page_is_exactly_one_recorded_gap() {
     run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
     let gap = value(&test, "SELECT string_agg(since_at || '-' || until_at || ' ' || reason, ', ') FROM coverage WHERE grade = 'partial'").await;
     assert_eq!(gap, format!("{at}-{at} dense_second"));
-    let stored: usize = counts(&test).await.0.parse().unwrap();
-    assert!((300..350).contains(&stored), "{stored}");
+    // Its authors are known, so that all of it is there; that this is all is not proved.
+    assert_eq!(counts(&test).await.0, "350");
 }
 
 #[tokio::test]

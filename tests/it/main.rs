@@ -15,6 +15,8 @@ mod cli;
 #[cfg(test)]
 mod database;
 #[cfg(test)]
+mod dense;
+#[cfg(test)]
 mod discover;
 #[cfg(test)]
 mod docs;
@@ -30,6 +32,8 @@ mod fleet;
 mod geo;
 #[cfg(test)]
 mod heard;
+#[cfg(test)]
+mod ingest;
 #[cfg(test)]
 mod jobs;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use shared::clock;
 use shared::config::Config;
 use shared::db::Db;
-use shared::jobs::{Calls, Ctx, Egress};
+use shared::jobs::{Calls, Ctx, Egress, Verifier};
 use shared::net::Dialer;
 use shared::queue::{self, QueueOptions};
 use shared::telemetry::{Health, Metrics};
@@ -49,6 +49,7 @@ pub async fn run(
         db,
         config: Arc::new(jobs),
         metrics: metrics.clone(),
+        verifier: Verifier::default(),
     };
     tracing::info!(
         worker.id = worker,

@@ -107,6 +107,7 @@ impl Ours {
                         seen_at: 1_790_000_000,
                         delivered: &asked,
                         new: &new,
+                        light: false,
                         coverage: None,
                         next: None,
                     })

@@ -56,6 +56,7 @@ pub(super) const WORKER_KINDS: &[&str] = &["discover", "validate", "monitor", "s
 pub(super) const WRITE_PROBES: &[&str] = &["off", "own", "all"];
 /// The words of `alert.states`, as `jobs::liveness` spells them.
 pub(super) const STATES: &[&str] = &["alive", "suspect", "down"];
+pub(super) const UNKEPT: &[&str] = &["ephemeral", "private", "protected", "expired", "deleted"];
 pub(super) const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 
 pub(super) const fn key(path: &'static str, kind: Kind, preset: Preset, doc: &'static str) -> Key {

@@ -1,8 +1,8 @@
 //! Every key there is, one row each: the loader, the printer and the error messages read this table.
 
 use super::key::{
-    DAY_S, Key, LEVELS, MONTH_S, Preset, STATES, WORKER_KINDS, WRITE_PROBES, canaries, enabled, gb_per_day,
-    int, isolate, key, permits, profile, proxy, secret, slots, timeout,
+    DAY_S, Key, LEVELS, MONTH_S, Preset, STATES, UNKEPT, WORKER_KINDS, WRITE_PROBES, canaries, enabled,
+    gb_per_day, int, isolate, key, permits, profile, proxy, secret, slots, timeout,
 };
 use super::value::{Item, Kind};
 use crate::models::JobKind;
@@ -228,6 +228,12 @@ pub(super) const KEYS: &[Key] = &[
         "Relays of which observations are kept for so many days only, or none.",
     ),
     key(
+        "archive.unkept",
+        Kind::List(Item::Words(UNKEPT)),
+        Preset::Everything,
+        "Classes of events that are known without being kept: who has them is noted, their content is not.",
+    ),
+    key(
         "publish.enabled",
         Kind::Bool,
         Preset::Bool(false),
@@ -301,5 +307,6 @@ mod tests {
     #[test]
     fn the_words_of_worker_kinds_are_the_job_kinds() {
         assert_eq!(WORKER_KINDS, JobKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
+        assert_eq!(UNKEPT, crate::models::Unkept::ALL.iter().map(|class| class.as_str()).collect::<Vec<_>>());
     }
 }

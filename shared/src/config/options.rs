@@ -199,6 +199,7 @@ impl Config {
             nip05_per_day: self.number("discover.nip05_per_day"),
             archive_days: self.archive_days(),
             archive_max_bytes: self.archive_max_bytes(),
+            unkept: self.list("archive.unkept").iter().filter_map(|word| word.parse().ok()).collect(),
             page_limit: self.number("sync.page_limit"),
             page_idle: self.seconds("sync.page_idle_s"),
             page_total: self.seconds("sync.page_total_s"),

@@ -14,6 +14,7 @@ mod error;
 mod export;
 mod fleet;
 mod import;
+mod ingest;
 mod inspect;
 mod jobs;
 mod judge;
@@ -52,6 +53,7 @@ pub use error::DbError;
 pub use export::{ExportBatch, ExportCoverage, ExportItem, ExportScope, LeftOut, SeenOn};
 pub use fleet::{FleetLimits, HostAsked, HostPermit};
 pub use import::{Imported, ImportedObservation};
+pub use ingest::{DenseFacts, ForgeryRow, KnownPage};
 pub use inspect::{HorizonLine, LeaderLine, Unsettled};
 pub use jobs::{Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Unreadable, Wanted};
 

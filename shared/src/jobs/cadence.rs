@@ -124,6 +124,20 @@ pub fn sync(end: SyncEnd, base: Duration, url: &str) -> Due {
     }
 }
 
+/// The same due time, with the slack that what the pass brought deserves: jobs that are due are done in the order in
+/// which their slack ends, so that where work waits, relays that bring much come first. What a relay brings is what is
+/// new of it per request; one that faltered gains nothing by it.
+pub fn by_worth(mut due: Due, end: SyncEnd, requests: u64, new: u64) -> Due {
+    let worth = new / requests.max(1);
+    due.slack = match end {
+        SyncEnd::UpToDate | SyncEnd::More if worth >= 50 => due.slack / 4,
+        SyncEnd::UpToDate | SyncEnd::More if worth >= 5 => due.slack / 2,
+        SyncEnd::UpToDate if new == 0 => due.slack * 2,
+        _ => due.slack,
+    };
+    due
+}
+
 /// A local task that runs every `base`.
 pub fn local(base: Duration, task: &str) -> Due {
     due(base.as_secs().max(1), task, "interval")
@@ -160,6 +174,21 @@ mod tests {
         assert!(at(State::Suspect, 1, 0) < at(State::Alive, 0, 60));
         assert!(at(State::Down, 2, 0) < at(State::Down, 5, 0));
         assert!(at(State::Down, 1_000, 0) <= Duration::from_secs(DAY * 11 / 10));
+    }
+
+    #[test]
+    fn relays_that_bring_much_come_first_and_faults_gain_nothing() {
+        let base = Duration::from_secs(HOUR);
+        let slack = |end, requests, new| {
+            let due = sync(end, base, "wss://relay.example");
+            by_worth(due, end, requests, new).slack
+        };
+        let order = [(10, 5_000), (10, 100), (10, 1), (10, 0)];
+        let slacks = order.map(|(requests, new)| slack(SyncEnd::UpToDate, requests, new));
+        assert!(slacks.is_sorted_by(|a, b| a < b), "{slacks:?}");
+        assert!(slack(SyncEnd::More, 10, 5_000) < slack(SyncEnd::More, 10, 0));
+        let fault = |new| slack(SyncEnd::Interrupted, 10, new);
+        assert_eq!(fault(5_000), fault(0));
     }
 
     #[test]

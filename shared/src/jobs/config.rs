@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::alerts::Secret;
 use super::{HttpSource, publish};
 use crate::checks::Looks;
-use crate::models::RelayUrl;
+use crate::models::{RelayUrl, Unkept};
 use crate::nips::Keys;
 
 /// What operators choose about jobs.
@@ -43,6 +43,8 @@ pub struct JobsConfig {
     pub archive_days: Option<u32>,
     /// This worker's own word on the disk budget, bytes; the stricter of it and the published one holds.
     pub archive_max_bytes: Option<u64>,
+    /// What is known without being kept.
+    pub unkept: Vec<Unkept>,
     /// Events asked for per page.
     pub page_limit: u32,
     /// Longest pause between two new events of a page.
@@ -103,6 +105,7 @@ impl Default for JobsConfig {
             nip05_per_day: 240,
             archive_days: None,
             archive_max_bytes: None,
+            unkept: Unkept::ALL.to_vec(),
             page_limit: 500,
             page_idle: Duration::from_secs(20),
             page_total: Duration::from_secs(120),

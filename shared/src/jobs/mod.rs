@@ -21,6 +21,7 @@ pub mod seed;
 mod sync;
 mod together;
 mod validate;
+mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,7 @@ pub use discover::{ARCHIVE, HTTP, HttpSource, Mined, NIP05, mine};
 pub use egress::{Egress, Standing};
 pub use heard::Heard;
 pub use together::Calls;
+pub use verify::Verifier;
 
 /// What every kind of job has, apart from its code.
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +98,8 @@ pub struct Ctx {
     pub egress: Egress,
     /// What jobs ask the database together.
     pub calls: Calls,
+    /// Where events are verified.
+    pub verifier: Verifier,
 }
 
 /// One attempt as a handler sees it.

@@ -19,6 +19,7 @@ mod report;
 mod retention;
 mod service_state;
 mod source;
+mod unkept;
 
 pub use budget::{Fill, NEAR_PERCENT, REST_PERCENT, stricter};
 pub use canonical::{DocumentError, MAX_DOCUMENT_BYTES};
@@ -37,3 +38,4 @@ pub use report::{MonitorAnnouncementRow, MonitorReportRow};
 pub use retention::{DAYS_MAX, KindRule, KindRuleError, Retention};
 pub use service_state::{MAX_STATE_KEY_BYTES, ServiceName, ServiceState, ServiceStateError, StateType};
 pub use source::Source;
+pub use unkept::{Target, Tombstone, Unkept, tombstones};

@@ -14,6 +14,9 @@ pub struct Filter {
     pub ids: Vec<EventId>,
     /// Only events of these x-only public keys.
     pub authors: Vec<[u8; 32]>,
+    /// Only events that mention one of these public keys (`#p`): envelopes do not show it, so [`Filter::matches`] does
+    /// not look.
+    pub mentioned: Vec<[u8; 32]>,
     /// Only events of these kinds.
     pub kinds: Vec<u16>,
     /// Not older than this second (Unix, inclusive).
@@ -37,6 +40,7 @@ impl Filter {
         };
         list("ids", self.ids.iter().map(|id| Value::from(id.to_string())).collect());
         list("authors", self.authors.iter().map(|key| Value::from(hex::encode(key))).collect());
+        list("#p", self.mentioned.iter().map(|key| Value::from(hex::encode(key))).collect());
         list("kinds", self.kinds.iter().map(|kind| Value::from(*kind)).collect());
         let numbers = [("since", self.since), ("until", self.until), ("limit", self.limit.map(i64::from))];
         for (key, number) in numbers {
@@ -74,6 +78,7 @@ mod tests {
         let filter = Filter {
             ids: vec![EventId([0xab; 32])],
             authors: vec![[0; 32]],
+            mentioned: vec![[0xcd; 32]],
             kinds: vec![1, 30_023],
             since: Some(0),
             until: Some(4_294_967_295),
@@ -83,6 +88,7 @@ mod tests {
         let value: Value = serde_json::from_str(&filter.to_json()).unwrap();
         assert_eq!(value["ids"][0], "ab".repeat(32));
         assert_eq!(value["authors"][0], "00".repeat(32));
+        assert_eq!(value["#p"], serde_json::json!(["cd".repeat(32)]));
         assert_eq!(value["kinds"], serde_json::json!([1, 30_023]));
         assert_eq!((&value["since"], &value["limit"]), (&Value::from(0), &Value::from(500)));
         assert_eq!(value["until"], 4_294_967_295_i64);

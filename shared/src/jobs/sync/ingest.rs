@@ -1,19 +1,17 @@
-//! From a page of raw events to rows: known ones become observations at once, the others are verified once.
+//! From a page to rows, in one fenced transaction: events, observations, coverage.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Map, json};
 
 use super::super::{Ctx, JobError, lost};
 use super::Pass;
+use super::sift::Checked;
 use crate::clock;
 use crate::db::{DbError, EventRow, NewCoverage, StoreBatch, Stored};
-use crate::models::{EnvelopeFacts, Event, EventError, EventId, GapReason, Grade, Interval, KindRule};
+use crate::models::{Event, EventError, EventId, GapReason, Grade, Interval};
 use crate::relay::Page;
 use crate::telemetry::Labels;
-
-/// The filter class of a walk without restriction.
-pub(super) const CLASS: &str = "all";
 
 /// What a sync pass brought.
 #[derive(Debug, Default)]
@@ -30,11 +28,22 @@ pub(super) struct Tally {
     pub(super) comparisons: u64,
     pub(super) gone: u64,
     pub(super) unserved: u64,
+    /// Dense seconds split, and the requests that took.
+    pub(super) dense_seconds: u64,
+    pub(super) dense_requests: u64,
+    /// Known events that came with another signature, or were sampled, and verified.
+    pub(super) reread: u64,
+    /// Forged bodies under the id of a known event.
+    pub(super) forged_known: u64,
+    /// Held events that their authors asked to have deleted.
+    pub(super) deleted: u64,
+    /// What is not kept, by class.
+    pub(super) unkept: BTreeMap<&'static str, u64>,
     bad: Map<String, serde_json::Value>,
 }
 
 impl Tally {
-    fn bad(&mut self, ctx: &Ctx, error: &EventError) {
+    pub(super) fn bad(&mut self, ctx: &Ctx, error: &EventError) {
         ctx.metrics.events_received.get_or_create(&Labels::new("", "", error.as_str())).inc();
         let count = self.bad.get(error.as_str()).and_then(serde_json::Value::as_u64).unwrap_or(0);
         self.bad.insert(error.as_str().to_owned(), json!(count + 1));
@@ -44,31 +53,28 @@ impl Tally {
         json!({
             "requests": self.requests, "bytes": self.bytes, "delivered": self.delivered, "known": self.known,
             "new_events": self.new_events, "new_observations": self.new_observations,
-            "mismatched": self.mismatched, "skipped": self.skipped, "quarantined": self.quarantined,
-            "comparisons": self.comparisons, "gone": self.gone, "unserved": self.unserved, "bad": self.bad,
+            "mismatched": self.mismatched, "skipped": self.skipped, "quarantined": self.quarantined, "comparisons": self.comparisons,
+            "gone": self.gone, "unserved": self.unserved, "reread": self.reread, "forged_known": self.forged_known,
+            "deleted": self.deleted, "dense_seconds": self.dense_seconds, "dense_requests": self.dense_requests,
+            "unkept": self.unkept, "bad": self.bad,
         })
     }
 }
 
 /// Seconds of forged events that one page may leave as gaps of their own; beyond that, all between them is one.
 const FORGED_SECONDS: usize = 10;
-
-/// A page after scanning and verifying: what may be stored.
-struct Checked {
-    delivered: Vec<(EventId, i64)>,
-    new: Vec<EventRow>,
-    /// Verified, and not kept by policy.
-    skipped: Vec<Event>,
-    /// `created_at` of what did not verify, ascending.
-    forged: Vec<i64>,
-}
+/// Tombstones applied as soon as they are noted, and events of the archive looked at for others.
+const TOMBSTONES_AT_ONCE: i32 = 2_000;
 
 impl Pass<'_> {
     /// Stores one page with the coverage it proves, if it changed, in one fenced transaction.
     pub(super) async fn store_page(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
         self.tally.bytes += page.bytes;
         self.tally.mismatched += u64::from(page.facts.mismatched);
-        let checked = check(self.ctx, page.events, &self.archive.kinds, &mut self.tally).await?;
+        let known = self.tally.known;
+        let checked = self.sift(page.events).await?;
+        let labels = Labels::new("", "", "known");
+        self.ctx.metrics.events_received.get_or_create(&labels).inc_by(self.tally.known - known);
         // First, so that they are known when their observations are stored.
         if !checked.skipped.is_empty()
             && !self.ctx.db.sync_skip(&self.attempt.fence, &checked.skipped).await?
@@ -76,6 +82,10 @@ impl Pass<'_> {
             return Err(lost());
         }
         let changed = self.doubt(&checked.forged) || changed;
+        // First, so that they are known when their observations are stored.
+        if !checked.noted.is_empty() && !self.ctx.db.sync_note(&self.attempt.fence, &checked.noted).await? {
+            return Err(lost());
+        }
         if checked.delivered.is_empty() && !changed {
             return Ok(());
         }
@@ -87,7 +97,18 @@ impl Pass<'_> {
         self.tally.new_observations += stored.observations;
         self.ctx.metrics.events_received.get_or_create(&Labels::new("", "", "new")).inc_by(stored.events);
         self.ctx.metrics.observations_stored.inc_by(stored.observations);
+        if !checked.stones.is_empty() {
+            self.bury(TOMBSTONES_AT_ONCE).await;
+        }
         Ok(())
+    }
+
+    /// Applies some of what authors asked to have deleted. What fails is written down and done by a later pass.
+    pub(super) async fn bury(&mut self, look: i32) {
+        match self.ctx.db.tombstone_step(look).await {
+            Ok(deleted) => self.tally.deleted += deleted,
+            Err(error) => tracing::warn!(error = %error, "tombstones wait for the next pass"),
+        }
     }
 
     /// One transaction; if the database refuses a value, the batch is halved until the one at fault stands
@@ -170,7 +191,8 @@ impl Pass<'_> {
         new: &[EventRow],
         with_coverage: bool,
     ) -> Result<Stored, DbError> {
-        let coverage = with_coverage.then_some(NewCoverage { class: CLASS, coverage: &self.coverage });
+        let coverage =
+            with_coverage.then_some(NewCoverage { class: &self.class.name, coverage: &self.coverage });
         let batch = StoreBatch {
             fence: &self.attempt.fence,
             relay_id: self.relay_id,
@@ -183,67 +205,4 @@ impl Pass<'_> {
         };
         self.ctx.db.sync_store(&batch).await
     }
-}
-
-/// Scans ids, asks which are known, and parses, hashes and verifies the others off the async threads.
-/// What a policy does not keep is verified like all else: a forged copy must not keep the real event out.
-async fn check(
-    ctx: &Ctx,
-    raw: Vec<String>,
-    unkept: &[KindRule],
-    tally: &mut Tally,
-) -> Result<Checked, JobError> {
-    let mut scanned: Vec<(EventId, i64, String)> = Vec::with_capacity(raw.len());
-    let mut seen = HashSet::new();
-    for text in raw {
-        match EnvelopeFacts::scan(&text) {
-            Ok(facts) if seen.insert(facts.id) => scanned.push((facts.id, facts.created_at, text)),
-            Ok(_) => {}
-            Err(error) => tally.bad(ctx, &error),
-        }
-    }
-    tally.delivered += scanned.len() as u64;
-    let asked: Vec<(EventId, i64)> = scanned.iter().map(|(id, at, _)| (*id, *at)).collect();
-    let known: HashSet<usize> =
-        ctx.db.event_resolve(&asked).await?.iter().map(|known| known.position).collect();
-    tally.known += known.len() as u64;
-    ctx.metrics.events_received.get_or_create(&Labels::new("", "", "known")).inc_by(known.len() as u64);
-    let mut delivered: Vec<(EventId, i64)> = known.iter().map(|position| asked[*position]).collect();
-    let unknown: Vec<(i64, String)> = scanned
-        .into_iter()
-        .enumerate()
-        .filter(|(position, _)| !known.contains(position))
-        .map(|(_, (_, at, text))| (at, text))
-        .collect();
-    let verified = tokio::task::spawn_blocking(move || {
-        let verify =
-            |text: &str| Event::parse(text).and_then(|event| event.verify_signature().map(|()| event));
-        unknown.iter().map(|(at, text)| (*at, verify(text))).collect::<Vec<_>>()
-    })
-    .await
-    .map_err(|error| JobError::Retry { why: format!("verifying events failed: {error}") })?;
-    let now = clock::unix_now();
-    let (mut new, mut skipped) = (Vec::new(), Vec::new());
-    let mut forged = Vec::new();
-    for (at, event) in verified {
-        match event {
-            Ok(event) => {
-                delivered.push((event.id(), event.created_at()));
-                if unkept.iter().any(|rule| rule.skips(event.kind(), event.created_at(), now)) {
-                    skipped.push(event);
-                } else {
-                    new.push(EventRow { event });
-                }
-            }
-            Err(error) => {
-                tally.bad(ctx, &error);
-                forged.push(at);
-            }
-        }
-    }
-    forged.sort_unstable();
-    forged.dedup();
-    tally.skipped += skipped.len() as u64;
-    ctx.metrics.events_received.get_or_create(&Labels::new("", "", "skipped")).inc_by(skipped.len() as u64);
-    Ok(Checked { delivered, new, skipped, forged })
 }

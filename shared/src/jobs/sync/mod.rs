@@ -6,17 +6,22 @@
 //! anything but proof becomes a recorded gap. A relay that compares sets (NIP-77) is reconciled instead, by
 //! [`crate::nips::neg::Reconcile`], and whatever is old enough is read again for what came late.
 
+mod dense;
 mod ingest;
 mod reconcile;
 mod revisit;
+mod sift;
+mod walking;
 mod windows;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::json;
 
-use self::ingest::{CLASS, Tally};
+use self::ingest::Tally;
 use self::revisit::{AGES, Revisit};
+use self::walking::Class;
 use self::windows::{Window, plan};
 use super::cadence::{self, SyncEnd};
 use super::validate::blame;
@@ -24,10 +29,10 @@ use super::{Attempt, Ctx, JobError, Report, capability, lost, target_url};
 use crate::clock;
 use crate::db::{ArchiveState, CapabilityRow, NewCoverage, Revisited, StoreBatch, SyncFacts};
 use crate::models::{
-    Coverage, Fill, GapReason, Grade, Interval, Outcome, REST_PERCENT, RelayUrl, Support, stricter,
+    Coverage, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, RelayUrl, Support, stricter,
 };
 use crate::net::{DialFailure, Target};
-use crate::nips::{Claim, Limits, Next, Walk, WalkSpec};
+use crate::nips::Claim;
 use crate::relay::RelaySocket;
 
 /// The archive is at its size limit: nothing is lost by asking again later.
@@ -41,12 +46,23 @@ const PAGE_BYTES: u64 = 16 * 1024 * 1024;
 /// Frames borne that are not about our subscription.
 const PAGE_STRAY: u32 = 1_000;
 
+/// Events of the archive looked at for tombstones by each pass.
+const TOMBSTONES_PER_PASS: i32 = 20_000;
+
+/// What a pass over one relay goes by.
+struct ReadBy {
+    archive: ArchiveState,
+    class: Class,
+    measured: Measured,
+}
+
 /// One pass over one relay.
 struct Pass<'a> {
     ctx: &'a Ctx,
     attempt: &'a Attempt,
     relay_id: i32,
     archive: ArchiveState,
+    class: Class,
     target: Option<Target>,
     coverage: Coverage,
     facts: SyncFacts,
@@ -62,8 +78,12 @@ struct Pass<'a> {
     neg_off: bool,
     /// Gaps that no later proof of this pass may cover: what was served there did not verify.
     doubts: Vec<Interval>,
-    /// What was read with proof.
+    /// What was read: with proof, or as a gap that the relay itself leaves.
     read: Vec<(i64, i64)>,
+    /// Seconds found to hold more than a page.
+    dense: BTreeSet<i64>,
+    /// Events of the largest page of this pass.
+    largest: usize,
     revisited: Vec<Revisited>,
 }
 
@@ -80,8 +100,15 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     }
     let archive = ctx.db.archive_get(Some(url.as_str())).await?;
     refuse_when_full(ctx, &archive)?;
-    let coverage = ctx.db.coverage_get(relay.id, CLASS).await?;
     let now = clock::unix_now();
+    let measured = ctx.db.capability_get(relay.id).await?.and_then(|row: CapabilityRow| row.measured);
+    let measured = measured.unwrap_or_default();
+    let class = if Class::is_restricted(&measured) {
+        Class::restricted(&ctx.db, relay.id, now).await?
+    } else {
+        Class::all()
+    };
+    let coverage = ctx.db.coverage_get(relay.id, &class.name).await?;
     // Nothing below the horizon is asked for: it was dropped, and would be again.
     let wanted = ctx.config.archive_days.map_or(0, |days| now - i64::from(days) * 86_400);
     let floor = wanted.max(archive.before).max(0);
@@ -92,12 +119,18 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     }
     let rescan = i64::try_from(ctx.config.rescan.as_secs()).unwrap_or(i64::MAX);
     let windows = plan(&coverage, floor, now, rescan);
-    let mut pass = Pass::new(ctx, attempt, relay.id, archive, coverage, now).await?;
+    let read_by = ReadBy { archive, class, measured };
+    let mut pass = Pass::new(ctx, attempt, relay.id, read_by, coverage, now).await?;
     let revisits = revisit::due(&pass.facts.revisits, &pass.coverage, floor, now, pass.reconciles);
     let end = match connect(ctx, attempt, &url, relay.state.as_deref() == Some("alive")).await? {
         Ok((mut socket, target)) => {
             pass.target = Some(target);
-            let end = pass.read_all(&mut socket, &windows, &revisits).await;
+            let mut end = pass.read_all(&mut socket, &windows, &revisits).await;
+            if end.is_ok()
+                && let Err(error) = pass.split_dense(&mut socket).await
+            {
+                end = Err(error);
+            }
             socket.close().await;
             end?
         }
@@ -159,14 +192,15 @@ impl<'a> Pass<'a> {
         ctx: &'a Ctx,
         attempt: &'a Attempt,
         relay_id: i32,
-        archive: ArchiveState,
+        read_by: ReadBy,
         coverage: Coverage,
         now: i64,
     ) -> Result<Self, JobError> {
+        let ReadBy { archive, class, measured } = read_by;
         let facts = ctx.db.sync_facts(relay_id).await?;
-        let measured = ctx.db.capability_get(relay_id).await?.and_then(|row: CapabilityRow| row.measured);
-        let measured = measured.unwrap_or_default();
-        let reconciles = facts.neg_off_until.is_none_or(|until| until <= now)
+        // A set by kinds is not what we hold of the relay.
+        let reconciles = class.kinds.is_empty()
+            && facts.neg_off_until.is_none_or(|until| until <= now)
             && measured.negentropy.seen == Support::Works;
         let time_box = u64::try_from(ctx.config.sync_time_box.as_millis()).unwrap_or(u64::MAX);
         Ok(Self {
@@ -174,6 +208,7 @@ impl<'a> Pass<'a> {
             attempt,
             relay_id,
             archive,
+            class,
             target: None,
             coverage,
             facts,
@@ -185,6 +220,8 @@ impl<'a> Pass<'a> {
             neg_off: false,
             doubts: Vec::new(),
             read: Vec::new(),
+            dense: BTreeSet::new(),
+            largest: 0,
             revisited: Vec::new(),
         })
     }
@@ -254,84 +291,15 @@ impl Pass<'_> {
         Ok(SyncEnd::UpToDate)
     }
 
-    /// Walks one window; returns how that ended and, if the relay ended it, with which gap.
-    async fn walk(
-        &mut self,
-        socket: &mut RelaySocket,
-        window: Window,
-    ) -> Result<(SyncEnd, Option<(Grade, GapReason)>), JobError> {
-        let mut walk = Walk::new(WalkSpec {
-            floor: window.floor,
-            ceiling: window.ceiling,
-            open_top: window.open_top,
-            limit: self.page_limit,
-            max_requests: REQUESTS,
-        });
-        let limits = self.limits();
-        let mut gap = None;
-        let mut stopped = false;
-        while let Next::Request(filter) = walk.next() {
-            if self.time_is_up() {
-                stopped = true;
-                break;
-            }
-            self.tally.requests += 1;
-            let page = socket.fetch(filter, limits).await;
-            let claims = walk.on_page(&page.facts, &page.end);
-            gap = (!page.end.is_eose()).then(|| (page.end.grade(), page.end.gap()));
-            let changed = self.overlay(&claims);
-            self.store_page(page, changed).await?;
-            if !socket.is_usable() && !self.reopen(socket, &mut walk).await {
-                break;
-            }
-        }
-        let rest = walk.finish(gap.map_or(GapReason::Stopped, |(_, reason)| reason));
-        self.overlay(&rest);
-        let end = match gap {
-            _ if stopped => SyncEnd::More,
-            None => SyncEnd::UpToDate,
-            Some((Grade::Refused, _)) => SyncEnd::Refused,
-            Some(_) => SyncEnd::Interrupted,
-        };
-        Ok((end, if stopped { None } else { gap }))
-    }
-
-    /// What one page may cost.
-    fn limits(&self) -> Limits {
-        let config = &self.ctx.config;
-        Limits {
-            idle_ms: u64::try_from(config.page_idle.as_millis()).unwrap_or(u64::MAX),
-            total_ms: u64::try_from(config.page_total.as_millis()).unwrap_or(u64::MAX),
-            max_events: PAGE_EVENTS,
-            max_bytes: PAGE_BYTES,
-            max_stray_frames: PAGE_STRAY,
-        }
-    }
-
-    /// A new connection for a walk that has more to ask (after an oversize page it asks for less, once).
-    async fn reopen(&self, socket: &mut RelaySocket, walk: &mut Walk) -> bool {
-        matches!(walk.next(), Next::Request(_)) && self.reconnect(socket).await
-    }
-
-    /// A new connection in place of a spent one.
-    async fn reconnect(&self, socket: &mut RelaySocket) -> bool {
-        let Some(target) = &self.target else { return false };
-        match RelaySocket::open(&self.ctx.dialer, target).await {
-            Ok(fresh) => {
-                *socket = fresh;
-                socket.identify(self.ctx.config.identity());
-                true
-            }
-            Err(_) => false,
-        }
-    }
-
     /// Lays claims over the coverage; whether there were any.
     fn overlay(&mut self, claims: &[Claim]) -> bool {
         let now = clock::unix_now();
         for claim in claims {
-            if claim.grade.is_proof() {
+            if claim.grade.is_proof() || claim.grade == Grade::Partial {
                 self.read.push((claim.since, claim.until));
+            }
+            if claim.reason == GapReason::DenseSecond {
+                self.dense.insert(claim.since);
             }
             match Interval::new(claim.since, claim.until, claim.grade, claim.reason, now) {
                 Ok(interval) if claim.overrides_proof => self.coverage.overrule(interval),
@@ -378,7 +346,9 @@ impl Pass<'_> {
         now: i64,
     ) -> Result<Report, JobError> {
         let due = cadence::sync(end, self.ctx.config.sync_interval, url.as_str());
+        let due = cadence::by_worth(due, end, self.tally.requests, self.tally.new_observations);
         self.learn(floor, now).await?;
+        self.bury(TOMBSTONES_PER_PASS).await;
         let batch = StoreBatch {
             fence: &self.attempt.fence,
             relay_id: self.relay_id,
@@ -386,7 +356,7 @@ impl Pass<'_> {
             delivered: &[],
             new: &[],
             light: self.archive.light,
-            coverage: Some(NewCoverage { class: CLASS, coverage: &self.coverage }),
+            coverage: Some(NewCoverage { class: &self.class.name, coverage: &self.coverage }),
             next: Some((due.after, due.slack, due.why)),
         };
         if !self.ctx.db.sync_store(&batch).await?.held {

@@ -1,6 +1,5 @@
 //! Carries a reconciliation ([`Reconcile`]) between relay and database.
 
-use super::ingest::CLASS;
 use super::windows::Window;
 use super::{Pass, REQUESTS, SyncEnd};
 use crate::clock;
@@ -119,7 +118,7 @@ impl Pass<'_> {
             claimed: &settled.claimed,
             gone: &settled.gone,
             unserved: &settled.unserved,
-            coverage: changed.then_some(NewCoverage { class: CLASS, coverage: &self.coverage }),
+            coverage: changed.then_some(NewCoverage { class: &self.class.name, coverage: &self.coverage }),
         };
         let new = self.ctx.db.reconcile_store(&batch).await?.ok_or_else(lost)?;
         self.tally.new_observations += new;

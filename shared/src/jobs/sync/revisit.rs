@@ -2,9 +2,10 @@
 //!
 //! Every second is read again once it is an hour, a day, three days, thirty days and half a year old. For each age
 //! one number says how far that has come: every second up to it was read at that age or later. Invariant: the number
-//! moves only over what was read with proof, and never beyond now minus the age.
+//! moves only over what was read, with proof or as a gap that the relay itself leaves (*partial*: it is asked again for
+//! itself), and never beyond now minus the age.
 
-use crate::models::Coverage;
+use crate::models::{Coverage, Grade};
 
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
@@ -41,11 +42,12 @@ pub(super) fn reached(noted: &[(i64, i64)], coverage: &Coverage, age_s: i64, flo
     noted.unwrap_or_else(|| shown(coverage, age_s, floor)).max(floor - 1)
 }
 
-/// What the coverage shows of it: the proved stretch from the floor up, as far as it was old enough when read.
+/// What the coverage shows of it: what was read from the floor up, as far as it was old enough then.
 fn shown(coverage: &Coverage, age_s: i64, floor: i64) -> i64 {
     let mut until = floor - 1;
     for known in coverage.intervals().iter().filter(|known| known.until() >= floor) {
-        if !known.grade().is_proof() || known.since() > until + 1 {
+        let looked_at = known.grade().is_proof() || known.grade() == Grade::Partial;
+        if !looked_at || known.since() > until + 1 {
             break;
         }
         let old_enough = known.until().min(known.observed_at() - age_s);
@@ -74,7 +76,7 @@ pub(super) fn due(
     .collect()
 }
 
-/// How far an age comes by what was read with proof in this pass (any order, both ends included).
+/// How far an age comes by what was read in this pass (any order, both ends included).
 pub(super) fn advance(reached: i64, age_s: i64, now: i64, read: &[(i64, i64)]) -> i64 {
     let mut read = read.to_vec();
     read.sort_unstable();
@@ -106,7 +108,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::models::{GapReason, Grade, Interval};
+    use crate::models::{GapReason, Interval};
 
     const NOW: i64 = 1_000 * DAY;
 
@@ -124,6 +126,16 @@ mod tests {
         assert!(due(&[], &coverage, 0, NOW + 60, true).is_empty());
         let later = due(&[], &coverage, 0, NOW + HOUR, true);
         assert_eq!(later, [Revisit { age_s: HOUR, since: NOW - HOUR + 1, until: NOW }]);
+    }
+
+    #[test]
+    fn a_second_that_cannot_be_proved_does_not_have_all_above_it_read_again() {
+        let mut coverage = proved(0, NOW, NOW);
+        coverage
+            .overrule(Interval::new(NOW / 2, NOW / 2, Grade::Partial, GapReason::DenseSecond, NOW).unwrap());
+        assert_eq!(reached(&[], &coverage, HOUR, 0), NOW - HOUR);
+        coverage.overrule(Interval::new(NOW / 3, NOW / 3, Grade::Unknown, GapReason::Timeout, NOW).unwrap());
+        assert_eq!(reached(&[], &coverage, HOUR, 0), NOW / 3 - 1);
     }
 
     #[test]

@@ -36,6 +36,12 @@ pub(super) fn scan(json: &str) -> Result<EnvelopeFacts, EventError> {
     read(json, Depth::Facts)?.facts()
 }
 
+/// Reads the four facts of an envelope and its signature.
+pub(super) fn scan_signed(json: &str) -> Result<(EnvelopeFacts, Option<[u8; 64]>), EventError> {
+    let parts = read(json, Depth::Signed)?;
+    Ok((parts.facts()?, hex_field(parts.sig, "sig").ok()))
+}
+
 /// `N` bytes from exactly `2 N` lower-case hex digits.
 pub(super) fn lower_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
@@ -49,6 +55,7 @@ pub(super) fn lower_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Depth {
     Facts,
+    Signed,
     Whole,
 }
 
@@ -161,7 +168,7 @@ impl<'de> Visitor<'de> for PartsSeed<'_> {
                 ("pubkey", _) => parts.pubkey = Some(map.next_value()?),
                 ("created_at", _) => parts.created_at = Some(map.next_value()?),
                 ("kind", _) => parts.kind = Some(map.next_value()?),
-                ("sig", Depth::Whole) => parts.sig = Some(map.next_value()?),
+                ("sig", Depth::Signed | Depth::Whole) => parts.sig = Some(map.next_value()?),
                 ("tags", Depth::Whole) => parts.tags = Some(map.next_value()?),
                 ("content", Depth::Whole) => parts.content = Some(map.next_value()?),
                 _ => {

@@ -152,6 +152,11 @@ impl EnvelopeFacts {
     pub fn scan(json: &str) -> Result<Self, EventError> {
         json::scan(json)
     }
+
+    /// As [`EnvelopeFacts::scan`], with the signature where the text has one of the right shape.
+    pub fn scan_signed(json: &str) -> Result<(Self, Option<[u8; 64]>), EventError> {
+        json::scan_signed(json)
+    }
 }
 
 /// An event whose id is right.

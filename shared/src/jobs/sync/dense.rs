@@ -1,0 +1,59 @@
+//! Seconds that hold more than a page: asked for in parts ([`Dense`]), and recorded as gaps all the same.
+
+use super::Pass;
+use crate::jobs::JobError;
+use crate::models::{EnvelopeFacts, Event};
+use crate::nips::{Dense, DenseSpec};
+use crate::relay::RelaySocket;
+
+/// Seconds split in one pass; the others when they are asked for again.
+const SECONDS: usize = 8;
+/// Most requests for one of them.
+const REQUESTS: u32 = 200;
+/// Kinds and authors taken from the archive for one of them.
+const KINDS: i32 = 400;
+const AUTHORS: i32 = 1_000;
+
+impl Pass<'_> {
+    /// Splits the seconds that this pass found dense, newest first.
+    pub(super) async fn split_dense(&mut self, socket: &mut RelaySocket) -> Result<(), JobError> {
+        let seconds: Vec<i64> = self.dense.iter().rev().copied().take(SECONDS).collect();
+        for second in seconds {
+            let known = self.ctx.db.dense_facts(second, KINDS, AUTHORS).await?;
+            let allowed = &self.class.kinds;
+            let kinds =
+                known.kinds.into_iter().filter(|kind| allowed.is_empty() || allowed.contains(kind)).collect();
+            let mut plan = Dense::new(DenseSpec {
+                second,
+                limit: self.page_limit,
+                page_shown: self.largest,
+                kinds,
+                authors: known.authors,
+                max_requests: REQUESTS,
+            });
+            while let Some(filter) = plan.next() {
+                if self.time_is_up() || (!socket.is_usable() && !self.reconnect(socket).await) {
+                    return Ok(());
+                }
+                let page = self.ask(socket, filter).await;
+                let facts: Vec<EnvelopeFacts> =
+                    page.events.iter().filter_map(|text| EnvelopeFacts::scan(text).ok()).collect();
+                plan.on_page(&facts, &mentions(&page.events), page.end.is_eose());
+                self.store_page(page, false).await?;
+            }
+            self.tally.dense_requests += u64::from(plan.requests());
+            self.tally.dense_seconds += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Public keys in p tags.
+fn mentions(texts: &[String]) -> Vec<[u8; 32]> {
+    let events = texts.iter().filter_map(|text| Event::parse(text).ok());
+    let keys = events.flat_map(|event| {
+        let tags = event.tags().iter().filter(|tag| tag.first().is_some_and(|name| name == "p"));
+        tags.filter_map(|tag| hex::decode(tag.get(1)?).ok()?.try_into().ok()).collect::<Vec<[u8; 32]>>()
+    });
+    keys.collect()
+}

@@ -1,0 +1,113 @@
+//! Seconds with more events than a page, and relays that answer only requests that name kinds.
+
+use nostr::event::Event;
+use shared::clock;
+use shared::jobs::{Ctx, JobsConfig};
+use shared::models::{JobKind, RelayUrl};
+use tests::factory::Factory;
+use tests::pg::{Role, TestDb};
+use tests::scripted::{Script, ScriptedRelay, Speech};
+
+use super::jobs::{config, context, known_relay, run};
+use super::support::{migrated, value};
+
+/// A dense second, and a little of everything around it.
+fn crowd(factory: &Factory, second: i64) -> Vec<Event> {
+    let mut events = factory.dense(3_000, second);
+    events.extend((0..20).map(|n| {
+        factory.sign(n, 7, vec![], &format!("around {n}"), second - 305 + 30 * i64::try_from(n).unwrap())
+    }));
+    events
+}
+
+async fn relay(ctx: &Ctx, script: Script) -> (ScriptedRelay, RelayUrl) {
+    let relay = ScriptedRelay::start(script).await;
+    let url = known_relay(&ctx.db, &relay).await;
+    (relay, url)
+}
+
+async fn gaps(test: &TestDb) -> String {
+    value(test, "SELECT string_agg(grade || '/' || reason || ' ' || since_at || ' ' || until_at, ', ') FROM coverage WHERE grade NOT IN ('walked', 'finished', 'reconciled')").await
+}
+
+#[tokio::test]
+async fn three_thousand_events_of_one_second_are_archived_and_the_second_stays_a_gap() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let second = clock::unix_now() - 86_400;
+    let factory = Factory::new(41);
+    // The kinds and authors are known from elsewhere: another relay's events.
+    let before = factory.sign(0, 1, vec![], "known before", second - 5_000);
+    let authors: Vec<Event> =
+        (0..40).map(|n| factory.sign(n, 1, vec![], "about then", second + 60)).collect();
+    let (_first, first) = relay(&ctx, Script::honest(authors.iter().chain([&before]), 500)).await;
+    run(&ctx, JobKind::Sync, first.as_str()).await.unwrap();
+    let (crowded, url) = relay(&ctx, Script::honest(&crowd(&factory, second), 500)).await;
+    let report = run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+    let dense = "SELECT count(*)::text FROM event WHERE created_at = (SELECT since_at FROM coverage WHERE reason = 'dense_second')";
+    let held = value(&test, dense).await;
+    assert_eq!(held, "3000", "{report}");
+    assert_eq!((&report["new_events"], &report["dense_seconds"]), (&3_020.into(), &1.into()), "{report}");
+    assert_eq!(gaps(&test).await, format!("partial/dense_second {second} {second}"));
+    let requests = crowded.counts().reqs;
+    assert!(requests <= 60, "{requests} requests");
+    assert!(crowded.requests().iter().any(|filter| filter["authors"].is_array()));
+}
+
+#[tokio::test]
+async fn a_dense_second_is_split_again_when_it_is_asked_again() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, JobsConfig { rescan: std::time::Duration::ZERO, ..config() });
+    let second = clock::unix_now() - 86_400;
+    let factory = Factory::new(42);
+    let events = crowd(&factory, second);
+    // Nothing is known of its kind when it is met first.
+    let (crowded, url) = relay(&ctx, Script::honest(&events, 500)).await;
+    run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+    let late = factory.sign(3, 1_111, vec![], "of a kind nobody knew", second);
+    crowded.set(Script::honest(events.iter().chain([&late]), 500));
+    let other = factory.sign(4, 1_111, vec![], "the kind is known now", second + 1_000);
+    let (_two, two) = relay(&ctx, Script::honest([&other], 500)).await;
+    run(&ctx, JobKind::Sync, two.as_str()).await.unwrap();
+    test.execute("SELECT kind_counts_refresh()").await;
+    let rests = run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+    assert_eq!(rests["dense_seconds"], 0, "{rests}");
+    test.execute("UPDATE coverage SET observed_at = observed_at - 7 * 3600 WHERE reason = 'dense_second'")
+        .await;
+    let again = run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+    assert_eq!((&again["dense_seconds"], &again["new_events"]), (&1.into(), &1.into()), "{again}");
+    assert_eq!(gaps(&test).await, format!("partial/dense_second {second} {second}"));
+}
+
+#[tokio::test]
+async fn a_relay_that_wants_kinds_is_walked_by_kinds_and_never_counts_as_whole() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let factory = Factory::new(43);
+    let mut events = factory.events(1_200);
+    events.push(factory.sign(1, 30_999, vec![], "of a kind nobody asks for", clock::unix_now() - 500));
+    let speech = Speech { needs_kinds: true, ..Speech::default() };
+    let (picky, url) = relay(&ctx, Script::honest(&events, 500).speaking(speech)).await;
+    run(&ctx, JobKind::Monitor, url.as_str()).await.unwrap();
+    let seen = value(&test, "SELECT measured -> 'without_kinds' ->> 'seen' FROM relay_capability").await;
+    assert_eq!(seen, "refused");
+    let report = run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+    assert_eq!((&report["new_events"], &report["end"]), (&1_200.into(), &"up to date".into()), "{report}");
+    let classes = value(&test, "SELECT string_agg(DISTINCT class || ' ' || grade, ', ') FROM coverage").await;
+    assert!(classes.starts_with("kinds:0,1,3,") && classes.ends_with(" walked"), "{classes}");
+    assert!(!classes.contains("30999") && !classes.contains("all"), "{classes}");
+    // What is learnt later does not change what the class means.
+    let other = factory.sign(2, 30_998, vec![], "", clock::unix_now() - 400);
+    let (_two, two) = relay(&ctx, Script::honest([&other], 500)).await;
+    run(&ctx, JobKind::Sync, two.as_str()).await.unwrap();
+    test.execute("SELECT kind_counts_refresh()").await;
+    run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+    let mut connection = test.connect(Role::Superuser).await;
+    let distinct: i64 =
+        sqlx::query_scalar("SELECT count(DISTINCT class) FROM coverage WHERE class LIKE 'kinds:%'")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+    assert_eq!(distinct, 1);
+    assert!(picky.requests().iter().rev().take(3).all(|filter| filter["kinds"].is_array()));
+}
