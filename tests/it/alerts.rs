@@ -286,10 +286,9 @@ async fn who_shares_the_secret_can_tell_that_it_was_us() {
     assert_eq!(tell(&test, &ctx).await.unwrap()["sent"], 2);
     let (head, body) = hook.raw.lock().unwrap()[0].clone();
     // A second opinion: the database reckons the same (RFC 2104 spelled out, key padded to the block of 64 bytes).
-    let pad = |byte: u8| -> String {
-        (0..64).map(|i| format!("{:02x}", secret.as_bytes().get(i).unwrap_or(&0) ^ byte)).collect()
-    };
-    let body: String = body.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let key = |i: usize| *secret.as_bytes().get(i).unwrap_or(&0);
+    let pad = |byte: u8| hex::encode((0..64).map(|i| key(i) ^ byte).collect::<Vec<u8>>());
+    let body = hex::encode(body);
     let wanted = format!(
         "SELECT encode(sha256(decode('{}', 'hex') || sha256(decode('{}{body}', 'hex'))), 'hex')",
         pad(0x5c),

@@ -42,7 +42,7 @@ async fn a_certificate_that_does_not_verify_says_why_and_is_seen_all_the_same() 
         let facts = seen.tls.expect("the handshake was seen");
         assert_eq!(facts.distrust, Some(failure));
         assert_eq!((facts.leaf, facts.chain_len), (leaf, 1));
-        assert_eq!((facts.protocol, facts.cipher_bits), ("TLSv1.3", 256), "{}", facts.cipher);
+        assert_eq!((facts.protocol, facts.cipher_bits), ("TLSv1.3", 128), "{}", facts.cipher);
         assert_eq!(seen.head, None);
         assert_eq!(*log.lock().unwrap(), ["connection"], "one handshake, and nothing was said in it");
     }
