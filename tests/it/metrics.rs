@@ -42,9 +42,9 @@ async fn replication_and_unique_content_are_what_one_counts_by_hand() {
     settle(&test).await;
     let replication = "SELECT kind || ' ' || age_months, concat_ws(' ', events, mean_copies, median_copies, most_copies, single_share) FROM replication_factor";
     let wanted = [("1 0", "3 1.67 1 3 0.6667"), ("1 12", "2 1.00 0 2 0.5000"), ("7 1", "1 4.00 4 4 0.0000")];
-    let text =
+    let rows =
         |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
-    assert_eq!(pairs(&test, replication).await, text(&wanted));
+    assert_eq!(pairs(&test, replication).await, rows(&wanted));
     let unique = "SELECT relay_url, concat_ws(' ', event_count, unique_events, unique_share) FROM relay_unique_content";
     let wanted = [
         ("wss://r1.example", "4 1 0.2500"),
@@ -52,7 +52,7 @@ async fn replication_and_unique_content_are_what_one_counts_by_hand() {
         ("wss://r3.example", "2 0 0.0000"),
         ("wss://r4.example", "2 0 0.0000"),
     ];
-    assert_eq!(pairs(&test, unique).await, text(&wanted));
+    assert_eq!(pairs(&test, unique).await, rows(&wanted));
     // The copy on relay 4 goes: event 4 is relay 1's alone.
     test.execute(
         "DO $$ DECLARE v bigint[] := ARRAY(SELECT event_key FROM event WHERE id = sha256('4')); BEGIN
