@@ -11,9 +11,10 @@ use super::retention::{archive, retire};
 use super::support::{handle, pairs, value};
 
 const VERSION: usize = 17;
-const TABLES: &str = include_str!("../../shared/src/queue/tables.sql");
-const VIEWS: &str = include_str!("../../shared/src/queue/views.sql");
-const POPULATE: &str = include_str!("../fixtures/version17.sql");
+/// The tables and views of the queue as version 17 had them.
+const TABLES: &str = include_str!("../fixtures/version17/tables.sql");
+const VIEWS: &str = include_str!("../fixtures/version17/views.sql");
+const POPULATE: &str = include_str!("../fixtures/version17/populate.sql");
 
 /// A database of version 17 with events on two relays, over half a year.
 async fn version_seventeen() -> Option<TestDb> {

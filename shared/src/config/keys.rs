@@ -210,6 +210,12 @@ pub(super) const KEYS: &[Key] = &[
         "Begin an empty archive as a lightweight one: no tags, content and signatures; a full one is made so by `bigbrotr archive lighten`.",
     ),
     key(
+        "archive.unkept",
+        Kind::List(Item::Words(UNKEPT)),
+        Preset::Everything,
+        "Classes of events that are known without being kept: who has them is noted, their content is not.",
+    ),
+    key(
         "retention.days",
         Kind::IntOr { min: 1, max: 36_500, word: "all" },
         Preset::Unset,
@@ -226,12 +232,6 @@ pub(super) const KEYS: &[Key] = &[
         Kind::List(Item::RelayDays),
         Preset::Empty,
         "Relays of which observations are kept for so many days only, or none.",
-    ),
-    key(
-        "archive.unkept",
-        Kind::List(Item::Words(UNKEPT)),
-        Preset::Everything,
-        "Classes of events that are known without being kept: who has them is noted, their content is not.",
     ),
     key(
         "publish.enabled",
