@@ -686,75 +686,255 @@ ALTER FUNCTION event_relay_insert SET enable_hashjoin = on;
 
 -- Removal. Whoever takes events or observations away says so first, in the same transaction.
 
-CREATE FUNCTION rollup_edge(p_pubkey bytea, p_kind integer, p_d_hash bytea, p_relay_id integer, p_from bigint, p_to bigint, p_last boolean)
-RETURNS TABLE (created_at bigint, event_key bigint, id bytea)
-LANGUAGE plpgsql STABLE SET search_path = public, pg_temp
+CREATE FUNCTION rollup_mend() RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = public, pg_temp
 AS $$
-DECLARE
-    -- As event_key clamps.
-    lo bigint := least(greatest(p_from, 0), 4294967295) << 31;
-    hi bigint := (least(greatest(p_to, 0), 4294967295) << 31) | 2147483647;
-    k bigint;
-    -- Logged since the staging and so not counted; normally none.
-    v_new bigint[] := ARRAY(
-        SELECT x.event_key FROM rollup_delta d CROSS JOIN LATERAL
-            unnest(d.keys, CASE WHEN cardinality(d.relays) = 1 THEN array_fill(d.relays[1], ARRAY[d.n]) ELSE d.relays END) x(event_key, relay_id)
-        WHERE NOT EXISTS (SELECT FROM pg_temp.rollup_known n WHERE n.id = d.id) AND (x.relay_id IS NULL OR x.relay_id = p_relay_id));
 BEGIN
-    -- Each branch walks one index from one end; in the second it finds, created_at and id decide.
-    IF p_pubkey IS NOT NULL AND p_last THEN
-        SELECT e.event_key INTO k FROM event e
-        WHERE e.pubkey = p_pubkey AND e.kind = p_kind AND e.fate = 0 AND e.event_key BETWEEN lo AND hi AND e.event_key <> ALL (v_new)
-          AND (p_d_hash IS NULL OR sha256(coalesce(e.d_tag, '')) = p_d_hash)
-          AND (p_relay_id IS NULL OR EXISTS (SELECT FROM event_relay o WHERE o.relay_id = p_relay_id AND o.event_key = e.event_key))
-          AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone g WHERE g.event_key = e.event_key AND (g.relay_id IS NULL OR g.relay_id = p_relay_id))
-        ORDER BY e.event_key DESC LIMIT 1;
-    ELSIF p_pubkey IS NOT NULL THEN
-        SELECT e.event_key INTO k FROM event e
-        WHERE e.pubkey = p_pubkey AND e.kind = p_kind AND e.fate = 0 AND e.event_key BETWEEN lo AND hi AND e.event_key <> ALL (v_new)
-          AND (p_relay_id IS NULL OR EXISTS (SELECT FROM event_relay o WHERE o.relay_id = p_relay_id AND o.event_key = e.event_key))
-          AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone g WHERE g.event_key = e.event_key AND (g.relay_id IS NULL OR g.relay_id = p_relay_id))
-        ORDER BY e.event_key LIMIT 1;
-    ELSIF p_relay_id IS NOT NULL AND p_last THEN
-        SELECT o.event_key INTO k FROM event_relay o
-        WHERE o.relay_id = p_relay_id AND o.event_key BETWEEN lo AND hi AND o.event_key <> ALL (v_new)
-          AND EXISTS (SELECT FROM event e WHERE e.event_key = o.event_key AND e.fate = 0)
-          AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone g WHERE g.event_key = o.event_key AND (g.relay_id IS NULL OR g.relay_id = p_relay_id))
-        ORDER BY o.event_key DESC LIMIT 1;
-    ELSIF p_relay_id IS NOT NULL THEN
-        SELECT o.event_key INTO k FROM event_relay o
-        WHERE o.relay_id = p_relay_id AND o.event_key BETWEEN lo AND hi AND o.event_key <> ALL (v_new)
-          AND EXISTS (SELECT FROM event e WHERE e.event_key = o.event_key AND e.fate = 0)
-          AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone g WHERE g.event_key = o.event_key AND (g.relay_id IS NULL OR g.relay_id = p_relay_id))
-        ORDER BY o.event_key LIMIT 1;
-    ELSIF p_last THEN
-        SELECT e.event_key INTO k FROM event e
-        WHERE e.fate = 0 AND e.event_key BETWEEN lo AND hi AND e.event_key <> ALL (v_new)
-          AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone g WHERE g.event_key = e.event_key AND g.relay_id IS NULL)
-        ORDER BY e.event_key DESC LIMIT 1;
-    ELSE
-        SELECT e.event_key INTO k FROM event e
-        WHERE e.fate = 0 AND e.event_key BETWEEN lo AND hi AND e.event_key <> ALL (v_new)
-          AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone g WHERE g.event_key = e.event_key AND g.relay_id IS NULL)
-        ORDER BY e.event_key LIMIT 1;
-    END IF;
-    lo := k >> 31 << 31;
-    RETURN QUERY
-        SELECT e.created_at, e.event_key, e.id FROM event e
-        WHERE e.event_key BETWEEN lo AND (lo | 2147483647) AND e.event_key <> ALL (v_new) AND e.fate = 0
-          AND (p_pubkey IS NULL OR e.pubkey = p_pubkey AND e.kind = p_kind)
-          AND (p_d_hash IS NULL OR sha256(coalesce(e.d_tag, '')) = p_d_hash)
-          AND (p_relay_id IS NULL OR EXISTS (SELECT FROM event_relay o WHERE o.relay_id = p_relay_id AND o.event_key = e.event_key))
-          AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone g WHERE g.event_key = e.event_key AND (g.relay_id IS NULL OR g.relay_id = p_relay_id))
-        ORDER BY CASE WHEN p_last THEN -e.created_at ELSE e.created_at END, e.id LIMIT 1;
+    -- Every lookup is a loop over one index inside one statement: to start a plan over all months costs more than to run it.
+    -- fresh: logged since the staging and so not counted; normally nothing. In the second that is found, created_at and id decide.
+    WITH fresh AS MATERIALIZED (
+        SELECT y.event_key, y.relay_id FROM rollup_delta d CROSS JOIN LATERAL
+            unnest(d.keys, CASE WHEN cardinality(d.relays) = 1 THEN array_fill(d.relays[1], ARRAY[d.n]) ELSE d.relays END) y(event_key, relay_id)
+        WHERE NOT EXISTS (SELECT FROM pg_temp.rollup_known w WHERE w.id = d.id)
+    ), t AS MATERIALIZED (
+        SELECT c.relay_id, c.author_id, c.pubkey, c.kind, c.lo, c.hi, x.events, x.first_at, x.last_at,
+               y.events > 200 AND y.events <= 20 * x.events AS walk
+        FROM (SELECT p.relay_id, z.author_id, z.pubkey, z.kind, min(z.created_at) AS lo, max(z.created_at) AS hi
+              FROM pg_temp.rollup_change z CROSS JOIN LATERAL unnest(z.pairs) p(relay_id) GROUP BY 1, 2, 3, 4) c
+        CROSS JOIN LATERAL (SELECT z.* FROM rollup_relay_author z WHERE z.relay_id = c.relay_id AND z.author_id = c.author_id AND z.kind = c.kind OFFSET 0) x
+        CROSS JOIN LATERAL (SELECT z.events FROM rollup_author_kind z WHERE z.author_id = c.author_id AND z.kind = c.kind OFFSET 0) y
+        WHERE c.lo <= x.first_at OR c.hi >= x.last_at
+    )
+    INSERT INTO rollup_relay_author AS k (relay_id, author_id, kind, events, first_at, last_at)
+    -- What an author wrote is read once for all relays,
+    SELECT o.relay_id, g.author_id, g.kind, 0, min(e.created_at), max(e.created_at)
+    FROM (SELECT z.author_id, z.pubkey, z.kind, (least(greatest(min(z.first_at), 0), 4294967295) << 31) AS lo, ((least(greatest(max(z.last_at), 0), 4294967295) << 31) | 2147483647) AS hi, array_agg(z.relay_id) AS relays
+          FROM t z WHERE NOT z.walk GROUP BY 1, 2, 3) g
+    CROSS JOIN LATERAL (
+        SELECT z.event_key, z.created_at FROM event z
+        WHERE z.pubkey = g.pubkey AND z.kind = g.kind AND z.fate = 0 AND z.event_key BETWEEN g.lo AND g.hi OFFSET 0) e
+    CROSS JOIN LATERAL (
+        SELECT z.relay_id FROM event_relay z WHERE z.event_key = e.event_key AND z.relay_id = ANY (g.relays) OFFSET 0) o
+    WHERE NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = o.relay_id))
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = o.relay_id))
+    GROUP BY 1, 2, 3
+    UNION ALL
+    -- but not where it is much and a relay has most of it: there a few steps from either end find one.
+    SELECT t.relay_id, t.author_id, t.kind, 0, CASE WHEN t.lo > t.first_at THEN t.first_at ELSE f.created_at END,
+           CASE WHEN t.hi < t.last_at THEN t.last_at ELSE l.created_at END
+    FROM t
+    LEFT JOIN LATERAL (
+        SELECT e.* FROM (
+            SELECT e.event_key >> 31 << 31 AS second FROM event e
+            WHERE t.lo <= t.first_at AND e.pubkey = t.pubkey AND e.kind = t.kind AND e.fate = 0 AND e.event_key BETWEEN (least(greatest(t.first_at, 0), 4294967295) << 31) AND ((least(greatest(t.last_at, 0), 4294967295) << 31) | 2147483647)
+              AND EXISTS (SELECT FROM event_relay o WHERE o.relay_id = t.relay_id AND o.event_key = e.event_key)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+            ORDER BY e.event_key ASC LIMIT 1) s
+        CROSS JOIN LATERAL (
+            SELECT e.created_at, e.event_key, e.id FROM event e
+            WHERE e.pubkey = t.pubkey AND e.kind = t.kind AND e.fate = 0 AND e.event_key BETWEEN s.second AND (s.second | 2147483647)
+              AND EXISTS (SELECT FROM event_relay o WHERE o.relay_id = t.relay_id AND o.event_key = e.event_key)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+            ORDER BY e.created_at ASC, e.id LIMIT 1) e) f ON true
+    LEFT JOIN LATERAL (
+        SELECT e.* FROM (
+            SELECT e.event_key >> 31 << 31 AS second FROM event e
+            WHERE t.hi >= t.last_at AND e.pubkey = t.pubkey AND e.kind = t.kind AND e.fate = 0 AND e.event_key BETWEEN (least(greatest(t.first_at, 0), 4294967295) << 31) AND ((least(greatest(t.last_at, 0), 4294967295) << 31) | 2147483647)
+              AND EXISTS (SELECT FROM event_relay o WHERE o.relay_id = t.relay_id AND o.event_key = e.event_key)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+            ORDER BY e.event_key DESC LIMIT 1) s
+        CROSS JOIN LATERAL (
+            SELECT e.created_at, e.event_key, e.id FROM event e
+            WHERE e.pubkey = t.pubkey AND e.kind = t.kind AND e.fate = 0 AND e.event_key BETWEEN s.second AND (s.second | 2147483647)
+              AND EXISTS (SELECT FROM event_relay o WHERE o.relay_id = t.relay_id AND o.event_key = e.event_key)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+            ORDER BY e.created_at DESC, e.id LIMIT 1) e) l ON true
+    WHERE t.walk
+    ON CONFLICT (author_id, relay_id, kind) DO UPDATE SET first_at = excluded.first_at, last_at = excluded.last_at;
+
+    WITH fresh AS MATERIALIZED (
+        SELECT y.event_key, y.relay_id FROM rollup_delta d CROSS JOIN LATERAL
+            unnest(d.keys, CASE WHEN cardinality(d.relays) = 1 THEN array_fill(d.relays[1], ARRAY[d.n]) ELSE d.relays END) y(event_key, relay_id)
+        WHERE NOT EXISTS (SELECT FROM pg_temp.rollup_known w WHERE w.id = d.id)
+    ), t AS MATERIALIZED (
+        SELECT c.author_id, c.pubkey, c.kind, c.lo, c.hi, x.first_at, x.last_at, x.latest_key, x.latest_id
+        FROM (SELECT z.author_id, z.pubkey, z.kind, min(z.created_at) AS lo, max(z.created_at) AS hi
+              FROM pg_temp.rollup_change z WHERE z.change < 0 GROUP BY 1, 2, 3) c
+        CROSS JOIN LATERAL (SELECT y.* FROM rollup_author_kind y WHERE y.author_id = c.author_id AND y.kind = c.kind OFFSET 0) x
+        WHERE c.lo <= x.first_at OR c.hi >= x.last_at
+    )
+    INSERT INTO rollup_author_kind AS k (author_id, kind, events, first_at, last_at, latest_key, latest_id)
+    SELECT t.author_id, t.kind, 0, CASE WHEN t.lo > t.first_at THEN t.first_at ELSE f.created_at END,
+           CASE WHEN t.hi < t.last_at THEN t.last_at ELSE l.created_at END,
+           CASE WHEN t.latest_key IS NOT NULL THEN CASE WHEN t.hi < t.last_at THEN t.latest_key ELSE l.event_key END END,
+           CASE WHEN t.latest_key IS NOT NULL THEN CASE WHEN t.hi < t.last_at THEN t.latest_id ELSE l.id END END
+    FROM t
+    LEFT JOIN LATERAL (
+        SELECT e.* FROM (
+            SELECT e.event_key >> 31 << 31 AS second FROM event e
+            WHERE t.lo <= t.first_at AND e.pubkey = t.pubkey AND e.kind = t.kind AND e.fate = 0 AND e.event_key BETWEEN (least(greatest(t.first_at, 0), 4294967295) << 31) AND ((least(greatest(t.last_at, 0), 4294967295) << 31) | 2147483647)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+            ORDER BY e.event_key ASC LIMIT 1) s
+        CROSS JOIN LATERAL (
+            SELECT e.created_at, e.event_key, e.id FROM event e
+            WHERE e.pubkey = t.pubkey AND e.kind = t.kind AND e.fate = 0 AND e.event_key BETWEEN s.second AND (s.second | 2147483647)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+            ORDER BY e.created_at ASC, e.id LIMIT 1) e) f ON true
+    LEFT JOIN LATERAL (
+        SELECT e.* FROM (
+            SELECT e.event_key >> 31 << 31 AS second FROM event e
+            WHERE t.hi >= t.last_at AND e.pubkey = t.pubkey AND e.kind = t.kind AND e.fate = 0 AND e.event_key BETWEEN (least(greatest(t.first_at, 0), 4294967295) << 31) AND ((least(greatest(t.last_at, 0), 4294967295) << 31) | 2147483647)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+            ORDER BY e.event_key DESC LIMIT 1) s
+        CROSS JOIN LATERAL (
+            SELECT e.created_at, e.event_key, e.id FROM event e
+            WHERE e.pubkey = t.pubkey AND e.kind = t.kind AND e.fate = 0 AND e.event_key BETWEEN s.second AND (s.second | 2147483647)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+            ORDER BY e.created_at DESC, e.id LIMIT 1) e) l ON true
+    ON CONFLICT (author_id, kind) DO UPDATE SET first_at = excluded.first_at, last_at = excluded.last_at,
+        latest_key = excluded.latest_key, latest_id = excluded.latest_id;
+
+    INSERT INTO rollup_author AS a (id, pubkey, events, kinds, first_at, last_at, on_clearnet, on_tor, on_i2p, on_loki)
+    SELECT x.id, x.pubkey, x.events, x.kinds, y.first_at, y.last_at, x.on_clearnet, x.on_tor, x.on_i2p, x.on_loki
+    FROM (SELECT c.author_id, min(c.created_at) AS lo, max(c.created_at) AS hi FROM pg_temp.rollup_change c WHERE c.change < 0 GROUP BY 1) t
+    CROSS JOIN LATERAL (SELECT z.* FROM rollup_author z WHERE z.id = t.author_id OFFSET 0) x
+    CROSS JOIN LATERAL (SELECT min(z.first_at) AS first_at, max(z.last_at) AS last_at FROM rollup_author_kind z WHERE z.author_id = t.author_id OFFSET 0) y
+    WHERE t.lo <= x.first_at OR t.hi >= x.last_at
+    ON CONFLICT (id) DO UPDATE SET first_at = excluded.first_at, last_at = excluded.last_at;
+
+    -- Current versions that went have been deleted: the next one takes their place.
+    WITH fresh AS MATERIALIZED (
+        SELECT y.event_key, y.relay_id FROM rollup_delta d CROSS JOIN LATERAL
+            unnest(d.keys, CASE WHEN cardinality(d.relays) = 1 THEN array_fill(d.relays[1], ARRAY[d.n]) ELSE d.relays END) y(event_key, relay_id)
+        WHERE NOT EXISTS (SELECT FROM pg_temp.rollup_known w WHERE w.id = d.id)
+    ), t AS MATERIALIZED (
+        SELECT c.* FROM (SELECT x.author_id, x.pubkey, x.kind, x.d_hash, max(x.created_at) AS hi FROM pg_temp.rollup_change x
+                         WHERE x.change < 0 AND x.d_hash IS NOT NULL GROUP BY 1, 2, 3, 4) c
+        CROSS JOIN LATERAL (SELECT count(*) AS n FROM rollup_addressable y
+                            WHERE y.author_id = c.author_id AND y.kind = c.kind AND y.d_hash = c.d_hash OFFSET 0) h
+        WHERE h.n = 0
+    )
+    INSERT INTO rollup_addressable (author_id, kind, d_hash, event_key, created_at, id)
+    SELECT t.author_id, t.kind, t.d_hash, l.event_key, l.created_at, l.id
+    FROM t
+    LEFT JOIN LATERAL (
+        SELECT e.* FROM (
+            SELECT e.event_key >> 31 << 31 AS second FROM event e
+            WHERE true AND e.pubkey = t.pubkey AND e.kind = t.kind AND sha256(coalesce(e.d_tag, '')) = t.d_hash AND e.fate = 0 AND e.event_key BETWEEN 0 AND ((least(greatest(t.hi, 0), 4294967295) << 31) | 2147483647)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+            ORDER BY e.event_key DESC LIMIT 1) s
+        CROSS JOIN LATERAL (
+            SELECT e.created_at, e.event_key, e.id FROM event e
+            WHERE e.pubkey = t.pubkey AND e.kind = t.kind AND sha256(coalesce(e.d_tag, '')) = t.d_hash AND e.fate = 0 AND e.event_key BETWEEN s.second AND (s.second | 2147483647)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+            ORDER BY e.created_at DESC, e.id LIMIT 1) e) l ON true
+    WHERE l.event_key IS NOT NULL;
+
+    WITH fresh AS MATERIALIZED (
+        SELECT y.event_key, y.relay_id FROM rollup_delta d CROSS JOIN LATERAL
+            unnest(d.keys, CASE WHEN cardinality(d.relays) = 1 THEN array_fill(d.relays[1], ARRAY[d.n]) ELSE d.relays END) y(event_key, relay_id)
+        WHERE NOT EXISTS (SELECT FROM pg_temp.rollup_known w WHERE w.id = d.id)
+    ), t AS MATERIALIZED (
+        SELECT c.*, x.first_at, x.last_at FROM (
+            SELECT p.relay_id, min(z.created_at) AS lo, max(z.created_at) AS hi
+            FROM pg_temp.rollup_change z CROSS JOIN LATERAL unnest(z.pairs) p(relay_id) GROUP BY 1) c
+        CROSS JOIN LATERAL (SELECT y.* FROM rollup_relay y WHERE y.relay_id = c.relay_id OFFSET 0) x
+        WHERE c.lo <= x.first_at OR c.hi >= x.last_at
+    )
+    INSERT INTO rollup_relay AS r (relay_id, events, authors, kinds, unique_events, first_at, last_at)
+    SELECT t.relay_id, 0, 0, 0, 0, CASE WHEN t.lo > t.first_at THEN t.first_at ELSE f.created_at END,
+           CASE WHEN t.hi < t.last_at THEN t.last_at ELSE l.created_at END
+    FROM t
+    LEFT JOIN LATERAL (
+        SELECT e.* FROM (
+            SELECT o.event_key >> 31 << 31 AS second FROM event_relay o
+            WHERE t.lo <= t.first_at AND o.relay_id = t.relay_id AND o.event_key BETWEEN (least(greatest(t.first_at, 0), 4294967295) << 31) AND ((least(greatest(t.last_at, 0), 4294967295) << 31) | 2147483647)
+              AND EXISTS (SELECT FROM event e WHERE e.event_key = o.event_key AND e.fate = 0)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = o.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = o.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+            ORDER BY o.event_key ASC LIMIT 1) s
+        CROSS JOIN LATERAL (
+            SELECT e.created_at FROM event e
+            WHERE e.fate = 0 AND e.event_key BETWEEN s.second AND (s.second | 2147483647)
+              AND EXISTS (SELECT FROM event_relay o WHERE o.relay_id = t.relay_id AND o.event_key = e.event_key)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+            ORDER BY e.created_at ASC LIMIT 1) e) f ON true
+    LEFT JOIN LATERAL (
+        SELECT e.* FROM (
+            SELECT o.event_key >> 31 << 31 AS second FROM event_relay o
+            WHERE t.hi >= t.last_at AND o.relay_id = t.relay_id AND o.event_key BETWEEN (least(greatest(t.first_at, 0), 4294967295) << 31) AND ((least(greatest(t.last_at, 0), 4294967295) << 31) | 2147483647)
+              AND EXISTS (SELECT FROM event e WHERE e.event_key = o.event_key AND e.fate = 0)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = o.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = o.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+            ORDER BY o.event_key DESC LIMIT 1) s
+        CROSS JOIN LATERAL (
+            SELECT e.created_at FROM event e
+            WHERE e.fate = 0 AND e.event_key BETWEEN s.second AND (s.second | 2147483647)
+              AND EXISTS (SELECT FROM event_relay o WHERE o.relay_id = t.relay_id AND o.event_key = e.event_key)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND (w.relay_id IS NULL OR w.relay_id = t.relay_id))
+            ORDER BY e.created_at DESC LIMIT 1) e) l ON true
+    ON CONFLICT (relay_id) DO UPDATE SET first_at = excluded.first_at, last_at = excluded.last_at;
+
+    WITH fresh AS MATERIALIZED (
+        SELECT y.event_key, y.relay_id FROM rollup_delta d CROSS JOIN LATERAL
+            unnest(d.keys, CASE WHEN cardinality(d.relays) = 1 THEN array_fill(d.relays[1], ARRAY[d.n]) ELSE d.relays END) y(event_key, relay_id)
+        WHERE NOT EXISTS (SELECT FROM pg_temp.rollup_known w WHERE w.id = d.id)
+    ), t AS MATERIALIZED (
+        SELECT c.lo, c.hi, x.first_at, x.last_at FROM (SELECT min(z.created_at) AS lo, max(z.created_at) AS hi FROM pg_temp.rollup_change z WHERE z.change < 0) c
+        CROSS JOIN rollup_total x WHERE c.lo <= x.first_at OR c.hi >= x.last_at
+    )
+    INSERT INTO rollup_total AS r (singleton, events, authors, first_at, last_at)
+    SELECT 1, 0, 0, CASE WHEN t.lo > t.first_at THEN t.first_at ELSE f.created_at END,
+           CASE WHEN t.hi < t.last_at THEN t.last_at ELSE l.created_at END
+    FROM t
+    LEFT JOIN LATERAL (
+        SELECT e.* FROM (
+            SELECT e.event_key >> 31 << 31 AS second FROM event e
+            WHERE t.lo <= t.first_at AND e.fate = 0 AND e.event_key BETWEEN (least(greatest(t.first_at, 0), 4294967295) << 31) AND ((least(greatest(t.last_at, 0), 4294967295) << 31) | 2147483647)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+            ORDER BY e.event_key ASC LIMIT 1) s
+        CROSS JOIN LATERAL (
+            SELECT e.created_at, e.event_key, e.id FROM event e
+            WHERE e.fate = 0 AND e.event_key BETWEEN s.second AND (s.second | 2147483647)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+            ORDER BY e.created_at ASC, e.id LIMIT 1) e) f ON true
+    LEFT JOIN LATERAL (
+        SELECT e.* FROM (
+            SELECT e.event_key >> 31 << 31 AS second FROM event e
+            WHERE t.hi >= t.last_at AND e.fate = 0 AND e.event_key BETWEEN (least(greatest(t.first_at, 0), 4294967295) << 31) AND ((least(greatest(t.last_at, 0), 4294967295) << 31) | 2147483647)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+            ORDER BY e.event_key DESC LIMIT 1) s
+        CROSS JOIN LATERAL (
+            SELECT e.created_at, e.event_key, e.id FROM event e
+            WHERE e.fate = 0 AND e.event_key BETWEEN s.second AND (s.second | 2147483647)
+              AND NOT EXISTS (SELECT FROM pg_temp.rollup_gone w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+              AND NOT EXISTS (SELECT FROM fresh w WHERE w.event_key = e.event_key AND w.relay_id IS NULL)
+            ORDER BY e.created_at DESC, e.id LIMIT 1) e) l ON true
+    ON CONFLICT (singleton) DO UPDATE SET first_at = excluded.first_at, last_at = excluded.last_at;
 END $$;
-ALTER FUNCTION rollup_edge SET enable_seqscan = off;
-ALTER FUNCTION rollup_edge SET enable_hashjoin = off;
-ALTER FUNCTION rollup_edge SET enable_mergejoin = off;
-ALTER FUNCTION rollup_edge SET enable_nestloop = on;
-ALTER FUNCTION rollup_edge SET plan_cache_mode = force_generic_plan;
-ALTER FUNCTION rollup_edge SET jit = off;
-COMMENT ON FUNCTION rollup_edge IS 'A step of forgetting: the first or last event that still counts, of an author and kind (and d tag, or on a relay), of a relay, or of all, between two times; of one second the lowest id. No row: none is left.';
+ALTER FUNCTION rollup_mend SET enable_seqscan = off;
+ALTER FUNCTION rollup_mend SET enable_hashjoin = off;
+ALTER FUNCTION rollup_mend SET enable_mergejoin = off;
+ALTER FUNCTION rollup_mend SET enable_nestloop = on;
+ALTER FUNCTION rollup_mend SET plan_cache_mode = force_generic_plan;
+ALTER FUNCTION rollup_mend SET max_parallel_workers_per_gather = 0;
+ALTER FUNCTION rollup_mend SET jit = off;
+COMMENT ON FUNCTION rollup_mend IS 'A step of forgetting: finds the first, last and current event anew where it may have been one of those that go.';
 
 CREATE FUNCTION rollup_subtract(p_keys bigint[], p_relay_ids integer[]) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = public, pg_temp
@@ -831,65 +1011,12 @@ BEGIN
     DELETE FROM rollup_day k WHERE k.day = ANY (ARRAY(SELECT DISTINCT rollup_day_of(c.created_at) FROM pg_temp.rollup_change c)) AND k.events = 0;
     DELETE FROM rollup_hour k WHERE k.hour = ANY (ARRAY(SELECT DISTINCT (least(c.created_at, 253402300799) / 3600)::integer FROM pg_temp.rollup_change c)) AND k.events = 0;
 
-    -- Edges that may have moved: those of rows whose first, last or current event went.
-    INSERT INTO rollup_relay_author AS k (relay_id, author_id, kind, events, first_at, last_at)
-    SELECT t.relay_id, t.author_id, t.kind, x.events,
-           CASE WHEN t.lo > x.first_at THEN x.first_at ELSE (SELECT e.created_at FROM rollup_edge(t.pubkey, t.kind, NULL, t.relay_id, x.first_at, x.last_at, false) e) END,
-           CASE WHEN t.hi < x.last_at THEN x.last_at ELSE (SELECT e.created_at FROM rollup_edge(t.pubkey, t.kind, NULL, t.relay_id, x.first_at, x.last_at, true) e) END
-    FROM (SELECT p.relay_id, c.author_id, c.pubkey, c.kind, min(c.created_at) AS lo, max(c.created_at) AS hi
-          FROM pg_temp.rollup_change c CROSS JOIN LATERAL unnest(c.pairs) p(relay_id) GROUP BY 1, 2, 3, 4) t
-    CROSS JOIN LATERAL (SELECT y.* FROM rollup_relay_author y WHERE y.relay_id = t.relay_id AND y.author_id = t.author_id AND y.kind = t.kind OFFSET 0) x
-    WHERE t.lo <= x.first_at OR t.hi >= x.last_at
-    ON CONFLICT (author_id, relay_id, kind) DO UPDATE SET first_at = excluded.first_at, last_at = excluded.last_at;
-
-    INSERT INTO rollup_author_kind AS k (author_id, kind, events, first_at, last_at, latest_key, latest_id)
-    SELECT t.author_id, t.kind, x.events,
-           CASE WHEN t.lo > x.first_at THEN x.first_at ELSE (SELECT e.created_at FROM rollup_edge(t.pubkey, t.kind, NULL, NULL, x.first_at, x.last_at, false) e) END,
-           coalesce(e.created_at, x.last_at),
-           CASE WHEN x.latest_key IS NOT NULL THEN coalesce(e.event_key, x.latest_key) END,
-           CASE WHEN x.latest_key IS NOT NULL THEN coalesce(e.id, x.latest_id) END
-    FROM (SELECT c.author_id, c.pubkey, c.kind, min(c.created_at) AS lo, max(c.created_at) AS hi
-          FROM pg_temp.rollup_change c WHERE c.change < 0 GROUP BY 1, 2, 3) t
-    CROSS JOIN LATERAL (SELECT y.* FROM rollup_author_kind y WHERE y.author_id = t.author_id AND y.kind = t.kind OFFSET 0) x
-    LEFT JOIN LATERAL (SELECT y.* FROM rollup_edge(t.pubkey, t.kind, NULL, NULL, x.first_at, x.last_at, true) y WHERE t.hi >= x.last_at OFFSET 0) e ON true
-    WHERE t.lo <= x.first_at OR t.hi >= x.last_at
-    ON CONFLICT (author_id, kind) DO UPDATE SET first_at = excluded.first_at, last_at = excluded.last_at,
-        latest_key = excluded.latest_key, latest_id = excluded.latest_id;
-
-    INSERT INTO rollup_author AS a (id, pubkey, events, kinds, first_at, last_at, on_clearnet, on_tor, on_i2p, on_loki)
-    SELECT x.id, x.pubkey, x.events, x.kinds, y.first_at, y.last_at, x.on_clearnet, x.on_tor, x.on_i2p, x.on_loki
-    FROM (SELECT c.author_id, min(c.created_at) AS lo, max(c.created_at) AS hi FROM pg_temp.rollup_change c WHERE c.change < 0 GROUP BY 1) t
-    CROSS JOIN LATERAL (SELECT z.* FROM rollup_author z WHERE z.id = t.author_id OFFSET 0) x
-    CROSS JOIN LATERAL (SELECT min(z.first_at) AS first_at, max(z.last_at) AS last_at FROM rollup_author_kind z WHERE z.author_id = t.author_id OFFSET 0) y
-    WHERE t.lo <= x.first_at OR t.hi >= x.last_at
-    ON CONFLICT (id) DO UPDATE SET first_at = excluded.first_at, last_at = excluded.last_at;
-
     DELETE FROM rollup_addressable k WHERE k.ctid = ANY (ARRAY(
         SELECT x.ctid FROM pg_temp.rollup_change t
         CROSS JOIN LATERAL (SELECT y.ctid FROM rollup_addressable y
                             WHERE y.author_id = t.author_id AND y.kind = t.kind AND y.d_hash = t.d_hash AND y.event_key = t.event_key OFFSET 0) x
         WHERE t.change < 0 AND t.d_hash IS NOT NULL));
-    INSERT INTO rollup_addressable (author_id, kind, d_hash, event_key, created_at, id)
-    SELECT t.author_id, t.kind, t.d_hash, e.event_key, e.created_at, e.id
-    FROM (SELECT c.* FROM (SELECT x.author_id, x.pubkey, x.kind, x.d_hash, max(x.created_at) AS hi FROM pg_temp.rollup_change x
-                           WHERE x.change < 0 AND x.d_hash IS NOT NULL GROUP BY 1, 2, 3, 4) c
-          CROSS JOIN LATERAL (SELECT count(*) AS n FROM rollup_addressable y
-                              WHERE y.author_id = c.author_id AND y.kind = c.kind AND y.d_hash = c.d_hash OFFSET 0) h
-          WHERE h.n = 0 OFFSET 0) t
-    CROSS JOIN LATERAL rollup_edge(t.pubkey, t.kind, t.d_hash, NULL, 0, t.hi, true) e
-    ORDER BY 1, 2, 3;
-
-    UPDATE rollup_relay r SET
-        first_at = CASE WHEN t.lo > r.first_at THEN r.first_at ELSE (SELECT e.created_at FROM rollup_edge(NULL, NULL, NULL, r.relay_id, r.first_at, r.last_at, false) e) END,
-        last_at = CASE WHEN t.hi < r.last_at THEN r.last_at ELSE (SELECT e.created_at FROM rollup_edge(NULL, NULL, NULL, r.relay_id, r.first_at, r.last_at, true) e) END
-    FROM (SELECT p.relay_id, min(c.created_at) AS lo, max(c.created_at) AS hi
-          FROM pg_temp.rollup_change c CROSS JOIN LATERAL unnest(c.pairs) p(relay_id) GROUP BY 1) t
-    WHERE r.relay_id = t.relay_id AND (t.lo <= r.first_at OR t.hi >= r.last_at);
-    UPDATE rollup_total r SET
-        first_at = CASE WHEN t.lo > r.first_at THEN r.first_at ELSE (SELECT e.created_at FROM rollup_edge(NULL, NULL, NULL, NULL, r.first_at, r.last_at, false) e) END,
-        last_at = CASE WHEN t.hi < r.last_at THEN r.last_at ELSE (SELECT e.created_at FROM rollup_edge(NULL, NULL, NULL, NULL, r.first_at, r.last_at, true) e) END
-    FROM (SELECT min(c.created_at) AS lo, max(c.created_at) AS hi FROM pg_temp.rollup_change c WHERE c.change < 0) t
-    WHERE t.lo <= r.first_at OR t.hi >= r.last_at;
+    PERFORM rollup_mend();
     DROP TABLE pg_temp.rollup_change, pg_temp.rollup_gone, pg_temp.rollup_known;
     RETURN n;
 END $$;

@@ -25,7 +25,7 @@ async fn with_relays() -> Option<TestDb> {
     Some(test)
 }
 
-async fn settle(test: &TestDb) {
+async fn count(test: &TestDb) {
     let db = handle(test, Role::Refresher);
     while db.rollup_refresh(1_000).await.unwrap().backlog > 0 {}
 }
@@ -39,12 +39,12 @@ async fn replication_and_unique_content_are_what_one_counts_by_hand() {
                 put(4, 1, 12, '{1,4}', '[]'), put(5, 1, 12, '{}', '[]'), put(6, 7, 2, '{1,2,3,4}', '[]')",
     )
     .await;
-    settle(&test).await;
+    count(&test).await;
     let replication = "SELECT kind || ' ' || age_months, concat_ws(' ', events, mean_copies, median_copies, most_copies, single_share) FROM replication_factor";
     let wanted = [("1 0", "3 1.67 1 3 0.6667"), ("1 12", "2 1.00 0 2 0.5000"), ("7 1", "1 4.00 4 4 0.0000")];
-    let rows =
+    let map =
         |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
-    assert_eq!(pairs(&test, replication).await, rows(&wanted));
+    assert_eq!(pairs(&test, replication).await, map(&wanted));
     let unique = "SELECT relay_url, concat_ws(' ', event_count, unique_events, unique_share) FROM relay_unique_content";
     let wanted = [
         ("wss://r1.example", "4 1 0.2500"),
@@ -52,7 +52,7 @@ async fn replication_and_unique_content_are_what_one_counts_by_hand() {
         ("wss://r3.example", "2 0 0.0000"),
         ("wss://r4.example", "2 0 0.0000"),
     ];
-    assert_eq!(pairs(&test, unique).await, rows(&wanted));
+    assert_eq!(pairs(&test, unique).await, map(&wanted));
     // The copy on relay 4 goes: event 4 is relay 1's alone.
     test.execute(
         "DO $$ DECLARE v bigint[] := ARRAY(SELECT event_key FROM event WHERE id = sha256('4')); BEGIN
@@ -74,7 +74,7 @@ async fn the_overlap_of_small_relays_is_exact_and_that_of_large_ones_within_its_
          SELECT put(n, 1, 0, '{3,4}', '[]') FROM generate_series(3001, 3100) n",
     )
     .await;
-    settle(&test).await;
+    count(&test).await;
     assert_eq!(value(&test, "SELECT string_agg(concat_ws(' ', shared_events, standard_error, share, sampled), ',') FROM relay_overlap
         WHERE relay_url = 'wss://r3.example' AND other_url = 'wss://r4.example'").await, "100 0.0 0.5000 100");
     assert_eq!(value(&test, "SELECT string_agg(level || ' ' || (n BETWEEN 1 AND 1024), ', ' ORDER BY relay_id) FROM rollup_sketch").await,
@@ -84,6 +84,18 @@ async fn the_overlap_of_small_relays_is_exact_and_that_of_large_ones_within_its_
         WHERE relay_url = 'wss://r1.example' AND other_url = 'wss://r2.example'";
     assert_eq!(value(&test, within).await, "t t t t");
     assert_eq!(value(&test, "SELECT count(*)::text FROM rollup_check()").await, "0");
+    // An author who wrote much: the first and last events of each relay go, by both ways to find the next ones.
+    test.execute(
+        "DO $$ DECLARE v bigint[] := ARRAY(SELECT event_key FROM event WHERE event_key & 2147483647 < 9 OR event_key & 2147483647 BETWEEN 1995 AND 2005
+                 OR event_key & 2147483647 BETWEEN 2899 AND 2910 OR event_key & 2147483647 BETWEEN 2998 AND 3003 OR event_key & 2147483647 > 3090);
+         BEGIN PERFORM rollup_forget_events(v); DELETE FROM event_relay WHERE event_key = ANY (v); DELETE FROM event WHERE event_key = ANY (v); END $$",
+    )
+    .await;
+    assert_eq!(value(&test, "SELECT count(*)::text FROM rollup_check()").await, "0");
+    assert_eq!(
+        value(&test, "SELECT string_agg(events::text, ' ' ORDER BY relay_id) FROM rollup_relay").await,
+        "2966 980 174 87"
+    );
 }
 
 #[tokio::test]
