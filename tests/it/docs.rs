@@ -82,9 +82,15 @@ fn every_test_named_by_the_documents_exists() {
     }
     assert_eq!(numbers, (1..=numbers.len()).collect::<Vec<_>>(), "invariants are numbered in order");
     let mut documents = text;
-    for path in
-        ["001-apalis", "002-storage-shape", "003-proof", "004-own-network-first", "005-fleet", "006-rollups"]
-    {
+    for path in [
+        "001-apalis",
+        "002-storage-shape",
+        "003-proof",
+        "004-own-network-first",
+        "005-fleet",
+        "006-storage",
+        "007-rollups",
+    ] {
         documents += &read(&format!("docs/adr/{path}.md"));
     }
     let gone: Vec<_> = named_tests(&documents)
