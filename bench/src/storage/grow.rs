@@ -250,7 +250,13 @@ impl Growth<'_> {
 
     /// What was just stored, against the same into an archive that has nothing else, at once: the machine's moods are on
     /// both sides.
-    async fn grown(&self, name: &'static str, slice: &Slice, at: u32, report: &mut Report) -> anyhow::Result<()> {
+    async fn grown(
+        &self,
+        name: &'static str,
+        slice: &Slice,
+        at: u32,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
         let now = self.costs.last().copied().unwrap_or(f64::NAN);
         let fresh = Ours::open(self.cluster).await?;
         let fed = fresh.feed(slice).await?;
