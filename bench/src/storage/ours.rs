@@ -63,6 +63,8 @@ impl Ours {
             urls.join(", ")
         ))
         .await;
+        // Autovacuum is off: what it would have seen by now.
+        test.execute("ANALYZE relay; ANALYZE schedule; ANALYZE apalis.jobs").await;
         let mut admin = test.connect(Role::Superuser).await;
         let rows = sqlx::query(
             "SELECT r.id, j.id FROM relay r JOIN apalis.jobs j ON j.target = r.url ORDER BY r.url",

@@ -98,7 +98,7 @@ impl Peer {
 
     pub(super) async fn settle(&self) -> f64 {
         let cpu = family_cpu_s(self.postmaster);
-        for table in ["event", "event_relay"] {
+        for table in ["relay", "event", "event_relay"] {
             self.test.execute(&format!("VACUUM (ANALYZE) {table}")).await;
         }
         family_cpu_s(self.postmaster) - cpu
