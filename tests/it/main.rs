@@ -31,6 +31,7 @@ mod fleet;
 #[cfg(test)]
 mod geo;
 #[cfg(test)]
+mod health;
 mod heard;
 #[cfg(test)]
 mod ingest;
