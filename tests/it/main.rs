@@ -7,6 +7,8 @@ mod archive;
 #[cfg(test)]
 mod backup;
 #[cfg(test)]
+mod beyond;
+#[cfg(test)]
 mod board;
 #[cfg(test)]
 mod chaos;
@@ -85,6 +87,8 @@ mod reconcile;
 mod retention;
 #[cfg(test)]
 mod rollup;
+#[cfg(test)]
+mod rotate;
 #[cfg(test)]
 mod scene;
 #[cfg(test)]
