@@ -19,6 +19,8 @@ mod database;
 #[cfg(test)]
 mod dense;
 #[cfg(test)]
+mod deploy;
+#[cfg(test)]
 mod discover;
 #[cfg(test)]
 mod docs;
