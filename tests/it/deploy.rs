@@ -80,6 +80,7 @@ fn in_force(program: &str, variables: &BTreeMap<String, String>) -> String {
 fn units() -> Vec<(String, String)> {
     let files = std::fs::read_dir(deploy().join("systemd")).unwrap().map(|entry| entry.unwrap().path());
     files
+        .filter(|path| path.extension().is_none_or(|end| end != "sh"))
         .map(|path| {
             (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read_to_string(path).unwrap())
         })
@@ -189,7 +190,7 @@ async fn the_script_for_backups_makes_ones_that_start_and_keeps_the_last_two() {
     psql(&cluster.url, "CREATE ROLE bigbrotr_backup LOGIN REPLICATION PASSWORD 'kept apart'");
     let (_, server) = cluster.url.rsplit_once('@').unwrap();
     let password = folder.written("password", "kept apart\n");
-    let mut script = Command::new(deploy().join("backup.sh"));
+    let mut script = Command::new(deploy().join("systemd/backup.sh"));
     script.arg(folder.made("backups")).envs([
         ("BACKUP_URL", format!("postgres://bigbrotr_backup@{server}")),
         ("BACKUP_PASSWORD_FILE", password),

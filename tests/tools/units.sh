@@ -33,8 +33,8 @@ ask 'CREATE DATABASE bigbrotr OWNER owner' postgres
 ask "CREATE ROLE bigbrotr_backup LOGIN REPLICATION PASSWORD 'kept apart'" postgres
 
 install -m 755 bin/* /usr/local/bin/
-install -D -m 755 deploy/backup.sh /usr/local/lib/bigbrotr/backup.sh
-install -m 644 deploy/systemd/* /etc/systemd/system/
+install -D -m 755 deploy/systemd/backup.sh /usr/local/lib/bigbrotr/backup.sh
+install -m 644 deploy/systemd/bigbrotr* /etc/systemd/system/
 install -d -m 755 /etc/bigbrotr
 install -d -m 700 /etc/bigbrotr/credentials
 printf '[database]\nurl = "postgres://bigbrotr_writer@%s/bigbrotr"\n' "$server" >/etc/bigbrotr/bigbrotr.toml
