@@ -88,6 +88,7 @@ mod reconcile;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]
+mod reviewed;
 mod rollup;
 #[cfg(test)]
 mod rotate;
