@@ -51,7 +51,7 @@ pub(crate) struct Options {
     /// Seconds a run may take; what was done by then is what is told.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=3_600))]
     limit_s: u64,
-    /// A tenth of the relays, and one and five workers: a look, not the figures.
+    /// A tenth of the relays and a minute a run: a look, not the figures.
     #[arg(long)]
     quick: bool,
     /// Gives the server the first processor and everything else the others, so that either shows when it is full.
@@ -86,7 +86,6 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     let mut options = options.clone();
     if options.quick {
         options.relays = options.relays.min(1_000);
-        options.workers.retain(|workers| *workers <= 5);
         options.limit_s = options.limit_s.min(60);
     }
     if options.split {
