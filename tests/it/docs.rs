@@ -90,6 +90,7 @@ fn every_test_named_by_the_documents_exists() {
         "005-fleet",
         "006-storage",
         "007-rollups",
+        "008-operations",
     ] {
         documents += &read(&format!("docs/adr/{path}.md"));
     }

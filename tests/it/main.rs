@@ -7,6 +7,8 @@ mod archive;
 #[cfg(test)]
 mod backup;
 #[cfg(test)]
+mod beyond;
+#[cfg(test)]
 mod board;
 #[cfg(test)]
 mod chaos;
@@ -16,6 +18,8 @@ mod cli;
 mod database;
 #[cfg(test)]
 mod dense;
+#[cfg(test)]
+mod deploy;
 #[cfg(test)]
 mod discover;
 #[cfg(test)]
@@ -86,6 +90,8 @@ mod retention;
 #[cfg(test)]
 mod reviewed;
 mod rollup;
+#[cfg(test)]
+mod rotate;
 #[cfg(test)]
 mod scene;
 #[cfg(test)]
