@@ -60,6 +60,9 @@ system_packages() {
     { have danted || [ -x /usr/sbin/danted ]; } || missing+=(dante-server)
     { have tor && have tor-gencert; } || missing+=(tor)
     { have ip || [ -x /usr/sbin/ip ]; } || missing+=(iproute2)
+    { have prometheus && have promtool; } || missing+=(prometheus)
+    { have prometheus-alertmanager && have amtool; } || missing+=(prometheus-alertmanager)
+    have prometheus-postgres-exporter || missing+=(prometheus-postgres-exporter)
     [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
 }
 
