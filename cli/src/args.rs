@@ -112,6 +112,22 @@ pub(crate) enum Command {
     Archive(Archive),
     /// Print the configuration in force, passwords hidden
     Config(ConfigArgs),
+    /// Ask a running scheduler or worker whether it does its work: for health checks of containers
+    Health(Health),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  bigbrotr health 127.0.0.1:9100          exit code 0 when every part does its work (/readyz)
+  bigbrotr health --live 127.0.0.1:9100   0 while every part tries, whatever comes of it (/healthz)
+  bigbrotr health                         at worker.metrics, else scheduler.metrics")]
+pub(crate) struct Health {
+    /// Where it serves metrics [default: worker.metrics, else scheduler.metrics]
+    #[arg(value_name = "ADDR")]
+    pub(crate) addr: Option<std::net::SocketAddr>,
+    /// Ask whether it lives instead of whether it is ready
+    #[arg(long)]
+    pub(crate) live: bool,
 }
 
 #[derive(Debug, Args)]

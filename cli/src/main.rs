@@ -38,7 +38,7 @@ impl Session {
     /// The URL of the database: named, configured, or the embedded one as `role`.
     fn database_url(&self, config: &Config, role: &str) -> Result<String, Fail> {
         if let Some(url) = &self.global.database_url {
-            return Ok(url.clone());
+            return Ok(config.with_password(url));
         }
         if !config.database_url().is_empty() {
             return Ok(config.database_url().to_owned());
@@ -121,5 +121,6 @@ async fn dispatch(session: &Session, config: &Config, command: Command) -> Resul
         Command::Retention(args) => commands::retention(session, config, &args).await,
         Command::Archive(args) => commands::archive(session, config, &args).await,
         Command::Config(args) => commands::config(session, config, &args),
+        Command::Health(args) => commands::health(session, config, &args).await,
     }
 }

@@ -31,6 +31,7 @@ mod fleet;
 #[cfg(test)]
 mod geo;
 #[cfg(test)]
+mod health;
 mod heard;
 #[cfg(test)]
 mod ingest;
@@ -83,6 +84,7 @@ mod reconcile;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]
+mod reviewed;
 mod rollup;
 #[cfg(test)]
 mod scene;

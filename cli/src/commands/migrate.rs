@@ -16,7 +16,7 @@ const ROLES: [&str; 4] = ["admin", "writer", "refresher", "reader"];
 
 pub(crate) async fn migrate(session: &Session, config: &Config, args: &Migrate) -> Result<(), Fail> {
     let url = match &session.global.database_url {
-        Some(url) => url.clone(),
+        Some(url) => config.with_password(url),
         None if !config.direct_url().is_empty() => config.direct_url().to_owned(),
         None => {
             return Err(Fail::Usage(
@@ -25,7 +25,8 @@ pub(crate) async fn migrate(session: &Session, config: &Config, args: &Migrate) 
         }
     };
     let named = args.role_prefix.as_ref().or_else(|| session.env.get("BIGBROTR_ROLE_PREFIX"));
-    let mut options = MigrateOptions { passwords: role_passwords(&session.env), ..MigrateOptions::default() };
+    let mut options =
+        MigrateOptions { passwords: role_passwords(&session.env)?, ..MigrateOptions::default() };
     if let Some(prefix) = named.filter(|prefix| !prefix.is_empty()) {
         options.prefix.clone_from(prefix);
     }
@@ -45,16 +46,18 @@ pub(crate) async fn migrate(session: &Session, config: &Config, args: &Migrate) 
     Ok(())
 }
 
-/// Passwords named in the environment, as (role, password).
-pub(crate) fn role_passwords(env: &BTreeMap<String, String>) -> Vec<(String, String)> {
+/// Passwords named in the environment, or in files it names, as (role, password).
+pub(crate) fn role_passwords(env: &BTreeMap<String, String>) -> Result<Vec<(String, String)>, Fail> {
     let mut passwords = Vec::new();
-    for (name, value) in env.iter().filter(|(_, value)| !value.is_empty()) {
+    for (name, value) in Config::with_files(env)?.iter().filter(|(_, value)| !value.is_empty()) {
         let role = name.strip_prefix("BIGBROTR_").and_then(|rest| rest.strip_suffix("_PASSWORD"));
         match role.map(str::to_lowercase) {
             Some(role) if ROLES.contains(&role.as_str()) => passwords.push((role, value.clone())),
+            // Our own, for logging in.
+            Some(role) if role == "database" => {}
             Some(_) => warn(&format!("{name} names no role of ours and is ignored")),
             None => {}
         }
     }
-    passwords
+    Ok(passwords)
 }

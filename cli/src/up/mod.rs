@@ -139,7 +139,7 @@ async fn work(plan: &Plan<'_>, lock: File, around: Surroundings) -> Result<(), F
 /// Everything that needs the server.
 async fn observe(plan: &Plan<'_>, cluster: &mut Cluster, around: &Surroundings) -> Result<(), Fail> {
     let options =
-        MigrateOptions { passwords: role_passwords(&plan.session.env), ..MigrateOptions::default() };
+        MigrateOptions { passwords: role_passwords(&plan.session.env)?, ..MigrateOptions::default() };
     queue::migrate(&plan.layout.url(SUPERUSER), &options).await?;
     let writer = Db::connect(plan.config.database_url(), "bigbrotr up", 1).await?;
     let seeds = seed(plan, &writer).await?;

@@ -1,22 +1,24 @@
 //! Our own key, which the environment holds and nothing else: a file is copied, printed and checked in.
 
-use std::collections::BTreeMap;
-
 use super::ConfigError;
+use super::files::Resolved;
 use crate::nips::Keys;
 
 /// The variable of ours that holds the key.
 pub(super) const VARIABLE: &str = "BIGBROTR_IDENTITY_KEY";
 /// The variable that other programs know it by.
-const GENERAL: &str = "NOSTR_PRIVATE_KEY";
+pub(super) const GENERAL: &str = "NOSTR_PRIVATE_KEY";
 /// Where one might look for it in the file.
 pub(super) const NOT_A_KEY: &str = "identity.key";
 
 /// The key, if a variable holds one; ours wins over the general one.
-pub(super) fn read(env: &BTreeMap<String, String>) -> Result<Option<Keys>, ConfigError> {
-    let set = |name: &'static str| env.get(name).filter(|text| !text.is_empty()).map(|text| (name, text));
+pub(super) fn read(resolved: &Resolved) -> Result<Option<Keys>, ConfigError> {
+    let set =
+        |name: &'static str| resolved.env.get(name).filter(|text| !text.is_empty()).map(|text| (name, text));
     let Some((name, text)) = set(VARIABLE).or_else(|| set(GENERAL)) else { return Ok(None) };
-    Keys::parse(text).map(Some).map_err(|error| ConfigError(vec![format!("{name} is {error}")]))
+    Keys::parse(text)
+        .map(Some)
+        .map_err(|error| ConfigError(vec![format!("{} is {error}", resolved.origin(name))]))
 }
 
 pub(super) fn never_in_a_file(file: &str) -> String {

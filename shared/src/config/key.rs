@@ -120,6 +120,6 @@ pub(super) const fn gb_per_day(path: &'static str) -> Key {
     )
 }
 
-pub(super) const fn secret(path: &'static str, doc: &'static str) -> Key {
-    key(path, Kind::Secret, Preset::Unset, doc)
+pub(super) const fn secret(path: &'static str, min: usize, doc: &'static str) -> Key {
+    key(path, Kind::Secret { min }, Preset::Unset, doc)
 }

@@ -21,6 +21,11 @@ pub(super) const KEYS: &[Key] = &[
         Preset::Unset,
         "PostgreSQL URL without a pooler, for refreshes; default: database.url.",
     ),
+    secret(
+        "database.password",
+        1,
+        "Password for the two URLs where they have none; best as a file, BIGBROTR_DATABASE_PASSWORD_FILE.",
+    ),
     int("database.max_connections", 10, 1, 200, "Connections of a worker for its jobs."),
     key(
         "worker.vantage",
@@ -172,7 +177,7 @@ pub(super) const KEYS: &[Key] = &[
         Preset::Unset,
         "http or https URL told of changes of relays' states; its path and query are hidden when printed.",
     ),
-    secret("alert.secret", "Signs what the webhook is told (HMAC-SHA256); never printed."),
+    secret("alert.secret", 16, "Signs what the webhook is told (HMAC-SHA256); never printed."),
     key(
         "alert.states",
         Kind::List(Item::Words(STATES)),

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::files::Resolved;
 use super::key::{Key, PREFIX, Preset};
 use super::keys::{self, KEYS};
+use super::password::with_password;
 use super::print::{redact_url, redact_web};
 use super::suggest::nearest;
 use super::value::{Item, Kind, Value};
@@ -14,6 +16,9 @@ use super::{ConfigError, Flag};
 pub const DEFAULT_FILE: &str = "bigbrotr.toml";
 /// Variable that names the file.
 pub const FILE_VARIABLE: &str = "BIGBROTR_CONFIG";
+
+/// The password of our own role; other variables of that ending are `migrate`'s.
+const PASSWORD_VARIABLE: &str = "BIGBROTR_DATABASE_PASSWORD";
 
 /// Variables of ours that are not configuration: a file's name, the migrator's choices, the tests' own.
 fn is_other(variable: &str) -> bool {
@@ -26,7 +31,7 @@ fn is_other(variable: &str) -> bool {
             | "BIGBROTR_PG_STATE"
             | "BIGBROTR_DATABASE_URL"
     ) || variable.starts_with("BIGBROTR_TEST")
-        || variable.ends_with("_PASSWORD")
+        || (variable.ends_with("_PASSWORD") && variable != PASSWORD_VARIABLE)
 }
 
 /// Checked values by path, and where each that is not a default came from.
@@ -50,17 +55,23 @@ impl Values {
         self.values.get(path).and_then(|(_, origin)| origin.as_deref())
     }
 
+    /// Puts `database.password` into the URLs that have none.
+    pub(super) fn fill_passwords(&mut self) {
+        let Value::Text(password) = self.get("database.password").clone() else { return };
+        for path in ["database.url", "database.direct_url"] {
+            if let Some((Value::Text(url), _)) = self.values.get_mut(path) {
+                *url = with_password(url, &password);
+            }
+        }
+    }
+
     fn set(&mut self, key: &'static Key, value: Value, origin: &str) {
         self.values.insert(key.path, (value, Some(origin.to_owned())));
     }
 }
 
-pub(super) fn load(
-    path: Option<&Path>,
-    env: &BTreeMap<String, String>,
-    flags: &[Flag],
-) -> Result<Values, ConfigError> {
-    let mut values = Values { file: find_file(path, env), ..Values::defaults() };
+pub(super) fn load(path: Option<&Path>, env: &Resolved, flags: &[Flag]) -> Result<Values, ConfigError> {
+    let mut values = Values { file: find_file(path, &env.env), ..Values::defaults() };
     let mut problems = Vec::new();
     if let Some(file) = values.file.clone() {
         read_file(&file, &mut values, &mut problems)?;
@@ -74,6 +85,7 @@ pub(super) fn load(
             None => problems.push(wrong(flag.name, &flag.value, None, key)),
         }
     }
+    values.fill_passwords();
     if problems.is_empty() { Ok(values) } else { Err(ConfigError(problems)) }
 }
 
@@ -155,12 +167,13 @@ fn read_table(
     }
 }
 
-fn read_environment(env: &BTreeMap<String, String>, values: &mut Values, problems: &mut Vec<String>) {
+fn read_environment(resolved: &Resolved, values: &mut Values, problems: &mut Vec<String>) {
+    let env = &resolved.env;
     // The general name first: ours, the more specific one, wins.
     for (variable, path) in [("DATABASE_URL", "database.url"), ("BIGBROTR_DATABASE_URL", "database.url")] {
         if let (Some(text), Some(key)) = (env.get(variable).filter(|text| !text.is_empty()), keys::find(path))
         {
-            read_variable(variable, text, key, values, problems);
+            read_variable(&resolved.origin(variable), text, key, values, problems);
         }
     }
     for (variable, text) in env.iter().filter(|(name, text)| name.starts_with(PREFIX) && !text.is_empty()) {
@@ -168,7 +181,7 @@ fn read_environment(env: &BTreeMap<String, String>, values: &mut Values, problem
             continue;
         }
         match KEYS.iter().find(|key| key.variable() == *variable) {
-            Some(key) => read_variable(variable, text, key, values, problems),
+            Some(key) => read_variable(&resolved.origin(variable), text, key, values, problems),
             None => {
                 problems.push(unknown(variable, "in the environment", '_', KEYS.iter().map(Key::variable)));
             }
@@ -193,7 +206,7 @@ fn wrong(name: &str, text: &str, place: Option<&str>, key: &Key) -> String {
     let text = match key.kind {
         Kind::Url => redact_url(text),
         Kind::Web => redact_web(text.trim_matches('"')),
-        Kind::Secret => "***".to_owned(),
+        Kind::Secret { .. } => "***".to_owned(),
         _ => text.to_owned(),
     };
     let place = place.map(|place| format!(" (in {place})")).unwrap_or_default();

@@ -4,11 +4,13 @@
 //! unknown key is an error that names the nearest right one. Later code never reads the environment, and
 //! passwords are never printed. This room composes the options of the other rooms and decides nothing else.
 
+mod files;
 mod identity;
 mod key;
 mod keys;
 mod load;
 mod options;
+mod password;
 mod print;
 mod publish;
 mod retention;
@@ -82,7 +84,8 @@ impl Config {
         env: &BTreeMap<String, String>,
         flags: &[Flag],
     ) -> Result<Self, ConfigError> {
-        Self::from_values(load::load(path, env, flags)?, identity::read(env))
+        let env = files::resolve(env)?;
+        Self::from_values(load::load(path, &env, flags)?, identity::read(&env))
     }
 
     /// The environment of this process: the only place that reads it.
@@ -92,6 +95,14 @@ impl Config {
                 Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
             })
             .collect()
+    }
+
+    /// `env` with the contents of the files that variables `NAME_FILE` name, as `NAME`.
+    ///
+    /// # Errors
+    /// A sentence per file that cannot be had, or that is named beside its own value.
+    pub fn with_files(env: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ConfigError> {
+        files::resolve(env).map(|resolved| resolved.env)
     }
 
     fn from_values(values: Values, identity: Result<Option<Keys>, ConfigError>) -> Result<Self, ConfigError> {
@@ -194,6 +205,12 @@ impl Config {
     /// The database, possibly behind a pooler; empty when none is named ([`Config::require_database`]).
     pub fn database_url(&self) -> &str {
         self.text("database.url").unwrap_or_default()
+    }
+
+    /// A URL from elsewhere, with our password where it has none.
+    pub fn with_password(&self, url: &str) -> String {
+        self.text("database.password")
+            .map_or_else(|| url.to_owned(), |password| password::with_password(url, password))
     }
 
     /// The database without a pooler.

@@ -60,7 +60,7 @@ fn literal(key: &Key, value: &Value) -> Option<String> {
         Value::Amount(number) => Some(number.to_string()),
         Value::Text(text) if key.kind == Kind::Url => Some(quoted(&redact_url(text))),
         Value::Text(text) if key.kind == Kind::Web => Some(quoted(&redact_web(text))),
-        Value::Text(_) if key.kind == Kind::Secret => Some(quoted(HIDDEN)),
+        Value::Text(_) if matches!(key.kind, Kind::Secret { .. }) => Some(quoted(HIDDEN)),
         Value::Text(text) => Some(quoted(text)),
         Value::List(entries) => {
             Some(format!("[{}]", entries.iter().map(|entry| quoted(entry)).collect::<Vec<_>>().join(", ")))
@@ -93,7 +93,7 @@ pub(super) fn to_json(key: &Key, value: &Value) -> serde_json::Value {
     match value {
         Value::Text(text) if key.kind == Kind::Url => redact_url(text).into(),
         Value::Text(text) if key.kind == Kind::Web => redact_web(text).into(),
-        Value::Text(_) if key.kind == Kind::Secret => HIDDEN.into(),
+        Value::Text(_) if matches!(key.kind, Kind::Secret { .. }) => HIDDEN.into(),
         Value::Unset => match key.kind {
             Kind::IntOr { word, .. } | Kind::AmountOr { word, .. } => word.into(),
             _ => serde_json::Value::Null,

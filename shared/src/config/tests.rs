@@ -138,6 +138,49 @@ fn an_unknown_variable_names_the_nearest_right_one_and_foreign_ones_are_left_alo
 }
 
 #[test]
+fn a_variable_may_name_a_file_that_holds_its_value() {
+    let password = File::new("s3cret/ =\n");
+    let path = password.0.to_str().unwrap();
+    let config = Config::load(
+        None,
+        &env(&[
+            ("DATABASE_URL", "postgres://u@pool/n"),
+            ("BIGBROTR_DATABASE_DIRECT_URL", "postgres://u:own@db/n"),
+            ("BIGBROTR_DATABASE_PASSWORD_FILE", path),
+        ]),
+    )
+    .unwrap();
+    assert_eq!(config.database_url(), "postgres://u@pool/n?password=s3cret%2F%20%3D");
+    assert_eq!(config.direct_url(), "postgres://u:own@db/n");
+    let printed = config.to_string();
+    assert!(printed.contains("password = \"***\"  # BIGBROTR_DATABASE_PASSWORD_FILE"), "{printed}");
+    assert!(!printed.contains("s3cret"), "{printed}");
+    let passwords = Config::with_files(&env(&[("BIGBROTR_WRITER_PASSWORD_FILE", path)])).unwrap();
+    assert_eq!(passwords.get("BIGBROTR_WRITER_PASSWORD").map(String::as_str), Some("s3cret/ ="));
+}
+
+#[test]
+fn a_file_that_cannot_be_had_is_one_sentence_that_names_it() {
+    let (empty, key) = (File::new("\n"), File::new("not a key"));
+    for (pairs, wanted) in [
+        (
+            vec![("DATABASE_URL_FILE", "/nowhere/url")],
+            "DATABASE_URL_FILE is /nowhere/url: the file does not exist",
+        ),
+        (vec![("DATABASE_URL_FILE", empty.0.to_str().unwrap())], "the file is empty"),
+        (vec![("DATABASE_URL_FILE", "/nowhere/url"), ("DATABASE_URL", "postgres://h/n")], "are both set"),
+        (vec![("BIGBROTR_IDENTITY_KEY_FILE", key.0.to_str().unwrap())], "BIGBROTR_IDENTITY_KEY_FILE is"),
+        (
+            vec![("BIGBROTR_WORKER_LEASE_FILE", "x")],
+            "BIGBROTR_WORKER_LEASE_FILE (in the environment) is not known",
+        ),
+    ] {
+        let said = Config::load(None, &env(&pairs)).unwrap_err().to_string();
+        assert!(said.contains(wanted) && said.lines().count() == 1 && !said.contains("not a key"), "{said}");
+    }
+}
+
+#[test]
 fn every_key_can_be_set_by_its_variable_and_printed_values_read_back() {
     let config = file("").unwrap();
     let printed = file(&config.to_redacted_toml()).unwrap();

@@ -67,7 +67,10 @@ pub(super) enum Kind {
     /// An http or https URL; its path may be a secret.
     Web,
     /// What is shown to nobody.
-    Secret,
+    Secret {
+        /// Fewest bytes.
+        min: usize,
+    },
     /// `host:port`.
     HostPort,
     /// An IP address and a port.
@@ -107,7 +110,7 @@ impl Kind {
             Self::Words(words) => format!("one of {}", words.join(", ")),
             Self::Url => "a URL of the form postgres://user:password@host:port/name".to_owned(),
             Self::Web => "a URL of the form https://host/path, without user and password".to_owned(),
-            Self::Secret => "a text of 16 to 256 bytes without control characters".to_owned(),
+            Self::Secret { min } => format!("a text of {min} to 256 bytes without control characters"),
             Self::HostPort => "host:port".to_owned(),
             Self::Socket => "an IP address and a port, such as 127.0.0.1:8080".to_owned(),
             Self::List(item) => format!("a list of {}", item.expects()),
@@ -131,7 +134,7 @@ impl Kind {
                 | Self::Words(_)
                 | Self::Url
                 | Self::Web
-                | Self::Secret
+                | Self::Secret { .. }
                 | Self::HostPort
                 | Self::Socket,
                 toml::Value::String(text),
@@ -169,7 +172,7 @@ impl Kind {
             Self::Url => (text.starts_with("postgres://") || text.starts_with("postgresql://"))
                 .then(|| Value::Text(text.to_owned())),
             Self::Web => is_web(text).then(|| Value::Text(text.to_owned())),
-            Self::Secret => ((16..=256).contains(&text.len()) && !text.contains(char::is_control))
+            Self::Secret { min } => ((*min..=256).contains(&text.len()) && !text.contains(char::is_control))
                 .then(|| Value::Text(text.to_owned())),
             Self::HostPort => is_host_port(text).then(|| Value::Text(text.to_owned())),
             Self::Socket => text.parse::<SocketAddr>().is_ok().then(|| Value::Text(text.to_owned())),

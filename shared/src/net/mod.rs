@@ -35,7 +35,7 @@ pub use failure::{DialFailure, NetError, outcome_of};
 pub use http::HttpReply;
 pub use resolve::DnsAnswer;
 pub use seen::{HttpHead, Seen};
-pub use server::{HttpServer, Reply, serve};
+pub use server::{HttpServer, Reply, ask, serve};
 pub use stream::Stream;
 pub use tls::TlsFacts;
 pub use traffic::Traffic;

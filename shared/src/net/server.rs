@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -106,6 +107,33 @@ where
 {
     HttpServer::bind(addr).await?.run(handler, stop).await;
     Ok(())
+}
+
+/// Asks such an endpoint for `path`: its status and its words, at most [`BUFFER_BYTES`] of them.
+///
+/// # Errors
+/// A sentence: nobody listens, or no answer came within five seconds.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "an operator's own process, named by address: no relay's word leads here"
+)]
+pub async fn ask(addr: SocketAddr, path: &str) -> Result<(u16, String), String> {
+    let asked = async {
+        let mut stream = TcpStream::connect(addr).await?;
+        let request = format!("GET {path} HTTP/1.0\r\nhost: {addr}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut bytes = Vec::new();
+        stream.take(BUFFER_BYTES as u64).read_to_end(&mut bytes).await?;
+        std::io::Result::Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = match tokio::time::timeout(HEADER_TIMEOUT, asked).await {
+        Ok(Ok(text)) => text,
+        Ok(Err(error)) => return Err(format!("{addr} does not answer: {error}")),
+        Err(_) => return Err(format!("{addr} does not answer within {} s", HEADER_TIMEOUT.as_secs())),
+    };
+    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body).trim();
+    status.map(|status| (status, body.to_owned())).ok_or_else(|| format!("{addr} does not speak HTTP"))
 }
 
 async fn connection<H>(stream: TcpStream, handler: Arc<H>)
