@@ -125,6 +125,8 @@ mod uptime;
 #[cfg(test)]
 mod views;
 #[cfg(test)]
+mod watch;
+#[cfg(test)]
 mod wishes;
 #[cfg(test)]
 mod written;

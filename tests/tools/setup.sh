@@ -62,6 +62,9 @@ system_packages() {
     { have tor && have tor-gencert; } || missing+=(tor)
     { have ip || [ -x /usr/sbin/ip ]; } || missing+=(iproute2)
     have systemd-analyze || missing+=(systemd)
+    { have prometheus && have promtool; } || missing+=(prometheus)
+    { have prometheus-alertmanager && have amtool; } || missing+=(prometheus-alertmanager)
+    have prometheus-postgres-exporter || missing+=(prometheus-postgres-exporter)
     [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
 }
 

@@ -52,7 +52,7 @@ pub use capability::{CapabilityResult, CapabilityRow, DifferenceLine, WriteRow};
 pub use discover::{Asked, Found, Sighted, Sighting, UnminedEvent};
 pub use error::DbError;
 pub use export::{ExportBatch, ExportCoverage, ExportItem, ExportScope, LeftOut, SeenOn};
-pub use fleet::{FleetLimits, HostAsked, HostPermit};
+pub use fleet::{FleetLimits, GaugeLine, HostAsked, HostPermit};
 pub use import::{Imported, ImportedObservation};
 pub use ingest::{DenseFacts, ForgeryRow, KnownPage};
 pub use inspect::{HorizonLine, LeaderLine, Unsettled};

@@ -46,6 +46,9 @@ pub enum EventError {
 }
 
 impl EventError {
+    /// Every class.
+    pub const WORDS: [&str; 6] = ["not_json", "shape", "range", "bad_id", "bad_signature", "too_large"];
+
     /// The error's class, for counters: a closed set.
     pub const fn as_str(self) -> &'static str {
         match self {
