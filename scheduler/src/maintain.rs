@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shared::clock;
 use shared::config::SchedulerOptions;
-use shared::db::{Db, DbError, ScheduleTarget};
+use shared::db::{Db, DbError, Pace, ScheduleTarget};
 use shared::jobs::{alerts, publish};
 use shared::models::{JobKind, LOCAL};
 
@@ -184,14 +184,16 @@ impl Maintenance {
     /// What the policies ask for, piece by piece, as long as there is time; a lock that is not to be had ends it for this round.
     async fn retain(&self) -> Result<u64, DbError> {
         let until_ms = clock::monotonic_ms() + RETAIN_MS;
-        let mut done = 0;
+        let (mut done, mut pace) = (0, Pace::default());
         while clock::monotonic_ms() < until_ms && self.lead.stands(self.term) {
-            match self.db.retention_step().await {
+            match self.db.retention_step(&mut pace).await {
                 Ok(Some(step)) => {
                     done += step.events + step.observations + step.months;
                     // Others want the locks of a step, too.
                     tokio::time::sleep(BREATH).await;
                 }
+                // The next one is smaller.
+                Err(DbError::Timeout { .. }) => {}
                 Ok(None) => break,
                 Err(error) if error.is_busy() => break,
                 Err(error) => return Err(error),

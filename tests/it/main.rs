@@ -86,6 +86,7 @@ mod reconcile;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]
+mod reviewed;
 mod rollup;
 #[cfg(test)]
 mod scene;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use shared::db::{Db, DbError, EventRow, Fate, NewCoverage, SetLine, StoreBatch, Stored};
+use shared::db::{Db, DbError, EventRow, Fate, NewCoverage, Pace, SetLine, StoreBatch, Stored};
 use shared::models::{
     AddressPolicy, Coverage, Event, EventId, Fence, GapReason, Grade, Interval, JobKind, RelayUrl, Retention,
 };
@@ -240,7 +240,7 @@ async fn writers_deleters_retention_and_moves_at_once_leave_nothing_without_what
     };
     let retention = async {
         while !over.load(Ordering::Relaxed) {
-            match db.retention_step().await {
+            match db.retention_step(&mut Pace::default()).await {
                 Ok(step) => {
                     let step = step.unwrap_or_default();
                     took.fetch_add(step.events + step.observations, Ordering::Relaxed);

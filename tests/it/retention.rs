@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use shared::db::{Db, EventRow, RetentionStep};
+use shared::db::{Db, EventRow, Pace, RetentionStep};
 use shared::jobs::JobsConfig;
 use shared::models::{AddressPolicy, Event, JobKind, RelayUrl, Retention};
 use sqlx::Connection as _;
@@ -27,9 +27,9 @@ fn whole() -> JobsConfig {
 
 /// Everything that the policies ask for, added up.
 pub(crate) async fn retire(db: &Db) -> RetentionStep {
-    let mut sum = RetentionStep::default();
+    let (mut sum, mut pace) = (RetentionStep::default(), Pace::default());
     for _ in 0..10_000 {
-        let Some(step) = db.retention_step().await.unwrap() else { return sum };
+        let Some(step) = db.retention_step(&mut pace).await.unwrap() else { return sum };
         sum.events += step.events;
         sum.observations += step.observations;
         sum.months += step.months;

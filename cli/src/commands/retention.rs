@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use shared::config::Config;
-use shared::db::{Db, DbError, PlanLine, RetentionStep};
+use shared::db::{Db, DbError, Pace, PlanLine, RetentionStep};
 use shared::models::Retention as Policies;
 
 use super::operate::actor;
@@ -64,9 +64,9 @@ pub(crate) async fn retention(session: &Session, config: &Config, args: &Retenti
 /// Every step there is, added up by policy.
 async fn apply(db: &Db) -> Result<BTreeMap<String, RetentionStep>, Fail> {
     let mut took: BTreeMap<String, RetentionStep> = BTreeMap::new();
-    let mut busy = 0;
+    let (mut busy, mut pace) = (0, Pace::default());
     loop {
-        match db.retention_step().await {
+        match db.retention_step(&mut pace).await {
             Ok(None) => return Ok(took),
             Ok(Some(step)) => {
                 busy = 0;
@@ -81,6 +81,8 @@ async fn apply(db: &Db) -> Result<BTreeMap<String, RetentionStep>, Fail> {
                 sum.observations += step.observations;
                 sum.months += step.months;
             }
+            // The next one is smaller.
+            Err(DbError::Timeout { .. }) if busy < BUSY_MAX => busy += 1,
             Err(error) if error.is_busy() && busy < BUSY_MAX => {
                 busy += 1;
                 tokio::time::sleep(Duration::from_millis(500)).await;

@@ -3,12 +3,11 @@
 //! Every deed is one bounded batch in one transaction; whoever wants all of it calls again.
 
 use super::operate::Actor;
+use super::pace::Pace;
 use super::rows::{count, get, small_count};
 use super::{Db, DbError};
+use crate::clock;
 use crate::models::{Event, EventId, Fence, KindRule, Retention, event_key};
-
-/// Events looked at by one step: as many as keep writers waiting for a moment only.
-const LOOK: i32 = 2_000;
 
 /// What a sync must know of the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,11 +209,18 @@ impl Db {
             .collect()
     }
 
-    /// The next bounded piece of what the policies ask for; `None`: nothing is left to do.
-    pub async fn retention_step(&self) -> Result<Option<RetentionStep>, DbError> {
-        let rows = self
-            .all(sqlx::query("SELECT what, events, observations, months FROM retention_step($1)").bind(LOOK))
-            .await?;
+    /// The next piece of what the policies ask for, as large as `pace` lets it be; `None`: nothing is left to do.
+    pub async fn retention_step(&self, pace: &mut Pace) -> Result<Option<RetentionStep>, DbError> {
+        let began = clock::monotonic_ms();
+        let asked = self
+            .all(
+                sqlx::query("SELECT what, events, observations, months FROM retention_step($1)")
+                    .bind(pace.look()),
+            )
+            .await;
+        let timed_out = matches!(asked, Err(DbError::Timeout { .. }));
+        pace.took(clock::monotonic_ms().saturating_sub(began), timed_out);
+        let rows = asked?;
         let step = |row| -> Result<RetentionStep, DbError> {
             Ok(RetentionStep {
                 what: get(row, "what")?,

@@ -26,6 +26,7 @@ mod migrate;
 mod monitors;
 mod observe;
 mod operate;
+mod pace;
 mod presence;
 mod publish;
 mod read;
@@ -68,6 +69,7 @@ pub use migrate::{
 pub use monitors::DisagreementLine;
 pub use observe::ScheduleTarget;
 pub use operate::{Actor, Autoscale, Board, OperationLine, Selection, WhyLine};
+pub use pace::Pace;
 pub use presence::{MonthLine, PresenceLine, ShareLine};
 pub use publish::{DeliveryRow, NewPublication, PendingPublication, PublicationLine, PublishingRelay, Visit};
 pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPage};

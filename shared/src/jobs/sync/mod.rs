@@ -47,7 +47,7 @@ const PAGE_BYTES: u64 = 16 * 1024 * 1024;
 const PAGE_STRAY: u32 = 1_000;
 
 /// Events of the archive looked at for tombstones by each pass.
-const TOMBSTONES_PER_PASS: i32 = 20_000;
+const TOMBSTONES_PER_PASS: i32 = 2_000;
 
 /// What a pass over one relay goes by.
 struct ReadBy {
