@@ -15,6 +15,8 @@ mod chaos;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod compose;
+#[cfg(test)]
 mod database;
 #[cfg(test)]
 mod dense;

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a command line tool prints its results")]
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail, ensure};
@@ -27,9 +28,12 @@ struct Args {
 enum Command {
     /// Run nostr-relay-builder's LocalRelay until killed
     Local {
-        /// Port on 127.0.0.1
+        /// Port
         #[arg(long)]
         port: u16,
+        /// Address to listen on
+        #[arg(long, default_value_t = Ipv4Addr::LOCALHOST.into())]
+        host: IpAddr,
         /// Where events go
         #[arg(long, value_enum, default_value_t = Database::Memory)]
         db: Database,
@@ -57,6 +61,12 @@ enum Command {
         /// Days into the past over which events are spread
         #[arg(long, default_value_t = 6)]
         span_days: u16,
+        /// Seconds into the past instead
+        #[arg(long)]
+        span_s: Option<u32>,
+        /// Print what was accepted one by one, as `ID URL`, instead of counts
+        #[arg(long)]
+        list: bool,
         /// Relays per event: a number, or `mixed` for 1, 2, … all in turn
         #[arg(long, default_value = "1")]
         copies: String,
@@ -119,11 +129,11 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Local { port, db } => local(port, db).await,
+        Command::Local { port, host, db } => local(host, port, db).await,
         Command::Scripted { port, script, count } => scripted(port, &script, count).await,
-        Command::Publish { count, seed, span_days, copies, urls } => {
-            let span_s = i64::from(span_days) * 86_400;
-            publish(&Factory::new(seed).over(span_s), count, &copies, &urls).await
+        Command::Publish { count, seed, span_days, span_s, list, copies, urls } => {
+            let span_s = span_s.map_or(i64::from(span_days) * 86_400, i64::from);
+            publish(&Factory::new(seed).over(span_s), count, &copies, list, &urls).await
         }
         Command::Worker { url, slots, lease_s, work_ms, grace_s, journal } => {
             let seconds = std::time::Duration::from_secs;
@@ -150,13 +160,14 @@ async fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-async fn local(port: u16, db: Database) -> anyhow::Result<()> {
+async fn local(host: IpAddr, port: u16, db: Database) -> anyhow::Result<()> {
     let options =
         MemoryDatabaseOptions { events: matches!(db, Database::Memory), max_events: Some(1_000_000) };
     // Its default of 60 events a minute is for the open internet.
     let limits = RateLimit { max_reqs: 10_000, notes_per_minute: u32::MAX };
     let database = MemoryDatabase::with_opts(options);
-    let relay = LocalRelay::new(RelayBuilder::default().port(port).rate_limit(limits).database(database));
+    let relay =
+        LocalRelay::new(RelayBuilder::default().addr(host).port(port).rate_limit(limits).database(database));
     relay.run().await.context("starting the relay")?;
     println!("listening {}", relay.url().await);
     std::future::pending().await
@@ -172,7 +183,13 @@ async fn scripted(port: u16, name: &str, count: usize) -> anyhow::Result<()> {
     std::future::pending().await
 }
 
-async fn publish(factory: &Factory, count: usize, copies: &str, urls: &[String]) -> anyhow::Result<()> {
+async fn publish(
+    factory: &Factory,
+    count: usize,
+    copies: &str,
+    list: bool,
+    urls: &[String],
+) -> anyhow::Result<()> {
     let copies_of = |index: usize| match copies {
         "mixed" => Ok(1 + index % urls.len()),
         number => number.parse::<usize>().context("--copies takes a number or `mixed`"),
@@ -195,6 +212,14 @@ async fn publish(factory: &Factory, count: usize, copies: &str, urls: &[String])
         tests::publish::publish(url, share).await.with_context(|| format!("publishing to {url}"))
     }))
     .await?;
+    if list {
+        for (url, published) in urls.iter().zip(&published) {
+            for id in &published.accepted {
+                println!("{id} {url}");
+            }
+        }
+        return Ok(());
+    }
     let relays: Vec<Value> = urls
         .iter()
         .zip(&shares)

@@ -1,5 +1,5 @@
 // A relay server around the npm packages @nostr-relay/*: they bring the protocol, this brings the socket and NIP-11.
-// PORT: loopback port; DB: SQLite file (default: memory); AUTH=1: NIP-42 on.
+// PORT: its port; HOST: the address it listens on (default: loopback); DB: SQLite file (default: memory); AUTH=1: NIP-42 on.
 'use strict';
 const http = require('http');
 const { WebSocketServer } = require('ws');
@@ -38,7 +38,7 @@ async function main() {
     socket.on('error', () => {});
     socket.on('close', () => relay.handleDisconnect(socket));
   });
-  server.listen(port, '127.0.0.1', () => console.log('listening', port));
+  server.listen(port, process.env.HOST || '127.0.0.1', () => console.log('listening', port));
 }
 
 main();

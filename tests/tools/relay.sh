@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs one relay program in the foreground, in place of this shell:  relay.sh python|npm|local PORT STATE_DIR
-# Its data live in STATE_DIR; it listens on 127.0.0.1 only. `local` needs TESTRELAY, the path of that binary.
+# Its data live in STATE_DIR; it listens on 127.0.0.1, or on HOST. `local` needs TESTRELAY, the path of that binary.
 # Why a script: the Rust tests and three-relays.sh must start the very same programs in the very same way.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
-kind=$1 port=$2 state=$3
+kind=$1 port=$2 state=$3 host=${HOST:-127.0.0.1}
 mkdir -p "$state"
 cd "$state"
 case $kind in
@@ -22,7 +22,7 @@ storage:
     - nostr_relay.validators.is_not_too_large
     - nostr_relay.validators.is_signed
 verification: {nip05_verification: disabled, expiration: 2592000, update_frequency: 3600}
-gunicorn: {bind: "127.0.0.1:$port", workers: 1, loglevel: warning}
+gunicorn: {bind: "$host:$port", host: "$host", workers: 1, loglevel: warning}
 authentication: {enabled: false}
 message_timeout: 1800
 subscription_limit: 32
@@ -36,10 +36,10 @@ YAML
     exec "$testbed/nostr-relay/bin/nostr-relay" -c config.yaml serve --use-uvicorn
     ;;
 npm)
-    PORT=$port DB=$state/relay.sqlite3 NODE_PATH=$testbed/npm/node_modules exec node "$tools_dir/npm-relay.js"
+    PORT=$port HOST=$host DB=$state/relay.sqlite3 NODE_PATH=$testbed/npm/node_modules exec node "$tools_dir/npm-relay.js"
     ;;
 local)
-    exec "${TESTRELAY:?the path of the testrelay binary}" local --port "$port"
+    exec "${TESTRELAY:?the path of the testrelay binary}" local --host "$host" --port "$port"
     ;;
 *) die "usage: relay.sh python|npm|local PORT STATE_DIR" ;;
 esac

@@ -23,30 +23,6 @@ check_rust() {
     cargo nextest --version >/dev/null 2>&1 || say "cargo-nextest is not installed: cargo test runs the tests instead"
 }
 
-# Debian packages make and start services when installed; both are switched off for the time of the install.
-apt_install() {
-    have apt-get || { lack "packages $* are missing and there is no apt-get"; return 0; }
-    say "installing $*"
-    local undo=()
-    if [ ! -e /usr/sbin/policy-rc.d ]; then
-        printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null || { lack "no root rights to install $*"; return 0; }
-        as_root chmod 755 /usr/sbin/policy-rc.d
-        undo+=(/usr/sbin/policy-rc.d)
-    fi
-    local no_cluster=/etc/postgresql-common/createcluster.d/bigbrotr-tests.conf
-    as_root mkdir -p "$(dirname $no_cluster)"
-    echo 'create_main_cluster = false' | as_root tee $no_cluster >/dev/null
-    undo+=("$no_cluster")
-    # shellcheck disable=SC2064
-    trap "as_root rm -f ${undo[*]}" EXIT
-    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@")
-    as_root "${install[@]}" >/dev/null 2>"$testbed/apt.log" \
-        || { as_root apt-get update -qq && as_root "${install[@]}" >/dev/null 2>"$testbed/apt.log"; } \
-        || { tail -5 "$testbed/apt.log" >&2; lack "could not install $*"; }
-    as_root rm -f "${undo[@]}"
-    trap - EXIT
-}
-
 system_packages() {
     local missing=()
     [ -n "$(pg_bin)" ] || missing+=(postgresql postgresql-contrib)
@@ -68,29 +44,16 @@ system_packages() {
     [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
 }
 
-# Unpacked, never installed; apt's own configuration and state are not touched.
 newer_pooler() {
-    local home=$testbed/pgbouncer wanted="$pooler_suite ${pooler_packages[*]}" mirror
+    local home=$testbed/pgbouncer wanted="$pooler_suite ${pooler_packages[*]}"
     [ "$(cat "$home/installed" 2>/dev/null)" = "$wanted" ] && return
     { have apt-get && have dpkg-deb; } || { lack "no apt-get to fetch the newer PgBouncer with"; return 0; }
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Label: Debian' 2>/dev/null | head -1)
-    [ -n "$mirror" ] || { lack "no Debian mirror to fetch the newer PgBouncer from"; return 0; }
     say "unpacking the PgBouncer of $pooler_suite into $home"
-    rm -rf "$home" && mkdir -p "$home"/{apt/lists/partial,apt/cache/archives/partial,debs,root}
-    : >"$home/apt/status"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $pooler_suite main" >"$home/apt/sources.list"
-    # Names beside these lists, such as those of app stores, are of no use here: Packages alone is fetched.
-    local apt=(apt-get -qq -o Dir::Etc::sourcelist="$home/apt/sources.list" -o Dir::Etc::sourceparts=-
-        -o Dir::State="$home/apt" -o Dir::State::status="$home/apt/status" -o Dir::Cache="$home/apt/cache"
-        -o APT::Sandbox::User="$(id -un)" -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false)
-    (
-        cd "$home/debs"
-        "${apt[@]}" update
-        "${apt[@]}" download "${pooler_packages[@]}"
-        for package in *.deb; do dpkg-deb -x "$package" "$home/root"; done
-        "$tools_dir/newer-pgbouncer.sh" --version
-    ) >"$testbed/pooler.log" 2>&1 || { tail -5 "$testbed/pooler.log" >&2; lack "could not fetch the PgBouncer of $pooler_suite"; return 0; }
-    rm -rf "$home/apt" "$home/debs"
+    rm -rf "$home"
+    {
+        unpack_debs "$pooler_suite" "$home/debs" "$home/root" "${pooler_packages[@]}" \
+            && "$tools_dir/newer-pgbouncer.sh" --version
+    } >"$testbed/pooler.log" 2>&1 || { tail -n 5 "$testbed/pooler.log" >&2; lack "could not fetch the PgBouncer of $pooler_suite"; return 0; }
     echo "$wanted" >"$home/installed"
 }
 

@@ -1,0 +1,50 @@
+#!/bin/sh
+# A base backup of the compose stack's database, and a stack made of one.
+#   deploy/backup.sh take FILE              while it runs: everything, as a tar with the WAL it needs
+#   deploy/backup.sh restore FILE           into a stack that has no data yet: as of the end of the backup
+#   deploy/backup.sh restore FILE latest    and on, through the WAL in POSTGRES_ARCHIVE_DIR, as far as it goes
+#   deploy/backup.sh restore FILE POINT     and on, to the restore point POINT (pg_create_restore_point)
+# After a restore `docker compose up -d` starts the stack, with the secrets of when the backup was taken.
+set -eu
+cd "$(dirname "$0")/.."
+
+say() { echo "backup: $*" >&2; }
+
+take() {
+    # Through a pipe: no folder of this machine must belong to the server's user.
+    if ! docker compose exec -T postgres pg_basebackup -U postgres -D - -F t -X fetch -c fast >"$1.part"; then
+        rm -f "$1.part"
+        say "the server gave no backup"
+        exit 1
+    fi
+    mv "$1.part" "$1"
+    say "$1 holds $(du -h "$1" | cut -f1)"
+}
+
+restore() {
+    [ -s "$1" ] || { say "$1 is no backup"; exit 2; }
+    point=${2:-}
+    case $point in *[!A-Za-z0-9_.-]*) say "a restore point's name has letters, digits, _ . - only here: $point"; exit 2 ;; esac
+    # shellcheck disable=SC2016
+    docker compose run --rm --no-deps -T -e POINT="$point" --entrypoint sh postgres -c '
+        set -eu
+        if [ -e "$PGDATA/PG_VERSION" ]; then
+            echo "backup: this stack has data already: remove its volume first, or restore beside it" >&2
+            exit 1
+        fi
+        mkdir -p "$PGDATA"
+        chmod 700 "$PGDATA"
+        tar -x -C "$PGDATA"
+        [ -n "$POINT" ] || exit 0
+        echo "restore_command = '\''cp \"/wal/%f\" \"%p\"'\''" >>"$PGDATA/postgresql.auto.conf"
+        echo "recovery_target_action = promote" >>"$PGDATA/postgresql.auto.conf"
+        [ "$POINT" = latest ] || echo "recovery_target_name = '\''$POINT'\''" >>"$PGDATA/postgresql.auto.conf"
+        touch "$PGDATA/recovery.signal"' <"$1"
+    say "restored; docker compose up -d starts it"
+}
+
+case ${1:-} in
+take) take "${2:?FILE}" ;;
+restore) restore "${2:?FILE}" "${3:-}" ;;
+*) echo "usage: deploy/backup.sh take FILE | restore FILE [latest|POINT]" >&2; exit 2 ;;
+esac

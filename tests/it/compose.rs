@@ -1,0 +1,68 @@
+//! The compose stack as far as it can be judged without an engine; `tests/compose/run` runs it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn read(path: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The variables of `text` with their defaults: `${NAME:-default}`.
+fn variables(text: &str) -> BTreeMap<String, String> {
+    let after = |piece: &str| {
+        let (name, rest) = piece.split_once(":-")?;
+        let (default, _) = rest.split_once('}')?;
+        Some((name.to_owned(), default.to_owned()))
+    };
+    text.split("${")
+        .skip(1)
+        .map(|piece| after(piece).unwrap_or_else(|| panic!("a variable without a default: {piece:.30}")))
+        .collect()
+}
+
+/// The lines `#NAME=default` of `text`.
+fn examples(text: &str) -> BTreeMap<String, String> {
+    let line = |line: &str| {
+        let (name, value) = line.strip_prefix('#')?.split_once('=')?;
+        (!name.contains(' ')).then(|| (name.to_owned(), value.to_owned()))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+#[test]
+fn every_variable_of_the_stack_is_in_the_example_with_its_default() {
+    let (wanted, shown) = (variables(&read("compose.yaml")), examples(&read(".env.example")));
+    assert!(wanted.len() > 20, "{wanted:?}");
+    for (name, default) in &wanted {
+        assert_eq!(shown.get(name), Some(default), "{name} in .env.example");
+    }
+    for name in shown.keys().filter(|name| !wanted.contains_key(*name)) {
+        // What goes to our own programs, and what compose itself reads.
+        assert!(name.starts_with("BIGBROTR_") || name == "COMPOSE_PROFILES", "nothing reads {name}");
+    }
+}
+
+#[test]
+fn every_secret_of_the_stack_is_made_by_the_script() {
+    let (stack, script) = (read("compose.yaml"), read("deploy/secrets.sh"));
+    let names = script.lines().find_map(|line| line.strip_prefix("for name in ")).unwrap();
+    let made: Vec<&str> = names.trim_end_matches("; do").split(' ').collect();
+    let listed = stack.split_once("\nsecrets:\n").unwrap().1;
+    let named: Vec<&str> = listed
+        .lines()
+        .filter_map(|line| line.trim().split_once("_password:"))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(named.len() > 5, "{named:?}");
+    assert_eq!(made, named);
+}
+
+#[test]
+fn no_image_floats() {
+    for image in read("compose.yaml").lines().filter_map(|line| line.trim().strip_prefix("image: ")) {
+        let own = image.starts_with("${") && image.contains(":-bigbrotr");
+        let version = image.rsplit_once(':').map_or("", |(_, version)| version);
+        assert!(own || version.contains(|letter: char| letter.is_ascii_digit()), "{image} names no version");
+    }
+}
