@@ -64,6 +64,7 @@ mod names;
 #[cfg(test)]
 mod nip05;
 #[cfg(test)]
+mod observe;
 mod onion;
 #[cfg(test)]
 mod operate;

@@ -162,6 +162,11 @@ impl EnvelopeFacts {
     }
 }
 
+/// Reads what [`EnvelopeFacts::scan_signed`] reads where the event stands inside a larger JSON text, in the pass that
+/// reads that one.
+#[derive(Debug, Clone, Copy)]
+pub struct SignedSeed;
+
 /// An event whose id is right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
@@ -260,6 +265,11 @@ impl Event {
     /// The id.
     pub const fn id(&self) -> EventId {
         self.id
+    }
+
+    /// The id's bytes.
+    pub const fn id_bytes(&self) -> &[u8; 32] {
+        &self.id.0
     }
 
     /// The author's x-only public key.
