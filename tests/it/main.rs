@@ -92,6 +92,7 @@ mod reconcile;
 mod retention;
 #[cfg(test)]
 mod reviewed;
+#[cfg(test)]
 mod rollup;
 #[cfg(test)]
 mod rotate;

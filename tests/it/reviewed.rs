@@ -3,6 +3,7 @@
 
 use sqlx::{Connection as _, Executor as _, Row as _};
 use tests::pg::Role;
+use tokio::task::JoinSet;
 
 use super::support::{migrated, value};
 
@@ -18,14 +19,15 @@ async fn a_horizon_that_rises_while_a_page_is_stored_leaves_no_overlap() {
     let (mut keeper, mut store) = (test.connect(Role::Superuser).await, test.connect(Role::Superuser).await);
     let mut round = keeper.begin().await.unwrap();
     round.execute("SELECT coverage_retire(100)").await.unwrap();
-    let storing = tokio::spawn(async move {
+    let mut storing = JoinSet::new();
+    storing.spawn(async move {
         store.execute("SELECT coverage_put(1, 'all', '{100,900}', '{899,1100}', '{walked,reconciled}', '{none,none}', '{1,2}')").await
     });
     // Until it waits for the round, or has gone past it.
     let waits = "SELECT (EXISTS (SELECT FROM pg_locks WHERE NOT granted) OR EXISTS (SELECT FROM coverage WHERE until_at = 1100))::text";
     super::fleet::until(&test, waits, "true").await;
     round.commit().await.unwrap();
-    storing.await.unwrap().unwrap();
+    storing.join_next().await.unwrap().unwrap().unwrap();
     let rows = "SELECT string_agg(since_at || '-' || until_at || ' ' || grade, ', ' ORDER BY since_at) FROM coverage";
     assert_eq!(value(&test, rows).await, "100-499 unknown, 500-899 walked, 900-1100 reconciled");
     // A horizon within what would have overlapped.
