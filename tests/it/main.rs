@@ -38,6 +38,7 @@ mod fleet;
 mod geo;
 #[cfg(test)]
 mod health;
+#[cfg(test)]
 mod heard;
 #[cfg(test)]
 mod ingest;
@@ -65,6 +66,7 @@ mod names;
 mod nip05;
 #[cfg(test)]
 mod observe;
+#[cfg(test)]
 mod onion;
 #[cfg(test)]
 mod operate;
