@@ -49,13 +49,13 @@ fn every_secret_of_the_stack_is_made_by_the_script() {
     let names = script.lines().find_map(|line| line.strip_prefix("for name in ")).unwrap();
     let made: Vec<&str> = names.trim_end_matches("; do").split(' ').collect();
     let listed = stack.split_once("\nsecrets:\n").unwrap().1;
-    let named: Vec<&str> = listed
+    let wanted: Vec<&str> = listed
         .lines()
         .filter_map(|line| line.trim().split_once("_password:"))
         .map(|(name, _)| name)
         .collect();
-    assert!(named.len() > 5, "{named:?}");
-    assert_eq!(made, named);
+    assert!(wanted.len() > 5, "{wanted:?}");
+    assert_eq!(made, wanted);
 }
 
 #[test]
