@@ -108,6 +108,8 @@ mod transfer;
 #[cfg(test)]
 mod traps;
 #[cfg(test)]
+mod truth;
+#[cfg(test)]
 mod turns;
 #[cfg(test)]
 mod upgrade;

@@ -167,12 +167,13 @@ impl Db {
         small_count(&row, "n")
     }
 
-    /// What syncing knows of a relay besides its coverage.
-    pub async fn sync_facts(&self, relay_id: i32) -> Result<SyncFacts, DbError> {
+    /// What syncing knows of a relay besides its coverage, read in this filter class.
+    pub async fn sync_facts(&self, relay_id: i32, class: &str) -> Result<SyncFacts, DbError> {
         let row = self
             .one(
-                sqlx::query("SELECT neg_off_until, ages, untils, has_gone FROM sync_facts($1)")
-                    .bind(relay_id),
+                sqlx::query("SELECT neg_off_until, ages, untils, has_gone FROM sync_facts_of($1, $2)")
+                    .bind(relay_id)
+                    .bind(class),
             )
             .await?;
         let (ages, untils): (Vec<i64>, Vec<i64>) = (get(&row, "ages")?, get(&row, "untils")?);
@@ -190,12 +191,13 @@ impl Db {
         relay_id: i32,
         at: i64,
         neg_off_until: Option<i64>,
+        class: &str,
         revisited: &[Revisited],
     ) -> Result<bool, DbError> {
         let pick = |of: fn(&Revisited) -> i64| revisited.iter().map(of).collect::<Vec<_>>();
         let row = self
             .one(
-                sqlx::query("SELECT sync_learn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS held")
+                sqlx::query("SELECT sync_learn_of($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS held")
                     .bind(fence.job())
                     .bind(fence.worker())
                     .bind(fence.attempt())
@@ -205,7 +207,8 @@ impl Db {
                     .bind(pick(|r| r.age_s))
                     .bind(pick(|r| r.until))
                     .bind(pick(|r| r.seconds))
-                    .bind(pick(|r| r.found)),
+                    .bind(pick(|r| r.found))
+                    .bind(class),
             )
             .await?;
         get(&row, "held")

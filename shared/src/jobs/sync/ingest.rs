@@ -9,7 +9,7 @@ use super::Pass;
 use super::sift::Checked;
 use crate::clock;
 use crate::db::{DbError, EventRow, NewCoverage, StoreBatch, Stored};
-use crate::models::{Event, EventError, EventId, GapReason, Grade, Interval};
+use crate::models::{Event, EventError, EventId, GapReason};
 use crate::relay::Page;
 use crate::telemetry::Labels;
 
@@ -61,8 +61,6 @@ impl Tally {
     }
 }
 
-/// Seconds of forged events that one page may leave as gaps of their own; beyond that, all between them is one.
-const FORGED_SECONDS: usize = 10;
 /// Tombstones applied as soon as they are noted, and events of the archive looked at for others.
 const TOMBSTONES_AT_ONCE: i32 = 2_000;
 
@@ -71,6 +69,7 @@ impl Pass<'_> {
     pub(super) async fn store_page(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
         self.tally.bytes += page.bytes;
         self.tally.mismatched += u64::from(page.facts.mismatched);
+        self.note_unread(&page.facts);
         let known = self.tally.known;
         let checked = self.sift(page.events).await?;
         let labels = Labels::new("", "", "known");
@@ -81,7 +80,8 @@ impl Pass<'_> {
         {
             return Err(lost());
         }
-        let changed = self.doubt(&checked.forged) || changed;
+        let forged = checked.forged.iter().map(|at| (*at, *at)).chain(page.facts.doubts).collect();
+        let changed = self.doubt(forged, GapReason::Protocol) || changed;
         // First, so that they are known when their observations are stored.
         if !checked.noted.is_empty() && !self.ctx.db.sync_note(&self.attempt.fence, &checked.noted).await? {
             return Err(lost());
@@ -154,34 +154,13 @@ impl Pass<'_> {
         Ok(Stored { held: true, events: sum.events, observations: sum.observations + stored.observations })
     }
 
-    /// A second in which the relay served something that does not verify is no proof of anything.
-    fn doubt(&mut self, forged: &[i64]) -> bool {
-        let (Some(first), Some(last)) = (forged.first(), forged.last()) else { return false };
-        let now = clock::unix_now();
-        let spans: Vec<(i64, i64)> = if forged.len() > FORGED_SECONDS {
-            vec![(*first, *last)]
-        } else {
-            forged.iter().map(|at| (*at, *at)).collect()
-        };
-        for (since, until) in spans {
-            if let Ok(gap) = Interval::new(since, until, Grade::Partial, GapReason::Protocol, now) {
-                self.coverage.overrule(gap);
-                self.doubts.push(gap);
-            }
-        }
-        true
-    }
-
     async fn quarantine(&mut self, event: &Event, error: &DbError) -> Result<(), JobError> {
         let now = clock::unix_now();
         let why = error.to_string();
         self.tally.quarantined +=
             self.ctx.db.event_quarantine_insert(self.relay_id, now, &why, event).await?;
         let at = event.created_at();
-        if let Ok(gap) = Interval::new(at, at, Grade::Partial, GapReason::Quarantined, now) {
-            self.coverage.overrule(gap);
-            self.doubts.push(gap);
-        }
+        self.doubt(vec![(at, at)], GapReason::Quarantined);
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 //! [`crate::nips::neg::Reconcile`], and whatever is old enough is read again for what came late.
 
 mod dense;
+mod doubts;
 mod ingest;
 mod reconcile;
 mod revisit;
@@ -29,7 +30,8 @@ use super::{Attempt, Ctx, JobError, Report, capability, lost, target_url};
 use crate::clock;
 use crate::db::{ArchiveState, CapabilityRow, NewCoverage, Revisited, StoreBatch, SyncFacts};
 use crate::models::{
-    Coverage, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, RelayUrl, Support, stricter,
+    Coverage, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, RelayUrl, Support, Until,
+    stricter,
 };
 use crate::net::{DialFailure, Target};
 use crate::nips::Claim;
@@ -45,6 +47,9 @@ const PAGE_EVENTS: usize = 5_000;
 const PAGE_BYTES: u64 = 16 * 1024 * 1024;
 /// Frames borne that are not about our subscription.
 const PAGE_STRAY: u32 = 1_000;
+
+/// Most intervals kept of one relay and class: a relay that invents gaps without end costs itself proofs, not us rows.
+const INTERVALS: usize = 8_192;
 
 /// Events of the archive looked at for tombstones by each pass.
 const TOMBSTONES_PER_PASS: i32 = 20_000;
@@ -76,14 +81,16 @@ struct Pass<'a> {
     reconciles: bool,
     /// It was found not to.
     neg_off: bool,
-    /// Gaps that no later proof of this pass may cover: what was served there did not verify.
-    doubts: Vec<Interval>,
+    /// Gaps that no later proof of this pass may cover.
+    doubts: Coverage,
     /// What was read: with proof, or as a gap that the relay itself leaves.
     read: Vec<(i64, i64)>,
     /// Seconds found to hold more than a page.
     dense: BTreeSet<i64>,
     /// Events of the largest page of this pass.
     largest: usize,
+    /// The relay takes `until` as exclusive, as far as its pages or its survey tell.
+    until_exclusive: bool,
     revisited: Vec<Revisited>,
 }
 
@@ -126,7 +133,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         Ok((mut socket, target)) => {
             pass.target = Some(target);
             let mut end = pass.read_all(&mut socket, &windows, &revisits).await;
-            if end.is_ok()
+            // Who refused, or went silent, is asked nothing more.
+            if matches!(end, Ok(SyncEnd::UpToDate | SyncEnd::More))
                 && let Err(error) = pass.split_dense(&mut socket).await
             {
                 end = Err(error);
@@ -197,7 +205,7 @@ impl<'a> Pass<'a> {
         now: i64,
     ) -> Result<Self, JobError> {
         let ReadBy { archive, class, measured } = read_by;
-        let facts = ctx.db.sync_facts(relay_id).await?;
+        let facts = ctx.db.sync_facts(relay_id, &class.name).await?;
         // A set by kinds is not what we hold of the relay.
         let reconciles = class.kinds.is_empty()
             && facts.neg_off_until.is_none_or(|until| until <= now)
@@ -218,10 +226,11 @@ impl<'a> Pass<'a> {
             page_shown: usize::try_from(measured.page_max).unwrap_or(usize::MAX),
             reconciles,
             neg_off: false,
-            doubts: Vec::new(),
+            doubts: Coverage::empty(),
             read: Vec::new(),
             dense: BTreeSet::new(),
             largest: 0,
+            until_exclusive: measured.until == Until::Exclusive,
             revisited: Vec::new(),
         })
     }
@@ -309,6 +318,10 @@ impl Pass<'_> {
                 }
             }
         }
+        for claim in claims {
+            self.keep_doubts(claim.since, claim.until);
+        }
+        self.coverage.coarsen(INTERVALS);
         !claims.is_empty()
     }
 
@@ -333,7 +346,8 @@ impl Pass<'_> {
             }
         }
         let off = self.neg_off.then_some(now + reconcile::NEG_OFF_S);
-        let held = self.ctx.db.sync_learn(&self.attempt.fence, self.relay_id, now, off, &learnt).await?;
+        let (fence, class) = (&self.attempt.fence, &self.class.name);
+        let held = self.ctx.db.sync_learn(fence, self.relay_id, now, off, class, &learnt).await?;
         if held { Ok(()) } else { Err(lost()) }
     }
 
