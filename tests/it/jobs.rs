@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use shared::db::{Db, NewCandidate};
 use shared::jobs::{Attempt, Calls, Ctx, Egress, Handler, JobError, JobsConfig, Verifier};
-use shared::models::{AddressPolicy, JobKind, Network, RelayUrl};
+use shared::models::{AddressPolicy, JobKind, Network, PortRange, RelayUrl};
 use shared::net::{Dialer, NetConfig};
 use shared::telemetry::Metrics;
 use tests::factory::Factory;
@@ -44,6 +44,7 @@ pub(crate) fn config() -> JobsConfig {
         page_idle: IDLE,
         page_total: IDLE * 20,
         archive_days: Some(7),
+        ports: vec![PortRange::ANY],
         ..JobsConfig::default()
     }
 }

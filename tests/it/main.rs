@@ -100,6 +100,8 @@ mod socks;
 #[cfg(test)]
 mod speak;
 #[cfg(test)]
+mod strangers;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tidy;
