@@ -2,15 +2,16 @@
 
 use nostr::event::Event;
 use serde_json::{Value, json};
+use shared::db::ExportScope;
 use shared::jobs::{Ctx, JobsConfig};
-use shared::models::{Coverage, JobKind, RelayUrl};
+use shared::models::{Coverage, GapReason, Grade, Interval, JobKind, RelayUrl};
 use tests::factory::Factory;
 use tests::hostile;
-use tests::pg::TestDb;
+use tests::pg::{Role, TestDb};
 use tests::scripted::{Answer, Extra, Script, ScriptedRelay, Sets, Speech, Stored};
 
 use super::jobs::{config, context, known_relay, run};
-use super::support::{migrated, value};
+use super::support::{handle, migrated, value};
 
 async fn scripted(ctx: &Ctx, script: Script) -> (ScriptedRelay, RelayUrl) {
     let relay = ScriptedRelay::start(script).await;
@@ -227,4 +228,60 @@ async fn a_relay_silent_when_sets_are_to_be_compared_is_paged_and_not_asked_agai
     assert_eq!((&again["comparisons"], relay.counts().extras), (&0.into(), asked + 1), "{again}");
     let days = "SELECT ((neg_off_until - extract(epoch FROM now())) / 86400)::integer::text FROM relay_sync";
     assert_eq!(value(&test, days).await, "7");
+}
+
+#[tokio::test]
+async fn an_export_counts_no_coverage_that_was_found_out_later() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let (_relay, url) = scripted(&ctx, Script::honest(&[], 500)).await;
+    let relay = ctx.db.relay_get(&url, "test").await.unwrap().unwrap().id;
+    let walked = |since, until, at| Interval::new(since, until, Grade::Walked, GapReason::None, at).unwrap();
+    let put = async |coverage: &Coverage| {
+        let mut connection = test.connect(Role::Superuser).await;
+        let parts = coverage.intervals();
+        sqlx::query("SELECT coverage_put($1, 'all', $2, $3, $4, $5, $6)")
+            .bind(relay)
+            .bind(parts.iter().map(Interval::since).collect::<Vec<_>>())
+            .bind(parts.iter().map(Interval::until).collect::<Vec<_>>())
+            .bind(parts.iter().map(|part| part.grade().as_str()).collect::<Vec<_>>())
+            .bind(parts.iter().map(|part| part.reason().as_str()).collect::<Vec<_>>())
+            .bind(parts.iter().map(Interval::observed_at).collect::<Vec<_>>())
+            .execute(&mut connection)
+            .await
+            .unwrap();
+    };
+    let scope = ExportScope { since: 0, until: 10_000, as_of: 20_000, ..ExportScope::default() };
+    let said = async || {
+        let lines = handle(&test, Role::Reader).export_coverage(&scope).await.unwrap();
+        lines
+            .iter()
+            .map(|line| format!("{}/{} {}", line.grade, line.reason, line.seconds))
+            .collect::<Vec<_>>()
+    };
+    let mut coverage = Coverage::empty();
+    coverage.overlay(walked(0, 99, 15_000));
+    put(&coverage).await;
+    // As if that had been then.
+    test.execute("UPDATE coverage SET settled_at = 15000").await;
+    assert_eq!(said().await, ["walked/none 100"]);
+    // What is found out after it becomes one interval with it, observed when its oldest part was.
+    coverage.overlay(walked(100, 199, 30_000));
+    assert_eq!(coverage.intervals(), [walked(0, 199, 15_000)]);
+    put(&coverage).await;
+    assert_eq!(said().await, ["unknown/changed_later 200"]);
+}
+
+#[tokio::test]
+async fn ids_that_are_not_served_are_remembered_within_a_bound() {
+    let Some(test) = migrated().await else { return };
+    test.execute("INSERT INTO event_unserved (relay_id, event_id, first_at, last_at) SELECT 1, sha256(x::text::bytea), 1, 100000000 - x FROM generate_series(1, 12000) x").await;
+    test.execute("INSERT INTO event_unserved (relay_id, event_id, first_at, last_at) VALUES (1, sha256('old'), 1, 100000000 - 91 * 86400), (2, sha256('old'), 1, 1)").await;
+    assert_eq!(value(&test, "SELECT unserved_bound(1, 100000000)::text").await, "2001");
+    let left = "SELECT string_agg(n::text, ' ' ORDER BY relay_id) FROM (SELECT relay_id, count(*) AS n FROM event_unserved GROUP BY 1) x";
+    assert_eq!(value(&test, left).await, "10000 1");
+    assert_eq!(
+        value(&test, "SELECT min(last_at)::text FROM event_unserved WHERE relay_id = 1").await,
+        "99990000"
+    );
 }
