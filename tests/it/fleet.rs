@@ -38,6 +38,8 @@ pub(crate) fn environment(pooled: &str, direct: &str) -> BTreeMap<String, String
         ("BIGBROTR_ARCHIVE_DAYS", "7"),
         ("BIGBROTR_REFRESH_INTERVAL_S", "2"),
         ("BIGBROTR_DISCOVER_INTERVAL_S", "2"),
+        // Relays of these tests stand on any port.
+        ("BIGBROTR_DISCOVER_PORTS", "1-65535"),
         // All relays of a test are one machine.
         ("BIGBROTR_FLEET_HOST_JOBS", "1000"),
         ("BIGBROTR_FLEET_HOST_SPACING_MS", "0"),

@@ -113,6 +113,8 @@ mod socks;
 #[cfg(test)]
 mod speak;
 #[cfg(test)]
+mod strangers;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tidy;
@@ -120,6 +122,8 @@ mod tidy;
 mod transfer;
 #[cfg(test)]
 mod traps;
+#[cfg(test)]
+mod truth;
 #[cfg(test)]
 mod turns;
 #[cfg(test)]

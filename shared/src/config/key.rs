@@ -21,6 +21,8 @@ pub(super) enum Preset {
     Text(&'static str),
     /// No entries.
     Empty,
+    /// These entries.
+    Entries(&'static [&'static str]),
     /// Every word the list may hold.
     Everything,
 }

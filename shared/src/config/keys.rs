@@ -5,7 +5,7 @@ use super::key::{
     gb_per_day, int, isolate, key, permits, profile, proxy, secret, slots, timeout,
 };
 use super::value::{Item, Kind};
-use crate::models::JobKind;
+use crate::models::{JobKind, RELAY_PORTS};
 
 /// Every key, in the order in which they are printed.
 pub(super) const KEYS: &[Key] = &[
@@ -274,6 +274,12 @@ pub(super) const KEYS: &[Key] = &[
         "URLs that one host may have among relays and candidates; others named for it are counted and not taken.",
     ),
     int("discover.urls_per_site", 1_024, 1, 1_000_000, "The same of a domain and all hosts below it."),
+    key(
+        "discover.ports",
+        Kind::List(Item::Port),
+        Preset::Entries(RELAY_PORTS),
+        "Ports of clearnet URLs that strangers name (events, lists over HTTP, NIP-05); with another port they are counted and not taken.",
+    ),
     int(
         "discover.nip05_per_day",
         240,

@@ -96,6 +96,7 @@ fn preset(key: &Key) -> Value {
         Preset::Int(number) => Value::Int(number),
         Preset::Text(text) => Value::Text(text.to_owned()),
         Preset::Empty => Value::List(Vec::new()),
+        Preset::Entries(entries) => Value::List(entries.iter().map(|entry| (*entry).to_owned()).collect()),
         Preset::Everything => match key.kind {
             Kind::List(Item::Words(words)) => {
                 Value::List(words.iter().map(|word| (*word).to_owned()).collect())

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::models::{DAYS_MAX, IpRange, KindRule};
+use crate::models::{DAYS_MAX, IpRange, KindRule, PortRange};
 
 /// What the entries of a list are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub(super) enum Item {
     Source,
     /// A kind or a range of kinds, and days.
     KindRule,
+    /// A port or a range of ports.
+    Port,
     /// A relay's URL and days; the URL is checked under the policy once that is known.
     RelayDays,
 }
@@ -195,6 +197,7 @@ impl Item {
             Self::Range => "address ranges, such as 10.0.0.0/8".to_owned(),
             Self::NameServer => "IP addresses, with or without a port".to_owned(),
             Self::Relay => "relay URLs, such as wss://relay.example".to_owned(),
+            Self::Port => "ports and ranges of ports, such as 443 or 7000-7999".to_owned(),
             Self::KindRule => "rules for kinds, such as 7, 7:30 (days) or 20000-29999:30".to_owned(),
             Self::RelayDays => "relay URLs, each with days behind a blank, such as \"wss://relay.example 30\"".to_owned(),
             Self::Source => {
@@ -212,6 +215,7 @@ impl Item {
     fn entry(self, value: &toml::Value) -> Option<String> {
         match (self, value) {
             (_, toml::Value::String(text)) => Some(text.clone()),
+            (Self::Port, toml::Value::Integer(number)) => Some(number.to_string()),
             (Self::Source, toml::Value::Table(table)) if table.len() == 2 => {
                 let text = |key| table.get(key).and_then(toml::Value::as_str);
                 Some(format!("{} {}", text("url")?, text("expression")?))
@@ -227,6 +231,7 @@ impl Item {
             Self::Range => text.parse::<IpRange>().is_ok(),
             Self::NameServer => name_server(text).is_some(),
             Self::Relay => text.starts_with("ws://") || text.starts_with("wss://"),
+            Self::Port => text.parse::<PortRange>().is_ok(),
             Self::KindRule => text.parse::<KindRule>().is_ok(),
             Self::RelayDays => relay_days(text).is_some(),
             Self::Source => text.starts_with("http://") || text.starts_with("https://"),

@@ -180,9 +180,11 @@ CROSS JOIN LATERAL (
 ORDER BY 1, 2";
 
 const COVERED: &str = "
-SELECT r.url, c.class, c.grade, c.reason, min(greatest(c.since_at, $1)) AS since_at, max(least(c.until_at, $2)) AS until_at,
+SELECT r.url, c.class, s.grade, s.reason, min(greatest(c.since_at, $1)) AS since_at, max(least(c.until_at, $2)) AS until_at,
        sum(least(c.until_at, $2) - greatest(c.since_at, $1) + 1)::bigint AS seconds
 FROM coverage c JOIN relay r ON r.id = c.relay_id
+CROSS JOIN LATERAL (SELECT CASE WHEN c.settled_at <= $3 THEN c.grade ELSE 'unknown' END AS grade,
+                           CASE WHEN c.settled_at <= $3 THEN c.reason ELSE 'changed_later' END AS reason) s
 WHERE c.until_at >= $1 AND c.since_at <= $2 AND c.observed_at <= $3 AND (cardinality($4::integer[]) = 0 OR c.relay_id = ANY($4))
 GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4";
 
@@ -251,7 +253,8 @@ impl Db {
     }
 
     /// How well the relays of the scope are known within it, as established by `as_of`; what is later than that is not
-    /// counted.
+    /// counted. An interval that grew since has the grade `unknown` and the reason `changed_later`: how much of it was
+    /// established by then is not kept.
     pub async fn export_coverage(&self, scope: &ExportScope) -> Result<Vec<ExportCoverage>, DbError> {
         let rows = self
             .all(

@@ -1,5 +1,7 @@
 //! Reconciliation with a relay: what we hold of it, what is archived, what a comparison settled.
 
+use sqlx::postgres::PgRow;
+
 use super::archive::CoverageColumns;
 use super::capability::parsed;
 use super::keep::archive_state;
@@ -180,6 +182,18 @@ impl Db {
         small_count(&row, "n")
     }
 
+    /// What syncing knows of a relay besides its coverage, read in this filter class.
+    pub async fn sync_facts(&self, relay_id: i32, class: &str) -> Result<SyncFacts, DbError> {
+        let row = self
+            .one(
+                sqlx::query("SELECT neg_off_until, ages, untils, has_gone FROM sync_facts_of($1, $2)")
+                    .bind(relay_id)
+                    .bind(class),
+            )
+            .await?;
+        facts(&row)
+    }
+
     /// What a sync pass over a relay begins with, in one question.
     pub async fn sync_begin(&self, relay_id: i32) -> Result<SyncBegin, DbError> {
         let row = self
@@ -191,14 +205,9 @@ impl Db {
                 .bind(relay_id),
             )
             .await?;
-        let (ages, untils): (Vec<i64>, Vec<i64>) = (get(&row, "ages")?, get(&row, "untils")?);
         Ok(SyncBegin {
             archive: archive_state(&row)?,
-            facts: SyncFacts {
-                neg_off_until: get(&row, "neg_off_until")?,
-                revisits: ages.into_iter().zip(untils).collect(),
-                has_gone: get(&row, "has_gone")?,
-            },
+            facts: facts(&row)?,
             measured: parsed(get(&row, "measured")?, "measured", relay_id)?,
         })
     }
@@ -210,12 +219,13 @@ impl Db {
         relay_id: i32,
         at: i64,
         neg_off_until: Option<i64>,
+        class: &str,
         revisited: &[Revisited],
     ) -> Result<bool, DbError> {
         let pick = |of: fn(&Revisited) -> i64| revisited.iter().map(of).collect::<Vec<_>>();
         let row = self
             .one(
-                sqlx::query("SELECT sync_learn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS held")
+                sqlx::query("SELECT sync_learn_of($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS held")
                     .bind(fence.job())
                     .bind(fence.worker())
                     .bind(fence.attempt())
@@ -225,9 +235,19 @@ impl Db {
                     .bind(pick(|r| r.age_s))
                     .bind(pick(|r| r.until))
                     .bind(pick(|r| r.seconds))
-                    .bind(pick(|r| r.found)),
+                    .bind(pick(|r| r.found))
+                    .bind(class),
             )
             .await?;
         get(&row, "held")
     }
+}
+
+fn facts(row: &PgRow) -> Result<SyncFacts, DbError> {
+    let (ages, untils): (Vec<i64>, Vec<i64>) = (get(row, "ages")?, get(row, "untils")?);
+    Ok(SyncFacts {
+        neg_off_until: get(row, "neg_off_until")?,
+        revisits: ages.into_iter().zip(untils).collect(),
+        has_gone: get(row, "has_gone")?,
+    })
 }

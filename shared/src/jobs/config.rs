@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::alerts::Secret;
 use super::{HttpSource, publish};
 use crate::checks::Looks;
-use crate::models::{RelayUrl, Unkept};
+use crate::models::{PortRange, RelayUrl, Unkept};
 use crate::nips::Keys;
 
 /// What operators choose about jobs.
@@ -37,6 +37,8 @@ pub struct JobsConfig {
     pub urls_per_host: u32,
     /// And one domain with everything below it.
     pub urls_per_site: u32,
+    /// Ports of clearnet URLs that strangers name; others are not taken.
+    pub ports: Vec<PortRange>,
     /// NIP-05 domains asked in a day; 0 asks none.
     pub nip05_per_day: u32,
     /// How far back the archive goes; `None` = to the beginning.
@@ -102,6 +104,7 @@ impl Default for JobsConfig {
             source_interval: Duration::from_secs(86_400),
             urls_per_host: 32,
             urls_per_site: 1_024,
+            ports: PortRange::usual(),
             nip05_per_day: 240,
             archive_days: None,
             archive_max_bytes: None,

@@ -26,7 +26,7 @@ pub(super) async fn through(
     isolate: bool,
     deadline: Instant,
 ) -> Result<TcpStream, DialFailure> {
-    let mut socket = Proxy { stream, heard: false };
+    let mut socket = Proxy { stream, heard: 0, method: None };
     let target = TargetAddr::Domain(Cow::Borrowed(host), port);
     let done = timeout_at(deadline, async {
         if isolate {
@@ -41,18 +41,20 @@ pub(super) async fn through(
     .await;
     match done {
         Ok(Ok(())) => Ok(socket.stream),
-        Ok(Err(error)) => Err(judge(&error)),
+        Ok(Err(error)) => Err(judge(&error, socket.greeted())),
         // A proxy that greeted and then waits is building a path to a relay that does not answer.
-        Err(_) if socket.heard => {
+        Err(_) if socket.heard > 0 => {
             Err(DialFailure::new(Reason::ConnectTimeout, "the proxy did not reach the host in time"))
         }
         Err(_) => Err(DialFailure::new(Reason::ProxyDead, "the proxy accepted and said nothing")),
     }
 }
 
-/// A reply code is the network's answer about the relay; anything else is a proxy that does not work.
-fn judge(error: &Error) -> DialFailure {
+/// A reply code is the network's answer about the relay, and so is a proxy that speaks and then hangs up on this one host;
+/// anything else is a proxy that does not work.
+fn judge(error: &Error, greeted: bool) -> DialFailure {
     let reason = match error {
+        Error::Io(io) if greeted && hangs_up(io.kind()) => Reason::ProxyRefused,
         Error::GeneralSocksServerFailure
         | Error::ConnectionNotAllowedByRuleset
         | Error::NetworkUnreachable
@@ -66,10 +68,25 @@ fn judge(error: &Error) -> DialFailure {
     DialFailure::new(reason, format!("SOCKS5: {error}"))
 }
 
-/// The connection to the proxy, remembering whether it ever spoke.
+const fn hangs_up(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(kind, UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
+}
+
+/// The connection to the proxy, remembering what it said.
 struct Proxy {
     stream: TcpStream,
-    heard: bool,
+    /// Bytes it sent.
+    heard: usize,
+    /// The second of them: how it wants to know who asks.
+    method: Option<u8>,
+}
+
+impl Proxy {
+    /// Whether it took us in: two bytes, and two more where it asked for credentials. What it says next is about the host.
+    fn greeted(&self) -> bool {
+        self.heard >= if self.method == Some(0) { 2 } else { 4 }
+    }
 }
 
 impl AsyncSocket for &mut Proxy {
@@ -78,7 +95,10 @@ impl AsyncSocket for &mut Proxy {
         let mut buf = ReadBuf::new(buf);
         ready!(Pin::new(&mut proxy.stream).poll_read(cx, &mut buf))?;
         let read = buf.filled().len();
-        proxy.heard |= read > 0;
+        if proxy.heard < 2 {
+            proxy.method = buf.filled().get(1 - proxy.heard).copied();
+        }
+        proxy.heard = proxy.heard.saturating_add(read);
         Poll::Ready(Ok(read))
     }
 

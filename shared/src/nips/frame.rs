@@ -29,6 +29,9 @@ const EVENT_HEAD: &str = r#"["EVENT""#;
 /// Elements of a frame that are looked at; NIP-01 needs four (OK), the rest is skipped unread.
 const ELEMENTS_MAX: usize = 4;
 
+/// Bytes in which a frame's label and subscription must stand, to be told in a text that cannot be parsed.
+const HEAD_BYTES: usize = 128;
+
 /// One frame from a relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RelayFrame<'a> {
@@ -165,6 +168,16 @@ impl<'de> Visitor<'de> for EventElements {
         }
         Ok((sub, facts, sig))
     }
+}
+
+/// Whether a text that is no frame means to be an EVENT of this subscription: its event is no JSON, or no object.
+pub fn claims_event(text: &str, sub: &str) -> bool {
+    let head = &text[..text.floor_char_boundary(HEAD_BYTES)];
+    let mut words = head.split('"');
+    words.next().is_some_and(|before| before.trim() == "[")
+        && words.next() == Some("EVENT")
+        && words.next().is_some_and(|between| between.trim() == ",")
+        && words.next() == Some(sub)
 }
 
 /// The body of a COUNT; the hyperloglog registers are passed over.

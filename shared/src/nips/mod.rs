@@ -31,6 +31,6 @@ pub use frame::{EoseHint, FrameError, RelayFrame};
 pub use keys::{KeyError, Keys};
 pub use nip11::{Fee, Fees, InfoView, Limitation, Retention};
 pub use page::{PageEnd, PageFacts};
-pub use refusal::{CloseClass, classify};
+pub use refusal::{CloseClass, answers_request, classify, is_greeting};
 pub use session::{Cut, Delivered, Limits, Step, Subscription};
 pub use walk::{Claim, Next, Walk, WalkSpec};

@@ -3,9 +3,10 @@
 //! Made by `session`, read by `walk`; knows neither. Invariant: only [`PageEnd::Eose`] can prove
 //! anything, and every other end names its reason from a closed set.
 
+use super::filter::Filter;
 use super::frame::EoseHint;
 use super::refusal::{CloseClass, classify};
-use crate::models::{EventId, GapReason, Grade, Reason};
+use crate::models::{EventError, EventId, GapReason, Grade, Reason};
 
 /// What one REQ brought, valid or not: a forged event fills a page like any other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,6 +15,76 @@ pub struct PageFacts {
     pub seen: Vec<(i64, EventId)>,
     /// Events under our subscription that our filter does not match.
     pub mismatched: u32,
+    /// Events under our subscription that cannot be read, in wire order: they took their places in the page.
+    pub unread: Vec<Unread>,
+    /// Where those may lie, as far as the page tells; set when it ends.
+    pub doubts: Vec<(i64, i64)>,
+}
+
+/// An event that is none: a kind, a time or an id that Nostr does not have, a key twice, broken JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unread {
+    /// How many of [`PageFacts::seen`] came before it.
+    pub after: usize,
+    /// Its `created_at`, where at least that can be read.
+    pub at: Option<i64>,
+    /// A hash of its text, in place of an id that may be no better.
+    pub key: EventId,
+    /// Why it cannot be read.
+    pub why: EventError,
+}
+
+/// The time and the id, or the hash in place of one, of something that came.
+pub type Placed = (i64, EventId);
+
+impl PageFacts {
+    /// Whether no event came for our subscription that our filter does not exclude.
+    pub const fn is_empty(&self) -> bool {
+        self.seen.is_empty() && self.unread.is_empty()
+    }
+
+    /// Everything that has a place in time, in wire order; `None` where something came that has none.
+    pub fn in_wire_order(&self) -> impl Iterator<Item = Option<Placed>> {
+        let mut unread = self.unread.iter().peekable();
+        let mut seen = self.seen.iter().enumerate().peekable();
+        std::iter::from_fn(move || {
+            let next = seen.peek().map_or(usize::MAX, |(index, _)| *index);
+            match unread.next_if(|one| one.after <= next) {
+                Some(one) => Some(one.at.map(|at| (at, one.key))),
+                None => seen.next().map(|(_, placed)| Some(*placed)),
+            }
+        })
+    }
+
+    /// Where the unread ones may lie, merged and ascending: at their own second, or, where that cannot be read,
+    /// between their neighbours in the page. What came last has no neighbour below: the next page shows it again.
+    pub fn locate(&self, filter: &Filter) -> Vec<(i64, i64)> {
+        let mut spans: Vec<(i64, i64)> =
+            self.unread.iter().filter_map(|one| one.at).map(|at| (at, at)).collect();
+        // A page asked for by ids has no order that means anything.
+        if filter.ids.is_empty() {
+            let (mut above, mut unplaced) = (filter.until.unwrap_or(i64::MAX), false);
+            for placed in self.in_wire_order() {
+                let Some((at, _)) = placed else {
+                    unplaced = true;
+                    continue;
+                };
+                if std::mem::take(&mut unplaced) {
+                    spans.push((at.min(above), at.max(above)));
+                }
+                above = at;
+            }
+        }
+        spans.sort_unstable();
+        let mut merged: Vec<(i64, i64)> = Vec::new();
+        for (low, high) in spans {
+            match merged.last_mut() {
+                Some(last) if low <= last.1 => last.1 = last.1.max(high),
+                _ => merged.push((low, high)),
+            }
+        }
+        merged
+    }
 }
 
 /// How one REQ ended.

@@ -58,6 +58,51 @@ const PHRASES: &[(&str, CloseClass)] = &[
     ("could not parse", CloseClass::InvalidRequest),
 ];
 
+/// Words that make a NOTICE an answer to a request, besides the refusals above. Whole words:
+/// "be kindly welcome" and "blockchain" are greetings.
+const NOTICE_WORDS: &[&str] = &[
+    "req",
+    "reqs",
+    "request",
+    "requests",
+    "filter",
+    "filters",
+    "subscription",
+    "subscriptions",
+    "subid",
+    "kind",
+    "kinds",
+    "auth",
+    "limit",
+    "limits",
+    "rate",
+    "query",
+    "queries",
+    "scan",
+    "command",
+];
+
+/// Whole words of a NOTICE about something that went wrong, whatever it was about: what follows it may be no answer.
+const TROUBLE_WORDS: &[&str] = &[
+    "error",
+    "errors",
+    "fail",
+    "failed",
+    "failure",
+    "unavailable",
+    "timeout",
+    "timed",
+    "overloaded",
+    "maintenance",
+    "shutdown",
+    "closing",
+    "refused",
+    "denied",
+    "cannot",
+    "unable",
+    "unknown",
+];
+
 /// Sorts the message of a CLOSED or NOTICE. An unknown wording is [`CloseClass::Error`].
 pub fn classify(message: &str) -> CloseClass {
     let message = message.trim().to_ascii_lowercase();
@@ -66,6 +111,23 @@ pub fn classify(message: &str) -> CloseClass {
     known
         .or_else(|| PHRASES.iter().find(|(words, _)| message.contains(words)))
         .map_or(CloseClass::Error, |(_, class)| *class)
+}
+
+/// Whether a NOTICE only greets: it speaks neither of a request nor of anything that went wrong.
+pub fn is_greeting(sub: &str, message: &str) -> bool {
+    let lower = message.to_ascii_lowercase();
+    let mut words = lower.split(|c: char| !c.is_ascii_alphanumeric());
+    !answers_request(sub, message) && !words.any(|word| TROUBLE_WORDS.contains(&word))
+}
+
+/// Whether a NOTICE speaks of a request, ours being `sub`: by its class or by its words. Anything else is a greeting.
+pub fn answers_request(sub: &str, message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    let mut words = message.split(|c: char| !c.is_ascii_alphanumeric());
+    message.contains(sub)
+        || message.contains("sub id")
+        || classify(&message) != CloseClass::Error
+        || words.any(|word| NOTICE_WORDS.contains(&word))
 }
 
 #[cfg(test)]
@@ -93,6 +155,38 @@ mod tests {
         ];
         for (message, class) in table {
             assert_eq!(classify(message), class, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_notice_counts_only_when_it_is_about_a_request() {
+        for refusal in [
+            "ERROR: bad req: filter item too large",
+            "could not parse command",
+            "Subscription rejected",
+            "rate-limited: slow down",
+            "auth-required: we can't serve unauthenticated users",
+            "kinds is required",
+            "too many concurrent REQs",
+            "closed s1a2",
+            "sub id too long",
+        ] {
+            assert!(answers_request("s1a2", refusal) && !is_greeting("s1a2", refusal), "{refusal}");
+        }
+        for trouble in
+            ["ERROR: database is away", "internal error", "Operation timed out", "the relay is closing"]
+        {
+            assert!(!answers_request("s1a2", trouble) && !is_greeting("s1a2", trouble), "{trouble}");
+        }
+        for greeting in [
+            "",
+            "Welcome to our server!",
+            "hello",
+            "powered by operator",
+            "see you at the corporate site",
+            "blockchain node, kindly operated",
+        ] {
+            assert!(!answers_request("s1a2", greeting) && is_greeting("s1a2", greeting), "{greeting}");
         }
     }
 }

@@ -9,11 +9,13 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use sha2::{Digest, Sha256};
+
 use super::filter::Filter;
 use super::frame::{self, EoseHint, EventFrame, RelayFrame};
-use super::page::{PageEnd, PageFacts};
-use super::refusal::{CloseClass, classify};
-use crate::models::{EnvelopeFacts, EventId, Reason};
+use super::page::{PageEnd, PageFacts, Unread};
+use super::refusal::{CloseClass, classify, is_greeting};
+use crate::models::{EnvelopeFacts, EventError, EventId, Reason};
 
 /// How long a relay that refused by NOTICE may still begin to answer, in milliseconds. strfry ≤ 1.0
 /// refuses by NOTICE alone; waiting the whole idle time for nothing would cost a slot.
@@ -26,11 +28,11 @@ pub struct Limits {
     pub idle_ms: u64,
     /// Longest time for the whole, in milliseconds.
     pub total_ms: u64,
-    /// Most matching events.
+    /// Most events, those that cannot be read among them.
     pub max_events: usize,
     /// Most bytes of text, whatever it says.
     pub max_bytes: u64,
-    /// Most frames that bring nothing: foreign, unreadable, repeated or not asked for.
+    /// Most frames that bring nothing: foreign, no frames at all, repeated or not asked for.
     pub max_stray_frames: u32,
 }
 
@@ -140,8 +142,9 @@ impl Subscription {
             }
             _ if late => self.end(PageEnd::Timeout { idle: false }),
             Ok(RelayFrame::Event { sub, event }) if sub == self.sub => {
-                let Ok((facts, sig)) = EnvelopeFacts::scan_signed(event) else {
-                    return self.on_stray(now_ms);
+                let (facts, sig) = match EnvelopeFacts::scan_signed(event) {
+                    Ok(read) => read,
+                    Err(why) => return self.on_unread(now_ms, event, why),
                 };
                 let start = event.as_ptr() as usize - text.as_ptr() as usize;
                 self.on_event(now_ms, Delivered { facts, sig, span: start..start + event.len() })
@@ -150,6 +153,9 @@ impl Subscription {
             Ok(RelayFrame::Auth { .. }) => {
                 self.saw_auth = true;
                 self.on_stray(now_ms)
+            }
+            Err(_) if frame::claims_event(text, &self.sub) => {
+                self.on_unread(now_ms, text, EventError::NotJson)
             }
             Ok(_) | Err(_) => self.on_stray(now_ms),
         }
@@ -214,7 +220,7 @@ impl Subscription {
             self.facts.mismatched = self.facts.mismatched.saturating_add(1);
             return self.on_stray(now_ms);
         }
-        if self.facts.seen.len() >= self.limits.max_events {
+        if self.is_full() {
             return if self.known.contains(&facts.id) {
                 self.on_stray(now_ms)
             } else {
@@ -230,19 +236,47 @@ impl Subscription {
         Step::Event(event)
     }
 
+    /// An event that is none took a place in the page, and may hide what would have come in its stead.
+    fn on_unread(&mut self, now_ms: u64, text: &str, why: EventError) -> Step {
+        let at = EnvelopeFacts::time(text);
+        let (since, until) = (self.filter.since.unwrap_or(0), self.filter.until.unwrap_or(i64::MAX));
+        if at.is_some_and(|at| !(since..=until).contains(&at)) {
+            self.facts.mismatched = self.facts.mismatched.saturating_add(1);
+            return self.on_stray(now_ms);
+        }
+        let key = EventId(Sha256::digest(text).into());
+        if self.known.contains(&key) {
+            return self.on_stray(now_ms);
+        }
+        if self.is_full() {
+            return self.end(PageEnd::TooMany);
+        }
+        self.known.insert(key);
+        self.facts.unread.push(Unread { after: self.facts.seen.len(), at, key, why });
+        self.on_tick(now_ms)
+    }
+
+    const fn is_full(&self) -> bool {
+        self.facts.seen.len().saturating_add(self.facts.unread.len()) >= self.limits.max_events
+    }
+
     /// An EOSE after a NOTICE and nothing else is the refusal's echo, not an empty archive.
     fn on_eose(&mut self, hint: Option<EoseHint>) -> Step {
         match self.notice.take() {
-            Some((_, message)) if self.facts.seen.is_empty() => self.end(PageEnd::Notice { message }),
+            Some((_, message)) if self.facts.is_empty() => self.end(PageEnd::Notice { message }),
             _ => self.end(PageEnd::Eose { hint }),
         }
     }
 
-    /// A NOTICE is no end: many relays greet by one. A refusal shortens the wait if nothing came yet.
+    /// A NOTICE is no end: many relays greet by one, and a greeting explains nothing. A refusal shortens the wait if
+    /// nothing came yet.
     fn on_notice(&mut self, now_ms: u64, message: String) -> Step {
+        if is_greeting(&self.sub, &message) {
+            return self.on_stray(now_ms);
+        }
         let class = classify(&message);
         let refusal = class != CloseClass::Error;
-        if refusal && self.facts.seen.is_empty() {
+        if refusal && self.facts.is_empty() {
             self.idle_deadline_ms = self.idle_deadline_ms.min(now_ms.saturating_add(NOTICE_GRACE_MS));
         }
         if refusal || self.notice.is_none() {
@@ -261,7 +295,7 @@ impl Subscription {
 
     /// Silence explains itself by what was said last: a refusal, a challenge, a notice, or nothing.
     fn on_silence(&mut self) -> Step {
-        let empty = self.facts.seen.is_empty();
+        let empty = self.facts.is_empty();
         let end = match self.notice.take() {
             Some((class, message)) if class != CloseClass::Error => PageEnd::Notice { message },
             _ if empty && self.saw_auth => PageEnd::Auth,
@@ -276,6 +310,7 @@ impl Subscription {
             return Step::Continue;
         }
         self.ended = true;
+        self.facts.doubts = self.facts.locate(&self.filter);
         Step::Done(end)
     }
 }

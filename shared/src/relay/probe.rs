@@ -3,13 +3,13 @@
 //! Alive means it *spoke Nostr* about our own REQ: EOSE or CLOSED naming our subscription, an EVENT that
 //! matches our filter, or an AUTH challenge. NOTICE names no subscription: it counts only when it was
 //! read after our REQ, as a well-formed relay frame, and its words are about a request
-//! ([`NOTICE_WORDS`], or our subscription id): a server that merely greets is not a relay. Silence,
+//! ([`answers_request`]): a server that merely greets is not a relay. Silence,
 //! echo, garbage or a bare WebSocket are not relays either.
 
 use super::socket::{Driven, RelaySocket};
 use crate::models::{Outcome, Reason};
 use crate::net::{DialFailure, Dialer, Target, outcome_of};
-use crate::nips::{CloseClass, Filter, Limits, PageEnd, ReadSeen, RelayFrame, classify, frame};
+use crate::nips::{Filter, Limits, PageEnd, ReadSeen, RelayFrame, answers_request, frame};
 
 /// The kind asked for: filters without a kind are refused by some relays.
 const PROBE_KIND: u16 = 1;
@@ -19,30 +19,6 @@ const EVENTS_MAX: usize = 32;
 const BYTES_MAX: u64 = 1024 * 1024;
 /// Frames borne that are not about our subscription.
 const STRAY_MAX: u32 = 64;
-
-/// Words that make a NOTICE an answer to a request, besides the refusals `nips` knows. Whole words:
-/// "be kindly welcome" and "blockchain" are greetings.
-const NOTICE_WORDS: &[&str] = &[
-    "req",
-    "reqs",
-    "request",
-    "requests",
-    "filter",
-    "filters",
-    "subscription",
-    "subscriptions",
-    "subid",
-    "kind",
-    "kinds",
-    "auth",
-    "limit",
-    "limits",
-    "rate",
-    "query",
-    "queries",
-    "scan",
-    "command",
-];
 
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,46 +134,5 @@ fn is_greeting(sub: &str, text: &str) -> bool {
     match frame::parse(text) {
         Ok(RelayFrame::Notice { message }) => !answers_request(sub, &message),
         _ => false,
-    }
-}
-
-fn answers_request(sub: &str, message: &str) -> bool {
-    let message = message.to_ascii_lowercase();
-    let mut words = message.split(|c: char| !c.is_ascii_alphanumeric());
-    message.contains(sub)
-        || message.contains("sub id")
-        || classify(&message) != CloseClass::Error
-        || words.any(|word| NOTICE_WORDS.contains(&word))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_notice_counts_only_when_it_is_about_a_request() {
-        for refusal in [
-            "ERROR: bad req: filter item too large",
-            "could not parse command",
-            "Subscription rejected",
-            "rate-limited: slow down",
-            "auth-required: we can't serve unauthenticated users",
-            "kinds is required",
-            "too many concurrent REQs",
-            "closed s1a2",
-            "sub id too long",
-        ] {
-            assert!(answers_request("s1a2", refusal), "{refusal}");
-        }
-        for greeting in [
-            "",
-            "Welcome to our server!",
-            "hello",
-            "powered by operator",
-            "see you at the corporate site",
-            "blockchain node, kindly operated",
-        ] {
-            assert!(!answers_request("s1a2", greeting), "{greeting}");
-        }
     }
 }

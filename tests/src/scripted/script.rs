@@ -70,6 +70,8 @@ pub enum Answer {
     CloseMidPage(usize),
     /// One EVENT frame of this many bytes.
     HugeFrame(usize),
+    /// Pings without end, and nothing else.
+    Pings,
     /// Matching events, no EOSE.
     EoseNever,
     /// AUTH and `CLOSED auth-required`, until the client sends an AUTH event.

@@ -134,6 +134,9 @@ impl Session<'_> {
                 self.closed(sub, "auth-required: who are you").await
             }
             Answer::Flood => self.flood(script, sub).await,
+            Answer::Pings => loop {
+                self.socket.send(Message::Ping(vec![0; 8].into())).await?;
+            },
             Answer::FloodStray => self.flood(script, &json!("nobody-asked")).await,
             Answer::HugeFrame(bytes) => {
                 let frame = json!(["EVENT", sub, { "content": "x".repeat(*bytes) }]);

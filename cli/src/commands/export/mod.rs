@@ -242,6 +242,11 @@ impl<'a> Run<'a> {
             after = cursor;
             // Within a batch only the last event knows; a bar needs no better.
             self.next.scanned += scanned;
+            // An import may have brought relays since the list was read.
+            let seen = items.iter().filter_map(|item| item.event.as_ref().ok()).flat_map(|(_, seen)| seen);
+            if seen.into_iter().any(|on| !self.urls.contains_key(&on.relay_id)) {
+                self.urls = self.db.export_relays().await?;
+            }
             self.take(&items)?;
             let next = &self.next;
             self.bar.show(next.scanned, next.total, || {

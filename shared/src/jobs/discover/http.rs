@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::super::{Attempt, Ctx, JobError, Report, lost};
 use crate::clock;
 use crate::db::{Found, Sighting};
-use crate::models::{AddressPolicy, RelayUrl, Source};
+use crate::models::{AddressPolicy, PortRange, RelayUrl, Source};
 use crate::net::{Web, WebReply, check_url};
 
 /// A whole request, redirects included.
@@ -80,6 +80,8 @@ struct Read {
     urls: BTreeSet<RelayUrl>,
     /// Entries that are no relay's URL.
     refused: usize,
+    /// Relays on a port that a stranger may not name.
+    other_port: usize,
     /// Entries that are no text.
     not_text: usize,
     /// Entries beyond the limit.
@@ -104,7 +106,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
             wait = Duration::ZERO;
             break;
         }
-        let read = match machine(&web, source).await {
+        let mut read = match machine(&web, source).await {
             Ok((host, address)) => {
                 if ctx.place(attempt, &host, address).await?.is_some() {
                     // Its machine is being looked at: it keeps its turn.
@@ -118,6 +120,11 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         let after = if read.is_ok() { interval } else { interval / SOONER };
         let after = after.max(AGAIN_MIN);
         wait = wait.min(after);
+        if let Ok(read) = &mut read {
+            let named = read.urls.len();
+            read.urls.retain(|url| PortRange::admit(&ctx.config.ports, url));
+            read.other_port = named - read.urls.len();
+        }
         let mut state = outcome(&read);
         state["timestamp"] = now.into();
         state["due"] = now.saturating_add(i64::try_from(after.as_secs()).unwrap_or(i64::MAX)).into();
@@ -170,7 +177,7 @@ async fn states(ctx: &Ctx) -> Result<BTreeMap<String, i64>, JobError> {
 fn outcome(read: &Result<Read, (&'static str, String)>) -> Value {
     match read {
         Ok(read) => json!({
-            "outcome": "ok", "urls": read.urls.len(), "refused": read.refused, "not_text": read.not_text,
+            "outcome": "ok", "urls": read.urls.len(), "refused": read.refused, "other_port": read.other_port, "not_text": read.not_text,
             "beyond": read.beyond,
         }),
         Err((reason, detail)) => json!({ "outcome": reason, "detail": detail }),

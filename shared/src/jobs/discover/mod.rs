@@ -17,7 +17,7 @@ use serde_json::json;
 use super::{Attempt, Ctx, Heard, JobError, Report, cadence, lost};
 use crate::clock;
 use crate::db::{Found, Sighted, Sighting, UnminedEvent};
-use crate::models::AddressPolicy;
+use crate::models::{AddressPolicy, PortRange, RelayUrl, Source};
 
 pub use http::HttpSource;
 pub use mine::{Mined, mine};
@@ -44,7 +44,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
 
 async fn archive(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
     let (mut events, mut urls, mut refused, mut names, mut reports) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
-    let mut sum = Sighted::default();
+    let (mut sum, mut other_port) = (Sighted::default(), 0_u64);
     let until_ms = clock::monotonic_ms() + TIME_BOX_MS;
     let due = cadence::local(ctx.config.discover_interval, &attempt.target);
     loop {
@@ -57,12 +57,15 @@ async fn archive(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
         events += keys.len() as u64;
         urls += mined.found.len() as u64;
         refused += mined.refused;
+        let before = mined.found.len();
+        let found: Vec<(RelayUrl, Source)> =
+            mined.found.into_iter().filter(|(url, _)| PortRange::admit(&ctx.config.ports, url)).collect();
+        other_port += (before - found.len()) as u64;
         names += mined.names.len() as u64;
         // Out of time with more to mine: again at once.
         let after = if done { due.after } else { Duration::ZERO };
         let found = Found {
-            sightings: mined
-                .found
+            sightings: found
                 .into_iter()
                 .map(|(url, source)| Sighting { url, source, origin: String::new() })
                 .collect(),
@@ -83,7 +86,7 @@ async fn archive(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
         sum.excluded += stored.excluded;
         if last {
             return Ok(json!({
-                "events": events, "urls": urls, "new_candidates": sum.new, "refused": refused, "over_cap": sum.over_cap,
+                "events": events, "urls": urls, "new_candidates": sum.new, "refused": refused, "over_cap": sum.over_cap, "other_port": other_port,
                 "excluded": sum.excluded, "nip05_names": names, "reports": reports,
             }));
         }

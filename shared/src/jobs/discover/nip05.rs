@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::super::{Attempt, Ctx, JobError, Report, cadence, lost};
 use crate::clock;
 use crate::db::{Asked, Found, Sighting};
-use crate::models::{AddressPolicy, Network, Reason, RelayUrl, Source};
+use crate::models::{AddressPolicy, Network, PortRange, Reason, RelayUrl, Source};
 use crate::net::{DialFailure, HttpReply};
 
 /// Between two runs of the task; each asks its share of the day's domains.
@@ -24,6 +24,8 @@ const RUNS_PER_DAY: u32 = 24;
 const AT_ONCE: usize = 4;
 /// How long one attempt asks before it leaves the rest to the next, milliseconds.
 const TIME_BOX_MS: u64 = 200_000;
+/// So many failures of our own, one after the other, end an attempt.
+const OURS_IN_A_ROW: u32 = 8;
 /// Largest document taken: some servers answer with every name they have.
 const BODY_BYTES: usize = 256 * 1024;
 /// Relays taken from one document.
@@ -81,6 +83,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let names = if share == 0 { Vec::new() } else { ctx.db.nip05_take(share).await? };
     let until_ms = clock::monotonic_ms() + TIME_BOX_MS;
     let (mut asked, mut sightings, mut ours, mut busy) = (Vec::new(), Vec::new(), None, 0_u32);
+    let (mut in_a_row, mut other_port) = (0_u32, 0_u32);
     let machines = &Machines::default();
     let mut answers = futures_util::stream::iter(names)
         .map(|(name, domain)| async move {
@@ -92,10 +95,14 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     while let Some((name, answer)) = answers.next().await {
         let (outcome, relays) = match answer? {
             Answer::Relays(relays) => ("ok", relays),
-            // It says nothing about the domain, which keeps its turn.
-            Answer::Failed(failure) if failure.is_ours() => {
+            // It says nothing about the domain, which keeps its turn; the others have theirs, unless all fail so.
+            Answer::Failed(failure) if failure.is_ours() && !is_theirs(ctx, &failure).await => {
                 ours = Some(failure.to_string());
-                break;
+                in_a_row += 1;
+                if in_a_row >= OURS_IN_A_ROW {
+                    break;
+                }
+                continue;
             }
             Answer::Failed(failure) => (failure.reason.as_str(), Vec::new()),
             Answer::Busy => {
@@ -103,17 +110,20 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
                 continue;
             }
         };
+        in_a_row = 0;
         asked.push(Asked {
             domain: name.domain.clone(),
             outcome,
             relays: u32::try_from(relays.len()).unwrap_or(u32::MAX),
         });
         let origin = name.domain;
-        sightings.extend(relays.into_iter().map(|url| Sighting {
-            url,
-            source: Source::Nip05,
-            origin: origin.clone(),
-        }));
+        for url in relays {
+            if PortRange::admit(&ctx.config.ports, &url) {
+                sightings.push(Sighting { url, source: Source::Nip05, origin: origin.clone() });
+            } else {
+                other_port += 1;
+            }
+        }
         if attempt.stop.is_cancelled() || clock::monotonic_ms() >= until_ms {
             break;
         }
@@ -133,8 +143,13 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let forgotten = ctx.db.nip05_retire().await?;
     Ok(json!({
         "domains": domains, "urls": urls, "new_candidates": stored.new, "over_cap": stored.over_cap,
-        "excluded": stored.excluded, "forgotten": forgotten, "busy": busy, "our_fault": ours,
+        "other_port": other_port, "excluded": stored.excluded, "forgotten": forgotten, "busy": busy, "our_fault": ours,
     }))
+}
+
+/// Whether a failure that may be ours is this domain's own: its name servers fail while ours answer for others.
+async fn is_theirs(ctx: &Ctx, failure: &DialFailure) -> bool {
+    failure.reason == Reason::DnsFailure && ctx.dialer.names_answer().await
 }
 
 /// What asking a domain came to.

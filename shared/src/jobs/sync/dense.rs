@@ -15,7 +15,8 @@ const KINDS: i32 = 400;
 const AUTHORS: i32 = 1_000;
 
 impl Pass<'_> {
-    /// Splits the seconds that this pass found dense, newest first.
+    /// Splits the seconds that this pass found dense, newest first, until the relay answers by anything but EOSE: it is
+    /// not asked what it has just refused, and reconnected to once at most.
     pub(super) async fn split_dense(&mut self, socket: &mut RelaySocket) -> Result<(), JobError> {
         let seconds: Vec<i64> = self.dense.iter().rev().copied().take(SECONDS).collect();
         for second in seconds {
@@ -30,18 +31,24 @@ impl Pass<'_> {
                 kinds,
                 authors: known.authors,
                 max_requests: REQUESTS,
+                until_exclusive: self.until_exclusive,
             });
-            while let Some(filter) = plan.next() {
-                if self.time_is_up() || (!socket.is_usable() && !self.reconnect(socket).await) {
+            let mut ended = false;
+            while let Some(filter) = plan.next().filter(|_| !ended) {
+                if self.time_is_up() || (!socket.is_usable() && !self.reconnect(socket).await?) {
                     return Ok(());
                 }
                 let page = self.ask(socket, filter).await;
                 let facts: Vec<EnvelopeFacts> = page.events.iter().map(|event| *event.facts()).collect();
-                plan.on_page(&facts, &mentions(&page.events), page.end.is_eose());
+                ended = !page.end.is_eose();
+                plan.on_page(&facts, &mentions(&page.events), !ended);
                 self.store_page(page, false).await?;
             }
             self.tally.dense_requests += u64::from(plan.requests());
             self.tally.dense_seconds += 1;
+            if ended {
+                return Ok(());
+            }
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::Pass;
 use super::sift::Checked;
 use crate::clock;
 use crate::db::{DbError, EventRow, NewCoverage, StoreBatch, Stored};
-use crate::models::{Event, EventError, EventId, GapReason, Grade, Interval};
+use crate::models::{Event, EventError, EventId, GapReason};
 use crate::relay::{Page, PageEvent};
 use crate::telemetry::Labels;
 
@@ -75,8 +75,6 @@ struct StoredPage {
     refused: HashSet<EventId>,
 }
 
-/// Seconds of forged events that one page may leave as gaps of their own; beyond that, all between them is one.
-const FORGED_SECONDS: usize = 10;
 /// Tombstones applied as soon as they are noted, and events of the archive looked at for others.
 const TOMBSTONES_AT_ONCE: i32 = 2_000;
 
@@ -85,6 +83,7 @@ impl Pass<'_> {
     pub(super) async fn store_page(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
         self.tally.bytes += page.bytes;
         self.tally.mismatched += u64::from(page.facts.mismatched);
+        self.note_unread(&page.facts);
         let known = self.tally.known;
         // Until then no more is read: what waits here is one page.
         let _turn = self.ctx.db.turn().await;
@@ -92,7 +91,8 @@ impl Pass<'_> {
         let checked = self.sift(page.events).await?;
         let labels = Labels::new("", "", "known");
         self.ctx.metrics.events_received.get_or_create(&labels).inc_by(self.tally.known - known);
-        let changed = self.doubt(&checked.forged) || changed;
+        let forged = checked.forged.iter().map(|at| (*at, *at)).chain(page.facts.doubts).collect();
+        let changed = self.doubt(forged, GapReason::Protocol) || changed;
         // First, so that they are known when their observations are stored.
         if !checked.noted.is_empty() && !self.ctx.db.sync_note(&self.attempt.fence, &checked.noted).await? {
             return Err(lost());
@@ -171,34 +171,13 @@ impl Pass<'_> {
         Ok(StoredPage { sum, refused: poison })
     }
 
-    /// A second in which the relay served something that does not verify is no proof of anything.
-    fn doubt(&mut self, forged: &[i64]) -> bool {
-        let (Some(first), Some(last)) = (forged.first(), forged.last()) else { return false };
-        let now = clock::unix_now();
-        let spans: Vec<(i64, i64)> = if forged.len() > FORGED_SECONDS {
-            vec![(*first, *last)]
-        } else {
-            forged.iter().map(|at| (*at, *at)).collect()
-        };
-        for (since, until) in spans {
-            if let Ok(gap) = Interval::new(since, until, Grade::Partial, GapReason::Protocol, now) {
-                self.coverage.overrule(gap);
-                self.doubts.push(gap);
-            }
-        }
-        true
-    }
-
     async fn quarantine(&mut self, event: &Event, error: &DbError) -> Result<(), JobError> {
         let now = clock::unix_now();
         let why = error.to_string();
         self.tally.quarantined +=
             self.ctx.db.event_quarantine_insert(self.relay_id, now, &why, event).await?;
         let at = event.created_at();
-        if let Ok(gap) = Interval::new(at, at, Grade::Partial, GapReason::Quarantined, now) {
-            self.coverage.overrule(gap);
-            self.doubts.push(gap);
-        }
+        self.doubt(vec![(at, at)], GapReason::Quarantined);
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 //! [`crate::nips::neg::Reconcile`], and whatever is old enough is read again for what came late.
 
 mod dense;
+mod doubts;
 mod ingest;
 mod reconcile;
 mod revisit;
@@ -30,7 +31,7 @@ use crate::clock;
 use crate::db::{ArchiveState, NewCoverage, Revisited, StoreBatch, SyncBegin, SyncFacts};
 use crate::models::{
     Coverage, EventId, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, RelayUrl, Support,
-    stricter,
+    Until, stricter,
 };
 use crate::net::{DialFailure, Target};
 use crate::nips::Claim;
@@ -46,6 +47,9 @@ const PAGE_EVENTS: usize = 5_000;
 const PAGE_BYTES: u64 = 16 * 1024 * 1024;
 /// Frames borne that are not about our subscription.
 const PAGE_STRAY: u32 = 1_000;
+
+/// Most intervals kept of one relay and class: a relay that invents gaps without end costs itself proofs, not us rows.
+const INTERVALS: usize = 8_192;
 
 /// Events of the archive looked at for tombstones by each pass.
 const TOMBSTONES_PER_PASS: i32 = 2_000;
@@ -78,8 +82,8 @@ struct Pass<'a> {
     reconciles: bool,
     /// It was found not to.
     neg_off: bool,
-    /// Gaps that no later proof of this pass may cover: what was served there did not verify.
-    doubts: Vec<Interval>,
+    /// Gaps that no later proof of this pass may cover.
+    doubts: Coverage,
     /// What was read: with proof, or as a gap that the relay itself leaves.
     read: Vec<(i64, i64)>,
     /// Seconds found to hold more than a page.
@@ -88,6 +92,8 @@ struct Pass<'a> {
     largest: usize,
     /// What the page before brought of its oldest second, and was stored, with its signature: the next page brings it again.
     edge: HashMap<EventId, Option<[u8; 64]>>,
+    /// The relay takes `until` as exclusive, as far as its pages or its survey tell.
+    until_exclusive: bool,
     revisited: Vec<Revisited>,
 }
 
@@ -111,6 +117,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     } else {
         Class::all()
     };
+    // What it begins with is of the class of most relays.
+    let facts = if class.kinds.is_empty() { facts } else { ctx.db.sync_facts(relay.id, &class.name).await? };
     let coverage = ctx.db.coverage_get(relay.id, &class.name).await?;
     // Nothing below the horizon is asked for: it was dropped, and would be again.
     let wanted = ctx.config.archive_days.map_or(0, |days| now - i64::from(days) * 86_400);
@@ -129,7 +137,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         Ok((mut socket, target)) => {
             pass.target = Some(target);
             let mut end = pass.read_all(&mut socket, &windows, &revisits).await;
-            if end.is_ok()
+            // Who refused, or went silent, is asked nothing more.
+            if matches!(end, Ok(SyncEnd::UpToDate | SyncEnd::More))
                 && let Err(error) = pass.split_dense(&mut socket).await
             {
                 end = Err(error);
@@ -220,11 +229,12 @@ impl<'a> Pass<'a> {
             page_shown: usize::try_from(measured.page_max).unwrap_or(usize::MAX),
             reconciles,
             neg_off: false,
-            doubts: Vec::new(),
+            doubts: Coverage::empty(),
             read: Vec::new(),
             dense: BTreeSet::new(),
             largest: 0,
             edge: HashMap::new(),
+            until_exclusive: measured.until == Until::Exclusive,
             revisited: Vec::new(),
         }
     }
@@ -312,6 +322,10 @@ impl Pass<'_> {
                 }
             }
         }
+        for claim in claims {
+            self.keep_doubts(claim.since, claim.until);
+        }
+        self.coverage.coarsen(INTERVALS);
         !claims.is_empty()
     }
 
@@ -336,7 +350,8 @@ impl Pass<'_> {
             }
         }
         let off = self.neg_off.then_some(now + reconcile::NEG_OFF_S);
-        let held = self.ctx.db.sync_learn(&self.attempt.fence, self.relay_id, now, off, &learnt).await?;
+        let (fence, class) = (&self.attempt.fence, &self.class.name);
+        let held = self.ctx.db.sync_learn(fence, self.relay_id, now, off, class, &learnt).await?;
         if held { Ok(()) } else { Err(lost()) }
     }
 

@@ -49,7 +49,7 @@ impl Pass<'_> {
                 stopped = true;
                 break;
             }
-            if !socket.is_usable() && !self.reconnect(socket).await {
+            if !socket.is_usable() && !self.reconnect(socket).await? {
                 break;
             }
             let settled = self.work(socket, &mut plan, job).await?;
@@ -105,9 +105,6 @@ impl Pass<'_> {
             return Ok(());
         }
         let changed = self.overlay(&settled.claims);
-        for gap in &self.doubts {
-            self.coverage.overrule(*gap);
-        }
         self.tally.gone += settled.gone.len() as u64;
         self.tally.unserved += settled.unserved.len() as u64;
         self.tally.known += settled.claimed.len() as u64;
@@ -162,7 +159,7 @@ impl Pass<'_> {
         socket: &mut RelaySocket,
         ceiling: i64,
     ) -> Result<(SyncEnd, Option<(Grade, GapReason)>), JobError> {
-        if !socket.is_usable() && !self.reconnect(socket).await {
+        if !socket.is_usable() && !self.reconnect(socket).await? {
             return Ok((SyncEnd::UpToDate, None));
         }
         self.tally.requests += 1;

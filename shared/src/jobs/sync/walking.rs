@@ -86,10 +86,11 @@ impl Pass<'_> {
             gap = (!page.end.is_eose()).then(|| (page.end.grade(), page.end.gap()));
             let changed = self.overlay(&claims);
             self.store_page(page, changed).await?;
-            if !socket.is_usable() && !self.reopen(socket, &mut walk).await {
+            if !socket.is_usable() && !self.reopen(socket, &mut walk).await? {
                 break;
             }
         }
+        self.until_exclusive = walk.reads_exclusive().unwrap_or(self.until_exclusive);
         let rest = walk.finish(gap.map_or(GapReason::Stopped, |(_, reason)| reason));
         self.overlay(&rest);
         let end = match gap {
@@ -125,21 +126,26 @@ impl Pass<'_> {
     }
 
     /// A new connection for a walk that has more to ask (after an oversize page it asks for less, once).
-    async fn reopen(&self, socket: &mut RelaySocket, walk: &mut Walk) -> bool {
-        matches!(walk.next(), Next::Request(_)) && self.reconnect(socket).await
+    async fn reopen(&self, socket: &mut RelaySocket, walk: &mut Walk) -> Result<bool, JobError> {
+        Ok(matches!(walk.next(), Next::Request(_)) && self.reconnect(socket).await?)
     }
 
-    /// A new connection in place of a spent one.
-    pub(super) async fn reconnect(&self, socket: &mut RelaySocket) -> bool {
-        let Some(target) = &self.target else { return false };
-        match RelaySocket::open(&self.ctx.dialer, target).await {
+    /// A new connection in place of a spent one, where the fleet has a place on that machine.
+    pub(super) async fn reconnect(&self, socket: &mut RelaySocket) -> Result<bool, JobError> {
+        let Some(target) = &self.target else { return Ok(false) };
+        if let Some(address) = target.address()
+            && self.ctx.place(self.attempt, target.url().host(), address).await?.is_some()
+        {
+            return Ok(false);
+        }
+        Ok(match RelaySocket::open(&self.ctx.dialer, target).await {
             Ok(fresh) => {
                 *socket = fresh;
                 socket.identify(self.ctx.config.identity());
                 true
             }
             Err(_) => false,
-        }
+        })
     }
 }
 

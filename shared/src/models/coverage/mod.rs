@@ -4,6 +4,8 @@
 //! Invariant: intervals are ascending and disjoint, no two neighbours could be one, and what was
 //! proved stays proved until another proof takes its place.
 
+use std::collections::HashSet;
+
 use super::grade::{GapReason, Grade};
 
 /// Why an interval, or a set of them, is not taken.
@@ -162,6 +164,40 @@ impl Coverage {
         self.overlay(new);
     }
 
+    /// Bounds what a relay can have us keep: of more than `most` intervals the longest proofs stay, a quarter of `most`,
+    /// and all between two of them becomes one gap. Nothing is proved that was not.
+    pub fn coarsen(&mut self, most: usize) {
+        if self.intervals.len() <= most {
+            return;
+        }
+        let mut proofs: Vec<Interval> = self.intervals.iter().copied().filter(Interval::is_proof).collect();
+        proofs.sort_unstable_by_key(|proof| std::cmp::Reverse(seconds(proof.since, proof.until)));
+        proofs.truncate(most / 4);
+        let kept: HashSet<i64> = proofs.iter().map(Interval::since).collect();
+        let mut coarse: Vec<Interval> = Vec::with_capacity(proofs.len() * 2 + 1);
+        for interval in self.intervals.drain(..) {
+            let keep = interval.is_proof() && kept.contains(&interval.since);
+            match coarse.last_mut() {
+                Some(last) if !keep && !last.is_proof() => {
+                    last.until = interval.until;
+                    last.grade = last.grade.min(interval.grade);
+                    last.observed_at = last.observed_at.min(interval.observed_at);
+                    if last.reason == GapReason::None {
+                        last.reason = interval.reason;
+                    }
+                }
+                _ if keep => coarse.push(interval),
+                _ => coarse.push(Interval { grade: interval.grade.min(Grade::Partial), ..interval }),
+            }
+        }
+        for gap in
+            coarse.iter_mut().filter(|interval| !interval.is_proof() && interval.reason == GapReason::None)
+        {
+            gap.reason = GapReason::Stopped;
+        }
+        self.intervals = merged(coarse);
+    }
+
     /// The intervals, ascending and disjoint.
     pub fn intervals(&self) -> &[Interval] {
         &self.intervals
@@ -197,13 +233,16 @@ impl Coverage {
         share
     }
 
-    /// The proved parts of `lo..=hi`, ascending.
-    fn proofs(&self, lo: i64, hi: i64) -> impl Iterator<Item = Interval> {
+    /// What is known of `lo..=hi`, cut to it, ascending.
+    pub fn within(&self, lo: i64, hi: i64) -> impl Iterator<Item = Interval> {
         let from = self.intervals.partition_point(|interval| interval.until < lo);
         let overlapping = self.intervals[from..].iter().take_while(move |interval| interval.since <= hi);
-        overlapping
-            .filter(|interval| interval.is_proof())
-            .filter_map(move |interval| interval.clipped(lo, hi))
+        overlapping.filter_map(move |interval| interval.clipped(lo, hi))
+    }
+
+    /// The proved parts of `lo..=hi`, ascending.
+    fn proofs(&self, lo: i64, hi: i64) -> impl Iterator<Item = Interval> {
+        self.within(lo, hi).filter(Interval::is_proof)
     }
 }
 

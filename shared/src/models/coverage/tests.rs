@@ -194,3 +194,56 @@ proptest! {
         prop_assert!((coverage.proved_share(lo, hi) - share).abs() < 1e-12);
     }
 }
+
+#[test]
+fn gaps_without_end_cost_the_shortest_proofs_and_widen_none() {
+    // Ever longer proofs, one second of doubt behind each.
+    let mut coverage = Coverage::empty();
+    let mut at = 0;
+    for length in 1..=100 {
+        coverage.overlay(walked(at, at + length - 1));
+        coverage.overlay(partial(at + length, at + length));
+        at += length + 1;
+    }
+    let before = coverage.clone();
+    coverage.coarsen(200);
+    assert_eq!(coverage, before);
+    coverage.coarsen(100);
+    let proofs: Vec<i64> = coverage
+        .intervals()
+        .iter()
+        .filter(|known| known.grade().is_proof())
+        .map(|known| known.until() - known.since() + 1)
+        .collect();
+    assert_eq!(proofs, (76..=100).collect::<Vec<_>>());
+    assert_eq!(coverage.intervals().len(), 51);
+    assert_eq!(
+        coverage.intervals()[0],
+        partial(0, 75 * 76 / 2 + 74)
+            .clipped(0, i64::MAX)
+            .map(|gap| Interval { observed_at: 100, ..gap })
+            .unwrap()
+    );
+}
+
+proptest! {
+    #[test]
+    fn coarse_or_not_nothing_is_proved_that_was_not(
+        parts in prop::collection::vec((0_i64..2_000, 1_i64..40, any::<bool>()), 0..200), most in 0_usize..60,
+    ) {
+        let laid_out: Vec<Interval> = parts.iter().map(|(since, length, proof)| {
+            if *proof { walked(*since, since + length) } else { partial(*since, since + length) }
+        }).collect();
+        let before = laid(&laid_out);
+        let mut after = before.clone();
+        after.coarsen(most);
+        let bound = if before.intervals().len() <= most { most } else { most / 2 + 1 };
+        prop_assert!(after.intervals().len() <= bound);
+        for second in 0..2_050 {
+            let proved = |coverage: &Coverage| coverage.at(second).is_some_and(|known| known.grade().is_proof());
+            prop_assert!(!proved(&after) || proved(&before));
+            prop_assert!(before.at(second).is_none() || after.at(second).is_some());
+        }
+        prop_assert_eq!(Coverage::from_intervals(after.intervals().iter().copied()), Ok(after));
+    }
+}

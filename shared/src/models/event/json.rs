@@ -36,6 +36,11 @@ pub(super) fn scan(json: &str) -> Result<EnvelopeFacts, EventError> {
     read(json, Depth::Facts)?.facts()
 }
 
+/// Reads the time of an envelope whose other facts may be anything.
+pub(super) fn time(json: &str) -> Option<i64> {
+    integer_field(read(json, Depth::Facts).ok()?.created_at, "created_at").ok()
+}
+
 /// Reads the four facts of an envelope and its signature.
 pub(super) fn scan_signed(json: &str) -> Result<(EnvelopeFacts, Option<[u8; 64]>), EventError> {
     let parts = read(json, Depth::Signed)?;

@@ -156,6 +156,12 @@ impl EnvelopeFacts {
         json::scan(json)
     }
 
+    /// The time alone, of a text that [`EnvelopeFacts::scan`] refuses for something else; `None` where the text is no
+    /// JSON object, or has a key twice.
+    pub fn time(json: &str) -> Option<i64> {
+        json::time(json)
+    }
+
     /// As [`EnvelopeFacts::scan`], with the signature where the text has one of the right shape.
     pub fn scan_signed(json: &str) -> Result<(Self, Option<[u8; 64]>), EventError> {
         json::scan_signed(json)

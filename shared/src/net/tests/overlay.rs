@@ -119,3 +119,32 @@ async fn a_proxy_that_greets_and_then_waits_tells_of_the_relay() {
     let failure = fail(&Dialer::new(through(slow.addr, false)).unwrap(), &url(ONION)).await;
     assert_eq!((failure.outcome, failure.reason), (Outcome::Timeout, Reason::ConnectTimeout), "{failure}");
 }
+
+#[tokio::test]
+async fn a_proxy_that_hangs_up_once_it_was_told_the_host_tells_of_the_relay() {
+    // Where it hangs up at once, or over who we are, it is the proxy that does not work.
+    for (isolate, says, reason) in [
+        (false, &[5_u8, 0][..], Reason::ProxyRefused),
+        (true, &[5, 2, 1, 0], Reason::ProxyRefused),
+        (false, &[], Reason::ProxyDead),
+        (true, &[5, 2], Reason::ProxyDead),
+    ] {
+        let proxy = TestServer::tcp(move |mut stream| async move {
+            let mut greeting = [0; 2];
+            stream.read_exact(&mut greeting).await.unwrap();
+            stream.read_exact(&mut vec![0; usize::from(greeting[1])]).await.unwrap();
+            for step in says.chunks(2) {
+                stream.write_all(step).await.unwrap();
+                // what the client says to that: its credentials, or the host
+                drop(stream.read(&mut [0; 512]).await);
+            }
+        })
+        .await;
+        let failure = fail(&Dialer::new(through(proxy.addr, isolate)).unwrap(), &url(ONION)).await;
+        assert_eq!(
+            (failure.reason, failure.is_ours()),
+            (reason, reason == Reason::ProxyDead),
+            "{says:?}: {failure}"
+        );
+    }
+}

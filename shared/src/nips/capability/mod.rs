@@ -16,7 +16,7 @@ use super::filter::Filter;
 use super::frame::EoseHint;
 use super::nip11::InfoView;
 use super::page::{PageEnd, PageFacts};
-use super::refusal::CloseClass;
+use super::refusal::{CloseClass, classify};
 use crate::models::{Answer, AuthSeen, By, Claims, MEASURED_NIPS, Measured, Reason, Support, Until};
 
 /// Requests made at most, all small but the three pages.
@@ -188,7 +188,7 @@ impl Survey {
             Stage::Kindless => {
                 // A relay that holds events and answers with none has refused, only silently.
                 let none = if self.newest.is_some() { Support::Refused } else { Support::Undecided };
-                self.measured.without_kinds = narrowed(events, end, none, Support::Works);
+                self.measured.without_kinds = kindless(narrowed(events, end, none, Support::Works));
                 self.stage = Stage::Default;
             }
             Stage::Default => self.on_default(facts, end, events),
@@ -207,7 +207,7 @@ impl Survey {
         }
         match end {
             PageEnd::Closed { class, .. } => self.mind(*class),
-            PageEnd::Notice { message } => self.mind(super::refusal::classify(message)),
+            PageEnd::Notice { message } => self.mind(classify(message)),
             PageEnd::Disconnected | PageEnd::Oversize | PageEnd::Violation => self.stop(end.reason()),
             _ => {}
         }
@@ -284,6 +284,25 @@ fn narrowed(events: u32, end: &PageEnd, none: Support, some: Support) -> Answer 
         PageEnd::Notice { message } => Answer::new(Support::Refused, By::Notice, message),
         PageEnd::Timeout { .. } => Answer::new(Support::Silent, By::Nothing, ""),
         _ => Answer::new(Support::Undecided, By::Nothing, ""),
+    }
+}
+
+/// A refusal of a filter without kinds counts only where it is about the filter: whoever has no time now, or wants to know
+/// who asks, has said nothing about kinds.
+fn kindless(answer: Answer) -> Answer {
+    let about = answer.by == By::Eose || speaks_of_filter(&answer.words);
+    if answer.seen == Support::Refused && !about {
+        return Answer { seen: Support::Undecided, ..answer };
+    }
+    answer
+}
+
+fn speaks_of_filter(message: &str) -> bool {
+    let lower = message.to_ascii_lowercase();
+    match classify(message) {
+        CloseClass::InvalidRequest | CloseClass::Unsupported => true,
+        CloseClass::RateLimited | CloseClass::AuthRequired => false,
+        _ => ["kind", "filter"].iter().any(|word| lower.contains(word)),
     }
 }
 

@@ -47,7 +47,7 @@ impl Model {
             .filter(|at| *at <= until - i64::from(self.exclusive))
             .take(limit as usize)
             .map(|at| (at, EventId([1; 32])));
-        PageFacts { seen: seen.collect(), mismatched: 0 }
+        PageFacts { seen: seen.collect(), ..PageFacts::default() }
     }
 
     fn survey(&self, claim: Option<u64>) -> Measured {
@@ -184,7 +184,10 @@ fn who_ignores_until_is_not_paged() {
             Probe::Page(..) => {
                 pages += 1;
                 let seen = vec![(NOW, EventId([1; 32]))];
-                survey.on_page(&PageFacts { seen, mismatched: 3 }, &PageEnd::Eose { hint: None });
+                survey.on_page(
+                    &PageFacts { seen, mismatched: 3, ..PageFacts::default() },
+                    &PageEnd::Eose { hint: None },
+                );
             }
         }
     }
@@ -200,4 +203,40 @@ fn claims_are_what_the_document_says_of_what_is_measured() {
     let claims = claimed(&InfoView::from_json(text).unwrap());
     assert_eq!((claims.nips, claims.max_limit), (vec![42, 50, 77], Some(500)));
     assert_eq!((claims.min_pow_difficulty, claims.auth_required), (None, Some(true)));
+}
+
+#[test]
+fn only_a_refusal_that_speaks_of_the_filter_makes_a_relay_one_that_wants_kinds() {
+    let closed = |message: &str| PageEnd::Closed { class: classify(message), message: message.to_owned() };
+    let notice = |message: &str| PageEnd::Notice { message: message.to_owned() };
+    for (end, seen) in [
+        (closed("invalid: must specify kinds"), Support::Refused),
+        (closed("unsupported: filter"), Support::Refused),
+        (closed("error: kinds are missing"), Support::Refused),
+        (closed("blocked: filters without kinds are not served"), Support::Refused),
+        (notice("ERROR: bad req: no kinds"), Support::Refused),
+        (closed("error: shutting down"), Support::Undecided),
+        (closed("error: too many concurrent REQs"), Support::Undecided),
+        (closed("rate-limited: too many filters"), Support::Undecided),
+        (closed("auth-required: for this kind"), Support::Undecided),
+        (closed("blocked: go away"), Support::Undecided),
+        (notice("could not connect to database"), Support::Undecided),
+        (PageEnd::Timeout { idle: true }, Support::Silent),
+        (PageEnd::Disconnected, Support::Undecided),
+    ] {
+        let read = ReadSeen { newest: Some(NOW - 1), eose: true, hint: None };
+        let mut survey = Survey::new(read, None, NOW);
+        while let Some(probe) = survey.next_probe() {
+            match probe {
+                Probe::Ask(_) => survey.on_reply(&Reply::Silent),
+                Probe::Page(filter, _) if filter.kinds.is_empty() => {
+                    survey.on_page(&PageFacts::default(), &end);
+                }
+                Probe::Page(filter, _) => {
+                    survey.on_page(&HONEST.page(&filter), &PageEnd::Eose { hint: None });
+                }
+            }
+        }
+        assert_eq!(survey.finish(AuthSeen::None).without_kinds.seen, seen, "{end:?}");
+    }
 }

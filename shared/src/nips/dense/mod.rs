@@ -42,6 +42,8 @@ pub struct DenseSpec {
     pub authors: Vec<[u8; 32]>,
     /// Most requests.
     pub max_requests: u32,
+    /// The relay serves only what is older than `until`, which is sent raised by one.
+    pub until_exclusive: bool,
 }
 
 /// One request's worth: empty lists restrict nothing.
@@ -125,7 +127,7 @@ impl Dense {
             authors: part.authors.clone(),
             mentioned: part.mentioned.clone(),
             since: Some(self.spec.second),
-            until: Some(self.spec.second),
+            until: Some(self.spec.second + i64::from(self.spec.until_exclusive)),
             limit: Some(self.spec.limit),
             ..Filter::default()
         })

@@ -45,7 +45,15 @@ struct Outcome {
 }
 
 fn drive(events: &[Held], cap: usize, kinds: Vec<u16>, authors: Vec<[u8; 32]>, max_requests: u32) -> Outcome {
-    let spec = DenseSpec { second: SECOND, limit: 500, page_shown: cap, kinds, authors, max_requests };
+    let spec = DenseSpec {
+        second: SECOND,
+        limit: 500,
+        page_shown: cap,
+        kinds,
+        authors,
+        max_requests,
+        until_exclusive: false,
+    };
     let mut plan = Dense::new(spec);
     let mut ids = HashSet::new();
     while let Some(filter) = plan.next() {
@@ -94,11 +102,29 @@ fn a_page_without_eose_ends_its_part() {
         kinds: vec![1],
         authors: Vec::new(),
         max_requests: 9,
+        until_exclusive: false,
     };
     let mut plan = Dense::new(spec);
     assert!(plan.next().is_some());
     plan.on_page(&[], &[], false);
     assert_eq!((plan.next(), plan.unsplit(), plan.requests()), (None, 1, 1));
+}
+
+#[test]
+fn an_exclusive_until_is_sent_raised() {
+    for (until_exclusive, until) in [(false, SECOND), (true, SECOND + 1)] {
+        let spec = DenseSpec {
+            second: SECOND,
+            limit: 10,
+            page_shown: 10,
+            kinds: vec![1],
+            authors: Vec::new(),
+            max_requests: 9,
+            until_exclusive,
+        };
+        let filter = Dense::new(spec).next().unwrap();
+        assert_eq!((filter.since, filter.until), (Some(SECOND), Some(until)));
+    }
 }
 
 proptest! {

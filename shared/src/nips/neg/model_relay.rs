@@ -111,7 +111,7 @@ impl ModelRelay {
         });
         page.sort_by_key(|(second, id)| (std::cmp::Reverse(*second), id.0));
         page.truncate(self.cap.min(filter.limit.map_or(usize::MAX, |limit| limit as usize)));
-        (PageFacts { seen: page, mismatched: 0 }, PageEnd::Eose { hint: None })
+        (PageFacts { seen: page, ..PageFacts::default() }, PageEnd::Eose { hint: None })
     }
 
     /// Reconciles what `ours` holds of this relay; `archived` is what we hold from elsewhere.

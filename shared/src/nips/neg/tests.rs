@@ -7,6 +7,7 @@ use negentropy::{Id, Negentropy, NegentropyStorageVector};
 use super::compare::{Comparison, NegEnd, NegLimits, NegStep};
 use super::model_relay::{ModelRelay, events_at, id};
 use super::spec::{ReconcileSpec, Rest};
+use super::window::Window;
 use crate::models::{EventId, GapReason, Grade};
 use crate::nips::{CloseClass, Cut, Filter};
 
@@ -272,4 +273,26 @@ fn what_does_not_reconcile_is_left_to_paging_by_name() {
         let mut relay = ModelRelay { neg_end: Some((0, end)), ..relay.clone() };
         assert_eq!(relay.reconcile(SPEC, &[], &HashMap::new()).rest, rest);
     }
+}
+
+#[test]
+fn ids_that_are_invented_are_not_asked_for_twice_once_the_claim_is_worth_nothing() {
+    let tries = |invented: usize, real: usize| {
+        let mut window = Window::new(0, 100);
+        window.compared(Vec::new(), (0..invented + real).map(id).collect());
+        window.begin_fetching();
+        let mut requests = 0;
+        while let Some(ids) = window.next_ids(400) {
+            requests += 1;
+            let known: Vec<EventId> = (invented..invented + real).map(id).collect();
+            let came: Vec<(i64, EventId)> =
+                ids.into_iter().filter(|id| known.contains(id)).map(|id| (50, id)).collect();
+            window.fetched(&came, false);
+        }
+        (requests, window.unserved.len(), window.is_mostly_hollow())
+    };
+    // One in a hundred in vain is enough, where the others would have to come: 20 requests and not 2,000.
+    assert_eq!(tries(20_000, 0), (50 + 20, 200, true));
+    // A few among many are asked for twice, each.
+    assert_eq!(tries(30, 4_000), (11 + 3, 30, false));
 }

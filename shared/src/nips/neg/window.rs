@@ -67,6 +67,9 @@ impl Window {
     /// The ids to ask for next: at most `most`, fewer in the second try.
     pub(super) fn next_ids(&mut self, most: usize) -> Option<Vec<EventId>> {
         self.asks_again = self.first.is_empty();
+        if self.asks_again && self.is_bound_to_be_hollow() {
+            self.second.clear();
+        }
         let (queue, most) =
             if self.asks_again { (&mut self.second, most.min(SECOND_TRY)) } else { (&mut self.first, most) };
         let count = queue.len().min(most.max(1));
@@ -139,6 +142,11 @@ impl Window {
     /// Whether so much was claimed and not served that the claim is worth nothing.
     pub(super) fn is_mostly_hollow(&self) -> bool {
         self.unserved.len() > SECOND_TRY && self.unserved.len() > self.set.len() / 100
+    }
+
+    /// Whether it would be so even if all that is still to be asked for again came. Then nothing is gained by asking.
+    fn is_bound_to_be_hollow(&self) -> bool {
+        self.unserved.len() > SECOND_TRY && self.unserved.len() > (self.set.len() + self.second.len()) / 100
     }
 
     /// Ids on either side.

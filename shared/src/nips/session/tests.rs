@@ -213,6 +213,13 @@ fn a_greeting_is_no_refusal() {
     assert_eq!(sub.deadline_ms(), 1_000);
     sub.on_text(2, &event("s", 1, 150));
     assert_eq!(sub.on_text(3, r#"["EOSE","s"]"#), eose());
+    // nor is it the answer of a relay that holds nothing, or of one that says nothing more
+    let mut sub = start();
+    sub.on_text(1, r#"["NOTICE","Welcome to our relay!"]"#);
+    assert_eq!(sub.on_text(2, r#"["EOSE","s"]"#), eose());
+    let mut sub = start();
+    sub.on_text(1, r#"["NOTICE","welcome"]"#);
+    assert_eq!(sub.on_tick(1_000), IDLE);
 }
 
 #[test]
@@ -221,11 +228,11 @@ fn a_notice_then_an_empty_eose_or_silence_is_the_notice() {
     sub.on_text(1, r#"["NOTICE","error: slow"]"#);
     assert_eq!(sub.on_text(2, r#"["EOSE","s"]"#), notice("error: slow"));
     let mut sub = start();
-    sub.on_text(1, r#"["NOTICE","some words"]"#);
-    assert_eq!(sub.on_tick(1_000), notice("some words"));
+    sub.on_text(1, r#"["NOTICE","some words failed"]"#);
+    assert_eq!(sub.on_tick(1_000), notice("some words failed"));
     let mut sub = start();
     sub.on_text(1, &event("s", 1, 150));
-    sub.on_text(2, r#"["NOTICE","some words"]"#);
+    sub.on_text(2, r#"["NOTICE","some words failed"]"#);
     assert_eq!(sub.on_tick(1_001), IDLE, "words after events explain nothing");
 }
 
@@ -237,4 +244,53 @@ fn a_refusing_notice_shortens_the_wait_and_outlives_small_talk() {
     sub.on_text(11, r#"["NOTICE","have a nice day"]"#);
     assert_eq!(sub.deadline_ms(), 10 + NOTICE_GRACE_MS);
     assert_eq!(sub.on_tick(10 + NOTICE_GRACE_MS), notice("ERROR: bad req: no kinds"));
+}
+
+#[test]
+fn an_event_that_cannot_be_read_takes_a_place_and_proves_nothing_empty() {
+    let id = "ab".repeat(32);
+    let unread = |field: &str, value: &str| {
+        let good = body(9, 150);
+        format!(r#"["EVENT","s",{}]"#, good.replace(field, value))
+    };
+    let table = [
+        (unread(r#""kind":1"#, r#""kind":70000"#), Some(150), EventError::Range("kind")),
+        (unread(&hex::encode([9; 32]), &id.to_uppercase()), Some(150), EventError::Shape("id")),
+        (unread("150", "150.5"), None, EventError::Shape("created_at")),
+        (unread("150", "\"150\""), None, EventError::Shape("created_at")),
+        (unread("150", "-150"), None, EventError::Range("created_at")),
+        (unread(r#""kind":1"#, r#""kind":1,"kind":1"#), None, EventError::Shape("duplicate_key")),
+        (unread(r#""content":"""#, "\"content\":\"\u{1}\""), None, EventError::NotJson),
+        (r#"["EVENT","s",null]"#.to_owned(), None, EventError::NotJson),
+    ];
+    for (text, at, why) in table {
+        let mut sub = start();
+        assert_eq!(taken(&mut sub, 1, &event("s", 2, 180)), body(2, 180));
+        assert_eq!(sub.on_text(2, &text), Step::Continue, "{text}");
+        assert_eq!(sub.on_text(3, &text), Step::Continue, "a repeat is a stray");
+        sub.on_text(4, &event("s", 1, 120));
+        assert_eq!(sub.on_text(5, r#"["EOSE","s"]"#), eose());
+        let facts = sub.facts();
+        let [one] = facts.unread[..] else { panic!("{text}: {facts:?}") };
+        assert_eq!((one.after, one.at, one.why), (1, at, why), "{text}");
+        assert_eq!(facts.doubts, [at.map_or((120, 180), |at| (at, at))], "{text}");
+        assert_eq!((facts.seen.len(), facts.mismatched, sub.stray()), (2, 0, 1), "{text}");
+    }
+    let mut foreign = start();
+    foreign.on_text(1, &unread(r#""created_at":150,"kind":1"#, r#""created_at":201,"kind":70000"#));
+    assert_eq!((foreign.facts().mismatched, foreign.facts().unread.len()), (1, 0));
+    foreign.on_text(1, r#"["EVENT","t",null]"#);
+    assert!(foreign.facts().is_empty());
+}
+
+#[test]
+fn events_that_cannot_be_read_neither_feed_the_idle_timer_nor_pass_the_limit() {
+    let text = |n: u32| format!(r#"["EVENT","s",{{"created_at":150,"kind":70000,"n":{n}}}]"#);
+    let mut sub = start();
+    sub.on_text(900, &text(0));
+    assert_eq!(sub.on_tick(1_000), IDLE);
+    let mut sub = start();
+    let steps: Vec<Step> = (0..6).map(|n| sub.on_text(1, &text(n))).collect();
+    assert!(steps[..5].iter().all(|step| *step == Step::Continue));
+    assert_eq!(steps[5], Step::Done(PageEnd::TooMany));
 }

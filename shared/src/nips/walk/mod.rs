@@ -44,6 +44,10 @@
 //!     before the test, the ceiling's first of all. A raised `until` covers the window in either reading; what
 //!     comes from the second above settles nothing, beside its place in the order, and is not foreign (rule
 //!     7). A page of nothing else is asked again as meant: it has shown that `until` is inclusive.
+//! 11. **What cannot be read** took its place in the page. Where its time can be read, the page has an entry there as
+//!     of any event; where it cannot, the frame counts for fullness (rule 3), and a page of nothing else is no empty
+//!     one: the rest is *partial/protocol*, and the walk stops. Where such events lie is the caller's to take out of
+//!     what is proved, for good ([`PageFacts::doubts`]).
 //!
 //! # Bound
 //! Requests ≤ `3·s + 6` and ≤ `max_requests`, where `s` is the number of distinct seconds in which the relay
@@ -152,13 +156,22 @@ impl Walk {
         self.requests
     }
 
+    /// Whether the relay takes `until` as exclusive (rule 10); `None` while no page showed it.
+    pub const fn reads_exclusive(&self) -> Option<bool> {
+        match self.reading {
+            Reading::Untested => None,
+            Reading::Raised => Some(true),
+            Reading::Inclusive => Some(false),
+        }
+    }
+
     /// Takes the answer to the last request; returns what it settles. Without one outstanding, nothing.
     pub fn on_page(&mut self, facts: &PageFacts, end: &PageEnd) -> Vec<Claim> {
         let Some(ask) = self.outstanding.take() else { return Vec::new() };
         let (since, top, _) = self.window(ask);
         let asked = self.filter(ask).until;
         let page = PageView::read(facts, since, top.unwrap_or(self.ceiling), asked);
-        if asked.is_some_and(|until| facts.seen.iter().any(|&(second, _)| second == until)) {
+        if asked.is_some_and(|until| facts.in_wire_order().flatten().any(|(second, _)| second == until)) {
             self.reading = Reading::Inclusive;
         }
         if let Ask::Gap(suspect) = ask {

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use super::{Claim, Next, Walk, WalkSpec};
-use crate::models::{EnvelopeFacts, EventId, GapReason};
+use crate::models::{EnvelopeFacts, EventError, EventId, GapReason};
+use crate::nips::page::Unread;
 use crate::nips::{EoseHint, Filter, PageEnd, PageFacts};
 
 /// More requests than any walk of these tests may make.
@@ -60,6 +61,8 @@ pub(super) struct ModelRelay {
     pub(super) hides: Option<(i64, i64)>,
     pub(super) failure: Option<Failure>,
     pub(super) asked: u32,
+    /// Of so many events one cannot be read, by its number: not even its time where that is even. 0: all can be read.
+    pub(super) garbles: usize,
     /// A subset's disorder is visible among the events up to here.
     pub(super) disorder_shows_up_to: i64,
 }
@@ -69,6 +72,8 @@ pub(super) struct ModelRelay {
 pub(super) struct Story {
     pub(super) claims: Vec<Claim>,
     pub(super) delivered: HashSet<EventId>,
+    /// What the pages put in doubt, which their caller keeps from proof.
+    pub(super) doubts: Vec<(i64, i64)>,
     pub(super) filters: Vec<Filter>,
     /// Distinct seconds in which anything was delivered.
     pub(super) seconds: usize,
@@ -107,6 +112,7 @@ impl ModelRelay {
             hides: None,
             failure: None,
             asked: 0,
+            garbles: 0,
             disorder_shows_up_to: i64::MAX,
         }
     }
@@ -132,6 +138,12 @@ impl ModelRelay {
         filter.since.is_none_or(|since| second >= since)
             && until.is_none_or(|until| second <= until)
             && !hidden
+    }
+
+    /// Whether this one cannot be read, and if so whether its time can.
+    pub(super) fn garbled(&self, event: EventId) -> Option<bool> {
+        let number = usize::from_be_bytes(event.0[..8].try_into().unwrap());
+        (self.garbles > 0 && number.is_multiple_of(self.garbles)).then_some(!number.is_multiple_of(2))
     }
 
     pub(super) fn answer(&mut self, filter: &Filter) -> (PageFacts, PageEnd) {
@@ -163,7 +175,11 @@ impl ModelRelay {
         }
         let mut facts = PageFacts::default();
         for (created_at, id) in page {
-            if filter.matches(&EnvelopeFacts { id, created_at, kind: 1, pubkey: [0; 32] }) {
+            if let Some(placed) = self.garbled(id) {
+                let at = placed.then_some(created_at);
+                let why = EventError::Range("kind");
+                facts.unread.push(Unread { after: facts.seen.len(), at, key: id, why });
+            } else if filter.matches(&EnvelopeFacts { id, created_at, kind: 1, pubkey: [0; 32] }) {
                 facts.seen.push((created_at, id));
             } else {
                 facts.mismatched += 1;
@@ -173,6 +189,7 @@ impl ModelRelay {
         if matches!(self.order, Order::Subset(_)) && cut && inside.is_sorted_by(|a, b| a.0 >= b.0) {
             facts.seen.reverse();
         }
+        facts.doubts = facts.locate(filter);
         (facts, end)
     }
 
@@ -180,14 +197,20 @@ impl ModelRelay {
     pub(super) fn walk(&mut self, spec: WalkSpec) -> Story {
         self.disorder_shows_up_to = spec.ceiling;
         let mut walk = Walk::new(spec);
-        let mut story =
-            Story { claims: Vec::new(), delivered: HashSet::new(), filters: Vec::new(), seconds: 0 };
+        let mut story = Story {
+            claims: Vec::new(),
+            delivered: HashSet::new(),
+            doubts: Vec::new(),
+            filters: Vec::new(),
+            seconds: 0,
+        };
         let mut seconds = HashSet::new();
         while let Next::Request(filter) = walk.next() {
             assert_eq!(walk.next(), Next::Request(filter.clone()), "asking twice changes nothing");
             let (facts, end) = self.answer(&filter);
             story.delivered.extend(facts.seen.iter().map(|&(_, id)| id));
-            seconds.extend(facts.seen.iter().map(|&(second, _)| second));
+            seconds.extend(facts.in_wire_order().flatten().map(|(second, _)| second));
+            story.doubts.extend(&facts.doubts);
             story.filters.push(filter);
             let claims = walk.on_page(&facts, &end);
             assert!(end.is_eose() || !claims.iter().any(|claim| claim.grade.is_proof()), "{end:?} proved");
@@ -214,7 +237,8 @@ impl Story {
     }
 
     pub(super) fn proves(&self, second: i64) -> bool {
-        self.at(second).is_some_and(|claim| claim.grade.is_proof())
+        let doubted = self.doubts.iter().any(|(low, high)| (*low..=*high).contains(&second));
+        !doubted && self.at(second).is_some_and(|claim| claim.grade.is_proof())
     }
 
     pub(super) fn reason(&self, second: i64) -> Option<GapReason> {

@@ -117,7 +117,9 @@ fn check_sound(relay: &ModelRelay, story: &Story, spec: WalkSpec) -> Result<(), 
     for (second, id) in &relay.events {
         if (floor..=ceiling).contains(second) {
             prop_assert!(
-                story.delivered.contains(id) || !story.proves(*second),
+                story.delivered.contains(id)
+                    || !story.proves(*second)
+                    || (relay.forgets && relay.garbled(*id).is_some()),
                 "lost at {second}: {story:#?}"
             );
         }
@@ -178,6 +180,16 @@ proptest! {
             let events: usize = counts.values().sum();
             prop_assert!(story.filters.len() <= events / (page - crowd) + 7, "{} requests", story.filters.len());
         }
+    }
+
+    #[test]
+    fn what_cannot_be_read_hides_nothing_and_lies_in_a_gap(
+        mut relay in relays(), spec in specs(), garbles in 1_usize..6, newest_first in any::<bool>(),
+    ) {
+        relay.garbles = garbles;
+        relay.order = if newest_first { Order::NewestFirst } else { Order::OldestFirst };
+        let story = relay.walk(spec);
+        check_sound(&relay, &story, spec)?;
     }
 
     #[test]

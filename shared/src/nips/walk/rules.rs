@@ -17,6 +17,9 @@ impl Walk {
         if page.frames > 0 {
             self.last_frames = Some(page.frames);
         }
+        if page.is_unclear() {
+            return self.stop(Grade::Partial, GapReason::Protocol);
+        }
         let Some(low) = page.low() else { return self.on_empty(ask, page, hint) };
         let mut claims = Vec::new();
         if let Ask::Below { flaw } = ask {
@@ -75,7 +78,8 @@ impl Walk {
         let ids = page.ids_at(self.frontier);
         let lacking = !self.boundary.is_subset(&ids);
         let repeats = ids.is_subset(&self.boundary);
-        let flaw = (self.may_be_full(page) || lacking).then_some(GapReason::DenseSecond);
+        let unclear = (page.unplaced > 0).then_some(GapReason::Protocol);
+        let flaw = (self.may_be_full(page) || lacking).then_some(GapReason::DenseSecond).or(unclear);
         self.boundary.extend(ids);
         if ask_again {
             self.plan = Some(Ask::Page { until: Some(self.frontier) });
@@ -120,6 +124,12 @@ impl Walk {
             }
             ordered = false;
         }
+        if page.unplaced > 0 && !(ordered && self.order == Order::Shown) {
+            // what cannot be placed may stand above: this page shows no order by which it could not
+            ordered = false;
+            self.finish_top = None;
+            self.distrusts_hints = true;
+        }
         if ordered || self.finish_top.is_some() {
             self.suspect_gap(page, low);
         }
@@ -130,6 +140,9 @@ impl Walk {
     /// Rule 1 for a page that could not show its order: whether anything lies above its only second.
     pub(super) fn on_above(&mut self, page: &PageView, low: i64) -> Vec<Claim> {
         let mut claims = Vec::new();
+        if page.is_unclear() {
+            return self.stop(Grade::Partial, GapReason::Protocol);
+        }
         if page.low().is_none() && page.beyond > 0 {
             self.plan = Some(Ask::Above { low });
             return claims;

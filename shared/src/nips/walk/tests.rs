@@ -124,7 +124,8 @@ fn a_page_of_one_second_shows_no_order() {
 #[test]
 fn gross_disorder_takes_back_what_order_had_proved() {
     let mut walk = Walk::new(SPEC);
-    let page = |seconds: &[i64]| PageFacts { seen: events_at(seconds.iter().copied()), mismatched: 0 };
+    let page =
+        |seconds: &[i64]| PageFacts { seen: events_at(seconds.iter().copied()), ..PageFacts::default() };
     let eose = PageEnd::Eose { hint: None };
     walk.next();
     assert_eq!(walk.on_page(&page(&[900, 800]), &eose), [walked(801, 1_000)]);
@@ -139,7 +140,7 @@ fn gross_disorder_takes_back_what_order_had_proved() {
 #[test]
 fn one_event_out_of_order_costs_its_page_only() {
     let mut walk = Walk::new(SPEC);
-    let facts = PageFacts { seen: events_at([900, 850, 880, 800]), mismatched: 0 };
+    let facts = PageFacts { seen: events_at([900, 850, 880, 800]), ..PageFacts::default() };
     walk.next();
     let claims = walk.on_page(&facts, &PageEnd::Eose { hint: None });
     assert_eq!(claims, [gap(801, 1_000, Grade::Partial, GapReason::Unordered)]);
@@ -160,7 +161,7 @@ fn a_few_foreign_frames_are_borne_and_many_are_not() {
     let bear = |mismatched| {
         let mut walk = Walk::new(SPEC);
         walk.next();
-        let facts = PageFacts { seen: events_at([900, 800]), mismatched };
+        let facts = PageFacts { seen: events_at([900, 800]), mismatched, ..PageFacts::default() };
         let claims = walk.on_page(&facts, &PageEnd::Eose { hint: None });
         (claims, walk.finish(GapReason::Stopped))
     };
@@ -263,4 +264,37 @@ fn a_page_nobody_asked_for_is_ignored() {
     let mut walk = Walk::new(SPEC);
     assert!(walk.on_page(&PageFacts::default(), &PageEnd::Eose { hint: None }).is_empty());
     assert!(matches!(walk.next(), Next::Request(_)));
+}
+
+#[test]
+fn a_page_of_nothing_that_can_be_read_is_no_empty_page() {
+    // all of it is of a kind that does not exist: paged over, and in doubt
+    let mut relay = ModelRelay::honest(20, events_at(500..600));
+    relay.garbles = 1;
+    relay.events = (500..600).zip((1..).step_by(2).map(id)).collect();
+    let story = relay.walk(SPEC);
+    assert!(story.delivered.is_empty() && story.filters.len() > 3);
+    assert!(story.proves(499) && story.proves(600) && !story.proves(501));
+    // not even the time can be read: the walk cannot go on, and nothing is proved
+    let mut relay = ModelRelay::honest(20, events_at(500..600));
+    relay.garbles = 2;
+    relay.events = (500..600).zip((0..).step_by(2).map(id)).collect();
+    let story = relay.walk(SPEC);
+    assert_eq!(story.claims, [gap(0, 1_000, Grade::Partial, GapReason::Protocol)]);
+}
+
+#[test]
+fn one_that_cannot_be_read_or_placed_puts_its_neighbourhood_in_doubt() {
+    let mut relay = ModelRelay::honest(20, events_at((500..600).rev()));
+    relay.garbles = 50;
+    let story = relay.walk(SPEC);
+    // number 0 stands at 599, number 50 at 549
+    assert_eq!(story.doubts, [(598, i64::MAX), (548, 550)]);
+    assert!(story.proves(597) && story.proves(551) && story.proves(547) && story.proves(500));
+    // as the last of all, nothing says where it is not
+    relay.events.retain(|(second, _)| *second >= 549);
+    let story = relay.walk(SPEC);
+    assert_eq!(story.at(549), Some(gap(0, 550, Grade::Partial, GapReason::Protocol)));
+    assert_eq!(story.reason(550), Some(GapReason::Protocol));
+    assert!(story.proves(551));
 }

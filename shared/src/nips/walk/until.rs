@@ -10,7 +10,7 @@ fn exclusive(cap: usize, seconds: impl IntoIterator<Item = i64>) -> ModelRelay {
 }
 
 fn page(events: &[(i64, EventId)]) -> PageFacts {
-    PageFacts { seen: events.to_vec(), mismatched: 0 }
+    PageFacts { seen: events.to_vec(), ..PageFacts::default() }
 }
 
 const EOSE: PageEnd = PageEnd::Eose { hint: None };
@@ -115,7 +115,7 @@ fn a_raised_until_that_brings_its_second_is_lowered_again() {
         walk.on_page(facts, &EOSE);
     }
     assert_eq!(asked(&mut walk), (0, 600));
-    let foreign = PageFacts { seen: vec![(601, EventId([9; 32]))], mismatched: 0 };
+    let foreign = PageFacts { seen: vec![(601, EventId([9; 32]))], ..PageFacts::default() };
     walk.on_page(&foreign, &EOSE);
     let rest = walk.finish(GapReason::Stopped);
     assert_eq!(rest[0].reason, GapReason::IgnoresFilter, "only what was asked for is borne");

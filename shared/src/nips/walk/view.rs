@@ -15,7 +15,7 @@ pub const MISMATCH_MAX: usize = 10;
 /// A page, seen from the window it answers.
 #[derive(Debug)]
 pub(super) struct PageView {
-    /// Distinct events inside the window, in wire order.
+    /// Distinct events inside the window, in wire order, those that cannot be read but for their time among them.
     entries: Vec<(i64, EventId)>,
     /// Frames that took a place in the page, whatever they were: the size a cap counts.
     pub(super) frames: usize,
@@ -23,23 +23,30 @@ pub(super) struct PageView {
     pub(super) beyond: usize,
     /// How often the page steps forward in time: 0 for newest first. What a raised `until` brought counts.
     pub(super) inversions: usize,
+    /// Frames for our request that cannot be read, not even when they are from.
+    pub(super) unplaced: usize,
     mismatched: usize,
 }
 
 impl PageView {
     /// Reads `facts` as what is known of `[floor, top]`, asked for up to `until` (`None` for an open top).
     pub(super) fn read(facts: &PageFacts, floor: i64, top: i64, until: Option<i64>) -> Self {
-        let mut known = HashSet::with_capacity(facts.seen.len());
+        let mut known = HashSet::with_capacity(facts.seen.len() + facts.unread.len());
         let mut view = Self {
             entries: Vec::with_capacity(facts.seen.len()),
-            frames: facts.seen.len(),
+            frames: facts.seen.len() + facts.unread.len(),
             beyond: 0,
             inversions: 0,
+            unplaced: 0,
             mismatched: usize::try_from(facts.mismatched).unwrap_or(usize::MAX),
         };
         view.frames = view.frames.saturating_add(view.mismatched);
         let mut last = i64::MAX;
-        for &(created_at, id) in &facts.seen {
+        for placed in facts.in_wire_order() {
+            let Some((created_at, id)) = placed else {
+                view.unplaced += 1;
+                continue;
+            };
             if created_at < floor || until.is_some_and(|until| created_at > until) {
                 view.mismatched = view.mismatched.saturating_add(1);
             } else if !known.insert(id) {
@@ -64,6 +71,11 @@ impl PageView {
     pub(super) fn ignores_filter(&self) -> bool {
         let only_strangers = self.mismatched > 0 && self.entries.is_empty() && self.beyond == 0;
         self.mismatched > MISMATCH_MAX || only_strangers
+    }
+
+    /// Whether something came, and nothing that says when it is from.
+    pub(super) const fn is_unclear(&self) -> bool {
+        self.unplaced > 0 && self.entries.is_empty() && self.beyond == 0
     }
 
     /// The oldest second inside the window.

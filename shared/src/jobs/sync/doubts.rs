@@ -1,0 +1,53 @@
+//! What a pass must not call proved, whatever its pages prove later: seconds in which the relay served something that
+//! does not verify, that cannot be read, or that the database would not take.
+//!
+//! Invariant: no proof of the pass covers a doubt of the pass, in whichever order they came.
+
+use super::{INTERVALS, Pass};
+use crate::clock;
+use crate::models::{GapReason, Grade, Interval};
+use crate::nips::PageFacts;
+
+/// Doubtful stretches that one page may leave as gaps of their own; beyond that, all between them is one.
+const SPANS: usize = 10;
+
+impl Pass<'_> {
+    /// Takes these stretches out of what is proved, for the rest of the pass; whether there were any.
+    pub(super) fn doubt(&mut self, mut spans: Vec<(i64, i64)>, reason: GapReason) -> bool {
+        let now = clock::unix_now();
+        // What stood above all that could be placed came from an open top: nothing is claimed beyond now.
+        spans = spans.into_iter().map(|(since, until)| (since, until.min(now.max(since)))).collect();
+        if spans.len() > SPANS {
+            let since = spans.iter().map(|span| span.0).min().unwrap_or(0);
+            let until = spans.iter().map(|span| span.1).max().unwrap_or(0);
+            spans = vec![(since, until)];
+        }
+        for (since, until) in &spans {
+            if let Ok(gap) = Interval::new(*since, *until, Grade::Partial, reason, now) {
+                self.coverage.overrule(gap);
+                self.doubts.overlay(gap);
+            }
+        }
+        self.coverage.coarsen(INTERVALS);
+        self.doubts.coarsen(INTERVALS);
+        !spans.is_empty()
+    }
+
+    /// Lays the doubts over a stretch again, after something was laid over it.
+    pub(super) fn keep_doubts(&mut self, since: i64, until: i64) {
+        for gap in self.doubts.within(since, until) {
+            self.coverage.overrule(gap);
+        }
+    }
+
+    /// Counts what cannot be read, and says what was wrong with the first of it.
+    pub(super) fn note_unread(&mut self, facts: &PageFacts) {
+        let Some(first) = facts.unread.first() else { return };
+        for one in &facts.unread {
+            self.tally.bad(self.ctx, &one.why);
+        }
+        let (count, why, relay) = (facts.unread.len(), first.why, self.relay_id);
+        let created_at = first.at;
+        tracing::info!(relay.id = relay, count, created_at, error = %why, "a relay sent events that cannot be read");
+    }
+}
