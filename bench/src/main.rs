@@ -10,6 +10,7 @@ mod idle;
 mod judge;
 mod process;
 mod queue;
+mod scale;
 mod storage;
 mod sync;
 
@@ -23,7 +24,7 @@ use figure::Report;
 #[derive(Parser)]
 #[command(
     about,
-    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor, mine, judge, storage, sync and ingest start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
+    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor, mine, judge, storage, sync, ingest and scale start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
 )]
 struct Arguments {
     /// Which benchmark.
@@ -105,9 +106,19 @@ enum Bench {
         #[command(flatten)]
         options: sync::Options,
     },
+    /// Ten thousand relays and up to twenty workers on this machine: where the first wall is.
+    Scale {
+        #[command(flatten)]
+        printing: Printing,
+        #[command(flatten)]
+        options: scale::Options,
+    },
     /// The mock fleet of `validate` and `monitor`.
     #[command(hide = true)]
     MockFleet(census::MockArguments),
+    /// The relays of `scale`.
+    #[command(hide = true)]
+    ScaleRelays(scale::RelaysArguments),
     /// A process of the queue's benchmark that works off jobs of nothing.
     #[command(hide = true)]
     QueueWorker(queue::WorkerArguments),
@@ -176,6 +187,14 @@ async fn measure(bench: Bench) -> anyhow::Result<bool> {
         Bench::Ingest { printing, options } => {
             report = Report::new(printing.json);
             sync::ingest(&options, &mut report).await?;
+        }
+        Bench::Scale { printing, options } => {
+            report = Report::new(printing.json);
+            scale::run(&options, &mut report).await?;
+        }
+        Bench::ScaleRelays(arguments) => {
+            scale::serve_relays(arguments).await?;
+            return Ok(true);
         }
         Bench::MockFleet(arguments) => {
             census::mock(arguments).await?;

@@ -385,9 +385,13 @@ pub(crate) struct Doctor {
 #[derive(Debug, Args)]
 #[command(after_help = "EXAMPLES:
   bigbrotr config            values in force, and where each came from
-  bigbrotr config --keys     every key: variable, default, range, meaning")]
+  bigbrotr config --keys     every key: variable, default, range, meaning
+  bigbrotr config --metrics  every metric: what it is, who shows it, labels, meaning")]
 pub(crate) struct ConfigArgs {
     /// List every key there is instead
     #[arg(long)]
     pub(crate) keys: bool,
+    /// List every metric that the programs export instead
+    #[arg(long, conflicts_with = "keys")]
+    pub(crate) metrics: bool,
 }

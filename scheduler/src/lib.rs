@@ -33,6 +33,8 @@ const SLOW_EVERY_MS: u64 = 60_000;
 const DEADLINES_EVERY_MS: u64 = 5_000;
 /// Between two readings of the fleet's gauges: no scrape is more frequent.
 const GAUGE_EVERY_MS: u64 = 10_000;
+/// Between two counts of relays and of the archive, which take a row for each.
+const COUNT_EVERY_MS: u64 = 60_000;
 /// A target with a job outstanding is not looked at again for this long.
 const AGAIN: Duration = Duration::from_secs(900);
 /// Connections: one for the rounds, one for maintenance, one for gauges.
@@ -55,6 +57,7 @@ pub async fn run(
     let limit = (options.tick * 5).max(Duration::from_secs(30));
     health.expect(PART, limit);
     let mut scheduler = Scheduler::new(db, metrics, options);
+    scheduler.begin_counters();
     let mut outage = Outage::default();
     tracing::info!(scheduler.id = scheduler.id, "scheduler starts");
     loop {
@@ -64,6 +67,7 @@ pub async fn run(
                 health.beat(PART, limit);
             }
             Err(error) => {
+                scheduler.count_error("round");
                 outage.failed(&error, "scheduling again when the database answers");
                 health.turn(PART);
             }
@@ -91,6 +95,7 @@ pub struct Scheduler {
     deadlines_ms: Option<u64>,
     slow_ms: Option<u64>,
     gauged_ms: Option<u64>,
+    counted_ms: Option<u64>,
     /// At most one each; they end with the scheduler.
     maintenance: JoinSet<Result<(), DbError>>,
     gauges: JoinSet<Result<(), DbError>>,
@@ -113,6 +118,7 @@ impl Scheduler {
             deadlines_ms: None,
             slow_ms: None,
             gauged_ms: None,
+            counted_ms: None,
             maintenance: JoinSet::new(),
             gauges: JoinSet::new(),
             upkeep: Outage::default(),
@@ -149,6 +155,8 @@ impl Scheduler {
             tracing::info!(scheduler.id = self.id, leads = true, term, "the lead changed");
             // Its configuration may differ from the last leader's.
             self.slow_ms = None;
+            // Nobody shows them now.
+            self.gauge_soon();
         }
         self.lead.hold(term, asked_ms, self.options.lease);
         self.metrics.leader.set(1);
@@ -184,16 +192,20 @@ impl Scheduler {
     /// Waits until maintenance and gauges that are under way have ended.
     pub async fn settle(&mut self) {
         while let Some(ended) = self.maintenance.join_next().await {
-            told(&mut self.upkeep, ended, "maintenance");
+            if !told(&mut self.upkeep, ended, "maintenance") {
+                self.count_error("maintenance");
+            }
         }
         while let Some(ended) = self.gauges.join_next().await {
-            told(&mut self.reading, ended, "the gauges of the fleet");
+            if !told(&mut self.reading, ended, "the gauges of the fleet") {
+                self.count_error("gauges");
+            }
         }
     }
 
     /// Has the gauges of the fleet read with the next round, whenever they were read last.
     pub const fn gauge_soon(&mut self) {
-        self.gauged_ms = None;
+        (self.gauged_ms, self.counted_ms) = (None, None);
     }
 
     fn stand_down_if_over(&self) {
@@ -236,29 +248,53 @@ impl Scheduler {
         }
         if due(self.gauged_ms, GAUGE_EVERY_MS) && self.gauges.is_empty() {
             let (metrics, max_bytes) = (self.metrics.clone(), self.options.archive_max_bytes);
-            self.gauges.spawn(Gauges { db, metrics, lead, term, max_bytes }.read());
+            let counts = due(self.counted_ms, COUNT_EVERY_MS);
+            self.gauges.spawn(Gauges { db, metrics, lead, term, max_bytes, counts }.read());
             self.gauged_ms = Some(clock::monotonic_ms());
+            if counts {
+                self.counted_ms = self.gauged_ms;
+            }
         }
     }
 
     /// Hears how what went on beside has ended.
     fn look_beside(&mut self) {
         while let Some(ended) = self.maintenance.try_join_next() {
-            told(&mut self.upkeep, ended, "maintenance");
+            if !told(&mut self.upkeep, ended, "maintenance") {
+                self.count_error("maintenance");
+            }
         }
         while let Some(ended) = self.gauges.try_join_next() {
-            told(&mut self.reading, ended, "the gauges of the fleet");
+            if !told(&mut self.reading, ended, "the gauges of the fleet") {
+                self.count_error("gauges");
+            }
         }
+    }
+
+    /// From zero on, so that a rate sees the first one, too.
+    fn begin_counters(&self) {
+        for what in ["round", "maintenance", "gauges"] {
+            self.metrics.scheduler_errors.get_or_create(&Labels::new("", "", what)).inc_by(0);
+        }
+        for kind in JobKind::ALL {
+            self.metrics.jobs_enqueued.get_or_create(&Labels::new(kind.as_str(), "", "")).inc_by(0);
+        }
+    }
+
+    fn count_error(&self, what: &'static str) {
+        self.metrics.scheduler_errors.get_or_create(&Labels::new("", "", what)).inc();
     }
 }
 
-/// How a task beside the rounds has ended: what fails is tried again when it is due.
-fn told(outage: &mut Outage, ended: Result<Result<(), DbError>, tokio::task::JoinError>, what: &str) {
+/// How a task beside the rounds has ended, and whether well: what fails is tried again when it is due.
+fn told(outage: &mut Outage, ended: Result<Result<(), DbError>, tokio::task::JoinError>, what: &str) -> bool {
+    let well = matches!(ended, Ok(Ok(())));
     match ended {
         Ok(Ok(())) => outage.answered(what),
         Ok(Err(error)) => outage.failed(&error, &format!("{what} again later")),
         Err(error) => outage.failed(&error, &format!("{what} again later")),
     }
+    well
 }
 
 /// Whether what was last done at `at` is to be done again.

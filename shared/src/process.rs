@@ -155,7 +155,10 @@ fn answer(path: &str, metrics: &Metrics, health: &Health) -> Option<Reply> {
         Err(why) => Reply::text(503, format!("{why}\n")),
     };
     match path {
-        "/metrics" => Some(Reply { status: 200, content_type: OPENMETRICS, body: metrics.encode() }),
+        "/metrics" => {
+            metrics.ready.set(i64::from(health.ready().is_ok()));
+            Some(Reply { status: 200, content_type: OPENMETRICS, body: metrics.encode() })
+        }
         "/healthz" => Some(probe(health.live())),
         "/readyz" => Some(probe(health.ready())),
         _ => None,
@@ -173,9 +176,14 @@ mod tests {
         let (metrics, health) = (Metrics::new(), Health::default());
         health.expect("work", Duration::from_secs(60));
         let status = |path: &str| answer(path, &metrics, &health).map(|reply| reply.status);
-        assert_eq!((status("/healthz"), status("/readyz")), (Some(200), Some(503)));
+        let ready = || {
+            answer("/metrics", &metrics, &health)
+                .is_some_and(|reply| reply.body.contains("bigbrotr_ready 1\n"))
+        };
+        assert_eq!((status("/healthz"), status("/readyz"), ready()), (Some(200), Some(503), false));
         health.beat("work", Duration::from_secs(60));
         assert_eq!((status("/readyz"), status("/metrics"), status("/")), (Some(200), Some(200), None));
+        assert!(ready(), "the metrics say it, too");
     }
 
     #[tokio::test]

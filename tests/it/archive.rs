@@ -63,7 +63,7 @@ async fn nothing_the_models_accept_is_refused_by_the_database() {
         let event = factory.sign(usize::try_from(i).unwrap(), kind, tags, &content, i * 40_000_000);
         let event = Event::parse(&event.as_json()).unwrap();
         seen.push((
-            EventRow { event },
+            EventRow::from(event),
             RelayUrl::parse("wss://one.example", &AddressPolicy::public()).unwrap(),
             i,
         ));
@@ -87,7 +87,7 @@ async fn a_row_corrupted_by_hand_is_reported_with_table_column_and_row() {
     let document = Metadata::new(MetadataType::Nip11Info, r#"{"data":{"name":"x"}}"#).unwrap();
     writer.relay_metadata_insert_cascade(&[(url.clone(), document, 5)]).await.unwrap();
     let event = Event::parse(&Factory::new(1).events(1)[0].as_json()).unwrap();
-    writer.event_relay_insert_cascade(&[(EventRow { event }, url, 5)]).await.unwrap();
+    writer.event_relay_insert_cascade(&[(EventRow::from(event), url, 5)]).await.unwrap();
     // A range that an operator once allowed is no corruption.
     let allowed = AddressPolicy::public().with_ranges(["100.64.0.0/10".parse().unwrap()]);
     writer.relay_insert(&[(RelayUrl::parse("ws://100.64.0.1:1", &allowed).unwrap(), 5)]).await.unwrap();
@@ -121,7 +121,7 @@ async fn what_is_known_is_answered_from_the_key_alone() {
     let events = Factory::new(7).events(100);
     let seen: Vec<_> = events
         .iter()
-        .map(|event| (EventRow { event: Event::parse(&event.as_json()).unwrap() }, url.clone(), 5))
+        .map(|event| (EventRow::from(Event::parse(&event.as_json()).unwrap()), url.clone(), 5))
         .collect();
     handle(&test, Role::Writer).event_relay_insert_cascade(&seen).await.unwrap();
     // Another transaction of the server may keep the map of what is visible from being set.

@@ -159,6 +159,8 @@ async fn a_base_backup_with_its_wal_and_a_dump_of_the_small_tables_come_back_and
         "200 250"
     );
     verified(&url);
+    let above = "SELECT setval(pg_get_serial_sequence('relay_alert', 'id'), coalesce(max(id), 0) + 1000000) FROM relay_alert";
+    assert_eq!(psql(&url, above), "1000000", "numbers of alerts go on where nobody has seen them");
 
     // The small tables, into an empty database.
     psql(restored, "CREATE DATABASE small");
@@ -171,5 +173,6 @@ async fn a_base_backup_with_its_wal_and_a_dump_of_the_small_tables_come_back_and
     psql(&small, "SELECT all_statistics_refresh()");
     let document = std::fs::read_to_string(tests::env::tools().join("../../docs/OPERATIONS.md")).unwrap();
     assert!(LARGE.iter().all(|table| document.contains(&format!("'{table}'"))), "the document lists them");
+    assert!(document.contains(&format!("{above};")));
     assert!(Path::new(&dump).metadata().unwrap().len() < 2_000_000);
 }

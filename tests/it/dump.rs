@@ -139,7 +139,7 @@ async fn no_event_is_imported_without_where_it_was_seen() {
     let Some(test) = migrated().await else { return };
     let event = Event::parse(&Factory::new(73).events(1)[0].as_json()).unwrap();
     let writer = handle(&test, Role::Writer);
-    let refused = writer.event_import(&[EventRow { event }], &[], 5).await.unwrap_err();
+    let refused = writer.event_import(&[EventRow::from(event)], &[], 5).await.unwrap_err();
     assert!(refused.to_string().contains("was seen on no relay"), "{refused}");
     assert_eq!(value(&test, "SELECT count(*)::text FROM event").await, "0");
 }
@@ -166,4 +166,35 @@ async fn a_pooler_in_between_changes_neither_an_export_nor_an_import() {
         let found: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((&found["known"], &found["new_observations"]), (&json!(300), &json!(0)), "{found}");
     }
+}
+
+#[tokio::test]
+async fn a_deletion_request_in_a_dump_counts_whenever_it_comes() {
+    let Some(test) = migrated().await else { return };
+    let now = shared::clock::unix_now();
+    let factory = Factory::new(74);
+    let note = |author: usize, text: &str| factory.sign(author, 1, vec![], text, now - 500);
+    let ask = |author: usize, events: &[&nostr::event::Event]| {
+        let tags = events.iter().map(|event| vec!["e".to_owned(), event.id.to_hex()]).collect();
+        factory.sign(author, 5, tags, "", now - 100)
+    };
+    let (held, beside, late, others) =
+        (note(1, "held"), note(1, "beside"), note(2, "late"), note(3, "other"));
+    fill(&test, std::slice::from_ref(&held), now - 1_000).await;
+    let folder = Folder::new("deleted");
+    let file = folder.join("dump.jsonl");
+    // One request is of the author of what is held and of what stands beside it; one speaks of another's event.
+    let first = [beside.as_json(), ask(1, &[&held, &beside]).as_json(), ask(2, &[&late, &others]).as_json()];
+    fs::write(&file, first.join("\n")).unwrap();
+    let (code, found, said) = import(&test, &[&file, "--relay", RELAY]);
+    assert_eq!((code, &found["new_events"], &found["deleted"]), (Some(0), &json!(2), &json!(1)), "{said}");
+    fs::write(&file, [late.as_json(), others.as_json()].join("\n")).unwrap();
+    let (code, found, said) = import(&test, &[&file, "--relay", RELAY]);
+    assert_eq!((code, &found["new_events"], &found["deleted"]), (Some(0), &json!(1), &json!(1)), "{said}");
+    test.execute("SELECT tombstone_step(100)").await;
+    let fates = "SELECT string_agg(fate || ' ' || n, ', ' ORDER BY fate) FROM (SELECT fate, count(*) AS n FROM event GROUP BY 1) x";
+    // The two requests and the other author's note stay.
+    assert_eq!(value(&test, fates).await, "0 3, 2 3");
+    let observed = "SELECT count(DISTINCT event_key)::text FROM event_relay";
+    assert_eq!(value(&test, observed).await, "6", "who has them is known");
 }

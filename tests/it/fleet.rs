@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use shared::config::Config;
+use shared::db::Db;
 use shared::jobs::seed;
 use shared::models::{AddressPolicy, RelayUrl};
 use shared::telemetry::{Health, Metrics};
@@ -94,9 +95,15 @@ pub(crate) async fn until(test: &TestDb, sql: &'static str, wanted: &str) {
 }
 
 pub(crate) async fn seed_relays(test: &TestDb, urls: &[String]) {
+    seed_relays_by(&test.url(Role::Writer), urls).await;
+}
+
+/// The same through a URL of its own.
+pub(crate) async fn seed_relays_by(database: &str, urls: &[String]) {
     let urls: Vec<RelayUrl> =
         urls.iter().map(|url| RelayUrl::parse(url, &AddressPolicy::local()).unwrap()).collect();
-    assert_eq!(seed::insert(&handle(test, Role::Writer), &urls).await.unwrap(), urls.len() as u64);
+    let db = Db::lazy(database, "bigbrotr test", 2).unwrap();
+    assert_eq!(seed::insert(&db, &urls).await.unwrap(), urls.len() as u64);
 }
 
 const PROVED: &str =

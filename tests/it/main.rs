@@ -7,6 +7,8 @@ mod archive;
 #[cfg(test)]
 mod backup;
 #[cfg(test)]
+mod beyond;
+#[cfg(test)]
 mod board;
 #[cfg(test)]
 mod chaos;
@@ -18,6 +20,8 @@ mod compose;
 mod database;
 #[cfg(test)]
 mod dense;
+#[cfg(test)]
+mod deploy;
 #[cfg(test)]
 mod discover;
 #[cfg(test)]
@@ -60,6 +64,7 @@ mod names;
 #[cfg(test)]
 mod nip05;
 #[cfg(test)]
+mod observe;
 mod onion;
 #[cfg(test)]
 mod operate;
@@ -88,6 +93,8 @@ mod retention;
 #[cfg(test)]
 mod reviewed;
 mod rollup;
+#[cfg(test)]
+mod rotate;
 #[cfg(test)]
 mod scene;
 #[cfg(test)]
@@ -120,6 +127,8 @@ mod upgrade17;
 mod uptime;
 #[cfg(test)]
 mod views;
+#[cfg(test)]
+mod watch;
 #[cfg(test)]
 mod wishes;
 #[cfg(test)]

@@ -35,7 +35,7 @@ async fn store(
         .iter()
         .enumerate()
         .filter(|(i, _)| !is_known(*i))
-        .map(|(_, event)| EventRow { event: event.clone() })
+        .map(|(_, event)| EventRow::from(event.clone()))
         .collect();
     store_as(db, fence, relay_id, &asked, &new, coverage).await
 }

@@ -44,7 +44,7 @@ fn kinds(rules: &[&str]) -> Retention {
 /// Events with their observations on one relay.
 pub(crate) async fn archive(db: &Db, url: &str, events: &[nostr::event::Event]) {
     let url = RelayUrl::parse(url, &AddressPolicy::public()).unwrap();
-    let row = |event: &nostr::event::Event| EventRow { event: Event::parse(&event.as_json()).unwrap() };
+    let row = |event: &nostr::event::Event| EventRow::from(Event::parse(&event.as_json()).unwrap());
     let seen: Vec<_> = events.iter().map(|event| (row(event), url.clone(), 5)).collect();
     db.event_relay_insert_cascade(&seen).await.unwrap();
 }

@@ -57,7 +57,7 @@ pub(crate) async fn fill(test: &TestDb, events: &[nostr::event::Event], seen_at:
             let event = Event::parse(&event.as_json()).unwrap();
             let on = if i % 5 == 0 { vec![i % 3, (i + 1) % 3] } else { vec![i % 3] };
             let urls = &urls;
-            on.into_iter().map(move |r| (EventRow { event: event.clone() }, urls[r].clone(), seen_at))
+            on.into_iter().map(move |r| (EventRow::from(event.clone()), urls[r].clone(), seen_at))
         })
         .collect();
     for batch in seen.chunks(1_000) {

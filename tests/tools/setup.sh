@@ -5,6 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 relay_py_version=1.14
+kubernetes_validate_version=1.37.0
 newer_postgres_version=18.6.3
 npm_packages=(@nostr-relay/core@0.0.40 @nostr-relay/validator@0.0.40 @nostr-relay/event-repository-sqlite@0.0.40 ws@8.23.0)
 rust_minor_min=94
@@ -36,6 +37,10 @@ system_packages() {
     { have danted || [ -x /usr/sbin/danted ]; } || missing+=(dante-server)
     { have tor && have tor-gencert; } || missing+=(tor)
     { have ip || [ -x /usr/sbin/ip ]; } || missing+=(iproute2)
+    have systemd-analyze || missing+=(systemd)
+    { have prometheus && have promtool; } || missing+=(prometheus)
+    { have prometheus-alertmanager && have amtool; } || missing+=(prometheus-alertmanager)
+    have prometheus-postgres-exporter || missing+=(prometheus-postgres-exporter)
     [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
 }
 
@@ -61,6 +66,18 @@ python_relay() {
     { python3 -m venv "$home" && "$home/bin/pip" install -q "nostr-relay==$relay_py_version"; } >"$testbed/pip.log" 2>&1 \
         || { tail -5 "$testbed/pip.log" >&2; lack "pip could not install nostr-relay"; return 0; }
     echo $relay_py_version >"$home/installed"
+}
+
+# The schemas that the manifests are checked against.
+kubernetes_schemas() {
+    local home=$testbed/kubernetes
+    [ "$(cat "$home/installed" 2>/dev/null)" = $kubernetes_validate_version ] && return
+    python3 -c 'import venv, ensurepip' 2>/dev/null || { lack "python3 with venv is missing"; return 0; }
+    say "installing the schemas of Kubernetes into $home"
+    rm -rf "$home"
+    { python3 -m venv "$home" && "$home/bin/pip" install -q "kubernetes-validate==$kubernetes_validate_version"; } >"$testbed/kubernetes.log" 2>&1 \
+        || { tail -5 "$testbed/kubernetes.log" >&2; lack "pip could not install kubernetes-validate"; return 0; }
+    echo $kubernetes_validate_version >"$home/installed"
 }
 
 # The newest PostgreSQL we promise, beside the system's own; the libraries beside its folder must stay there.
@@ -111,5 +128,6 @@ check_rust
 system_packages
 newer_pooler
 python_relay
+kubernetes_schemas
 newer_postgres
 npm_relay

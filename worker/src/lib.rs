@@ -8,7 +8,7 @@ use std::time::Duration;
 use shared::clock;
 use shared::config::Config;
 use shared::db::Db;
-use shared::jobs::{Calls, Ctx, Egress, Verifier};
+use shared::jobs::{Calls, Ctx, Egress, Verifier, begin_counters};
 use shared::net::Dialer;
 use shared::queue::{self, QueueOptions};
 use shared::telemetry::{Health, Metrics};
@@ -44,13 +44,14 @@ pub async fn run(
         direct,
         dialer,
         policy: config.policy(),
-        egress: Egress::new(jobs.canaries.clone()),
+        egress: Egress::new(jobs.canaries.clone()).counted(&metrics),
         calls: Calls::new(&db, &jobs.vantage),
         db,
         config: Arc::new(jobs),
         metrics: metrics.clone(),
         verifier: Verifier::default(),
     };
+    begin_counters(&metrics, &config.served_networks());
     tracing::info!(
         worker.id = worker,
         worker.vantage = options.vantage,

@@ -17,7 +17,7 @@ use rustls::crypto::ring;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tests::tcp;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -197,11 +197,30 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor) -> anyhow::Result<()> {
         return Ok(());
     }
     stream.set_nodelay(true)?;
-    let mut stream = acceptor.accept(stream).await?;
+    let Opened::Socket(mut ws) = open(acceptor.accept(stream).await?).await? else { return Ok(()) };
+    while let Some(message) = ws.next().await {
+        let Message::Text(text) = message? else { continue };
+        for answer in answers(conduct, text.as_str()) {
+            ws.send(Message::text(answer)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What a connection turned out to be.
+pub(crate) enum Opened<S> {
+    /// A WebSocket, open.
+    Socket(Box<WebSocketStream<S>>),
+    /// Somebody who wanted the information document, and has it, or who said nothing.
+    Answered,
+}
+
+/// Reads the head of a request and answers it.
+pub(crate) async fn open<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> anyhow::Result<Opened<S>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") && head.len() < HEAD_BYTES {
         if stream.read_buf(&mut head).await? == 0 {
-            return Ok(());
+            return Ok(Opened::Answered);
         }
     }
     let head = String::from_utf8_lossy(&head).into_owned();
@@ -217,21 +236,15 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor) -> anyhow::Result<()> {
             DOCUMENT.len()
         );
         stream.write_all(answer.as_bytes()).await?;
-        return Ok(stream.shutdown().await?);
+        stream.shutdown().await?;
+        return Ok(Opened::Answered);
     };
     let answer = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nServer: mock\r\nSec-WebSocket-Accept: {}\r\n\r\n",
         derive_accept_key(key.as_bytes())
     );
     stream.write_all(answer.as_bytes()).await?;
-    let mut ws = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
-    while let Some(message) = ws.next().await {
-        let Message::Text(text) = message? else { continue };
-        for answer in answers(conduct, text.as_str()) {
-            ws.send(Message::text(answer)).await?;
-        }
-    }
-    Ok(())
+    Ok(Opened::Socket(Box::new(WebSocketStream::from_raw_socket(stream, Role::Server, None).await)))
 }
 
 fn answers(conduct: Conduct, text: &str) -> Vec<String> {

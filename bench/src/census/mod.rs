@@ -14,7 +14,7 @@ use clap::Args;
 
 use crate::figure::Report;
 
-pub(crate) use mock::{Arguments as MockArguments, run as mock};
+pub(crate) use mock::{Arguments as MockArguments, Opened, open, run as mock};
 
 /// How to measure.
 #[derive(Debug, Clone, Args)]

@@ -149,7 +149,7 @@ impl Slice {
     pub(super) fn make(plan: Plan) -> anyhow::Result<Self> {
         let mut random = Random::new(plan.seed ^ 0x5eed);
         let mut events = (0..plan.events)
-            .map(|_| event(&plan, &mut random).map(|event| EventRow { event }))
+            .map(|_| event(&plan, &mut random).map(EventRow::from))
             .collect::<Result<Vec<_>, _>>()?;
         if plan.months == 1 {
             events.sort_by_key(|row| row.event.key());

@@ -5,7 +5,7 @@ use tests::pg::Role;
 
 use super::relay::Relay;
 use super::scene::{Cost, Scene, items};
-use super::{CAP, Options, PEER, least_bytes, number, observations};
+use super::{CAP, Options, PEER, edges, least_bytes, number, observations};
 use crate::figure::{Figure, Goal, Report, median};
 use crate::process::family_cpu_s;
 use crate::queue::cluster::Cluster;
@@ -144,5 +144,5 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
         "relays per event",
         Goal::Stated,
     );
-    Ok(())
+    edges::run(options, &cluster, report).await
 }

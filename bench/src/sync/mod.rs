@@ -4,6 +4,7 @@
 //! of the same machine, so that events per second are less than with relays elsewhere. The peer's figures are those of
 //! `bigbrotr` 6.6.9 as measured before on a machine of this size; they are not taken in the same run.
 
+mod edges;
 mod ingest;
 mod relay;
 mod scene;

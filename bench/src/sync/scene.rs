@@ -54,44 +54,65 @@ pub(super) struct Cost {
     pub(super) bytes: f64,
 }
 
-/// A worker at a database of its own.
+/// Workers at a database of their own.
 pub(super) struct Scene {
     // In the order in which they end.
-    worker: Process,
+    workers: Vec<Process>,
     admin: PgConnection,
     pub(super) db: TestDb,
+    urls: Vec<RelayUrl>,
 }
 
 impl Scene {
+    /// One worker with its defaults.
     pub(super) async fn start(cluster: &Cluster, relays: &[Relay]) -> anyhow::Result<Self> {
+        let urls = relays.iter().map(Relay::url).collect::<Vec<_>>();
+        Self::fleet(cluster, &urls, 1, &[]).await
+    }
+
+    /// So many workers, configured like this beside their defaults.
+    pub(super) async fn fleet(
+        cluster: &Cluster,
+        urls: &[String],
+        workers: usize,
+        configuration: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let db = cluster.migrated().await?;
         db.execute("UPDATE fleet_limit SET host_jobs = 10000, host_spacing_ms = 0, block_jobs = 10000, block_spacing_ms = 0").await;
         let handle = writer(&db)?;
-        let urls = urls(relays)?;
+        let parse = |url: &String| Ok(RelayUrl::parse(url, &AddressPolicy::local())?);
+        let urls = urls.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
         handle.relay_insert(&urls.iter().map(|url| (url.clone(), 1)).collect::<Vec<_>>()).await?;
         db.execute("SELECT partition_maintain(extract(epoch FROM now() - interval '120 days')::bigint)")
             .await;
         let binaries = std::env::current_exe()?.parent().context("a directory of binaries")?.to_path_buf();
-        let worker = worker(&binaries, &db)?;
+        let workers = (0..workers)
+            .map(|_| worker(&binaries, &db, configuration))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let admin = db.connect(Role::Superuser).await;
-        Ok(Self { worker, admin, db })
+        Ok(Self { workers, admin, db, urls })
     }
 
-    /// Syncs every relay until each is up to date.
+    /// Syncs every relay until each is up to date, with what these relays counted meanwhile.
     pub(super) async fn pass(&mut self, cluster: &Cluster, relays: &[Relay]) -> anyhow::Result<Cost> {
-        let counted =
-            |relays: &[Relay]| relays.iter().map(Relay::counts).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-        let before = counted(relays);
-        let handle = writer(&self.db)?;
-        let urls = urls(relays)?;
-        let (own, server) = (cpu_s(self.worker.pid()), family_cpu_s(cluster.postmaster));
+        let counted = || relays.iter().map(Relay::counts).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        let before = counted();
+        let cost = self.run(cluster).await?;
+        let after = counted();
+        let number = |n: u64| u32::try_from(n).map(f64::from);
+        Ok(Cost { requests: number(after.0 - before.0)?, bytes: number(after.1 - before.1)?, ..cost })
+    }
+
+    /// Syncs every relay until each is up to date; requests and bytes are for others to count.
+    pub(super) async fn run(&mut self, cluster: &Cluster) -> anyhow::Result<Cost> {
+        let (own, server) = (self.cpu_s(), family_cpu_s(cluster.postmaster));
         let since: f64 = sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::float8")
             .fetch_one(&mut self.admin)
             .await?;
         let began = clock::monotonic_ms();
         // One pass is enough for each: the time box is longer than any takes.
-        handle.job_enqueue(&urls.iter().map(job).collect::<Vec<_>>()).await?;
-        let wanted = i64::try_from(urls.len())?;
+        self.enqueue().await?;
+        let wanted = i64::try_from(self.urls.len())?;
         loop {
             let ended: i64 = sqlx::query_scalar(
                 "SELECT count(DISTINCT target) FROM job_history WHERE kind = 'sync' AND state = 'complete' AND finished_at >= to_timestamp($1)",
@@ -102,22 +123,40 @@ impl Scene {
             if ended >= wanted {
                 break;
             }
-            self.worker.check()?;
+            self.check()?;
             let spent = Duration::from_millis(clock::monotonic_ms() - began);
             ensure!(spent < LIMIT, "{ended} of {wanted} relays were done within {LIMIT:?}");
             tokio::time::sleep(LOOK).await;
         }
         let seconds = f64::from(u32::try_from(clock::monotonic_ms() - began)?) / 1_000.0;
-        let after = counted(relays);
-        let number = |n: u64| u32::try_from(n).map(f64::from);
         Ok(Cost {
             seconds,
-            worker_cpu_s: cpu_s(self.worker.pid()) - own,
+            worker_cpu_s: self.cpu_s() - own,
             pg_cpu_s: family_cpu_s(cluster.postmaster) - server,
-            peak_mib: self.worker.peak_mib()?,
-            requests: number(after.0 - before.0)?,
-            bytes: number(after.1 - before.1)?,
+            peak_mib: self.peak_mib()?,
+            requests: 0.0,
+            bytes: 0.0,
         })
+    }
+
+    /// Makes every relay due.
+    pub(super) async fn enqueue(&self) -> anyhow::Result<()> {
+        writer(&self.db)?.job_enqueue(&self.urls.iter().map(job).collect::<Vec<_>>()).await?;
+        Ok(())
+    }
+
+    /// An error if a worker has ended by itself.
+    pub(super) fn check(&mut self) -> anyhow::Result<()> {
+        self.workers.iter_mut().try_for_each(Process::check)
+    }
+
+    /// The most resident memory that one of the workers has had.
+    pub(super) fn peak_mib(&self) -> anyhow::Result<f64> {
+        self.workers.iter().map(Process::peak_mib).try_fold(0.0, |most, one| Ok(f64::max(most, one?)))
+    }
+
+    fn cpu_s(&self) -> f64 {
+        self.workers.iter().map(|worker| cpu_s(worker.pid())).sum()
     }
 
     /// One number, as the superuser.
@@ -125,10 +164,6 @@ impl Scene {
         let n: i64 = sqlx::query_scalar(sql).fetch_one(&mut self.admin).await?;
         Ok(f64::from(u32::try_from(n)?))
     }
-}
-
-fn urls(relays: &[Relay]) -> anyhow::Result<Vec<RelayUrl>> {
-    relays.iter().map(|relay| Ok(RelayUrl::parse(&relay.url(), &AddressPolicy::local())?)).collect()
 }
 
 fn job(url: &RelayUrl) -> NewJob {
@@ -143,7 +178,7 @@ fn job(url: &RelayUrl) -> NewJob {
     }
 }
 
-fn worker(binaries: &Path, db: &TestDb) -> anyhow::Result<Process> {
+fn worker(binaries: &Path, db: &TestDb, configuration: &[(&str, &str)]) -> anyhow::Result<Process> {
     let program = binaries.join("worker");
     ensure!(
         program.exists(),
@@ -156,6 +191,7 @@ fn worker(binaries: &Path, db: &TestDb) -> anyhow::Result<Process> {
             .env("BIGBROTR_LOG_LEVEL", "error")
             .env("BIGBROTR_WORKER_KINDS", "sync")
             .env("BIGBROTR_SYNC_TIME_BOX_S", "300")
-            .env("BIGBROTR_NETWORK_ALLOW_LOCAL", "true"),
+            .env("BIGBROTR_NETWORK_ALLOW_LOCAL", "true")
+            .envs(configuration.iter().copied()),
     )
 }

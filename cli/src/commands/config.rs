@@ -1,7 +1,8 @@
-//! `config`: the configuration in force, and every key there is.
+//! `config`: the configuration in force, every key there is, and every metric.
 
 use serde_json::json;
 use shared::config::{Config, key_lines};
+use shared::telemetry::metric_lines;
 
 use crate::Session;
 use crate::args::ConfigArgs;
@@ -9,6 +10,10 @@ use crate::output::{Fail, line};
 
 #[expect(clippy::unnecessary_wraps, reason = "every command has one shape")]
 pub(crate) fn config(session: &Session, config: &Config, args: &ConfigArgs) -> Result<(), Fail> {
+    if args.metrics {
+        metrics(session.global.json);
+        return Ok(());
+    }
     match (args.keys, session.global.json) {
         (true, true) => {
             for [key, variable, default, range, doc] in key_lines() {
@@ -37,4 +42,17 @@ pub(crate) fn config(session: &Session, config: &Config, args: &ConfigArgs) -> R
         }
     }
     Ok(())
+}
+
+fn metrics(json: bool) {
+    for [name, kind, of, labels, says] in metric_lines() {
+        if json {
+            let value = json!({ "metric": name, "type": kind, "of": of, "labels": labels, "says": says });
+            line(&value.to_string());
+        } else {
+            let labels = if labels.is_empty() { String::new() } else { format!("; labels: {labels}") };
+            line(&format!("{name}  ({kind} of the {of}{labels})"));
+            line(&format!("    {says}."));
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Events, observations and coverage.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::rows::{get, small_count, word};
@@ -10,7 +11,13 @@ use crate::models::{Coverage, Event, EventId, Fence, Interval, RelayUrl, event_k
 #[derive(Debug, Clone)]
 pub struct EventRow {
     /// The event.
-    pub event: Event,
+    pub event: Arc<Event>,
+}
+
+impl From<Event> for EventRow {
+    fn from(event: Event) -> Self {
+        Self { event: Arc::new(event) }
+    }
 }
 
 /// What the database says about an event that was asked for.
@@ -64,42 +71,43 @@ pub struct Stored {
 }
 
 /// The parallel arrays of `event_insert`, in its order.
-pub(super) struct Columns {
-    pub(super) ids: Vec<Vec<u8>>,
+pub(super) struct Columns<'a> {
+    pub(super) ids: Vec<&'a [u8]>,
     pub(super) keys: Vec<i64>,
     pub(super) created_ats: Vec<i64>,
-    pub(super) pubkeys: Vec<Vec<u8>>,
+    pub(super) pubkeys: Vec<&'a [u8]>,
     pub(super) kinds: Vec<i32>,
     pub(super) tags: Vec<Vec<u8>>,
-    pub(super) contents: Vec<Vec<u8>>,
-    pub(super) sigs: Vec<Option<Vec<u8>>>,
-    pub(super) d_tags: Vec<Option<Vec<u8>>>,
+    pub(super) contents: Vec<&'a [u8]>,
+    pub(super) sigs: Vec<Option<&'a [u8]>>,
+    pub(super) d_tags: Vec<Option<&'a [u8]>>,
     pub(super) tag_hashes: Vec<Option<String>>,
 }
 
-impl Columns {
+impl<'a> Columns<'a> {
     /// In a lightweight archive no signature is kept and no tag indexed; tags and content stay until they are mined.
-    pub(super) fn of(rows: &[EventRow], light: bool) -> Self {
-        let events = || rows.iter().map(|row| &row.event);
+    pub(super) fn of(rows: impl Iterator<Item = &'a EventRow>, light: bool) -> Self {
+        let events: Vec<&'a Event> = rows.map(|row| &*row.event).collect();
+        let events = || events.iter().copied();
         Self {
-            ids: events().map(|e| e.id().as_bytes().to_vec()).collect(),
-            keys: events().map(|e| event_key(e.created_at(), &e.id())).collect(),
+            ids: events().map(|e| e.id_bytes().as_slice()).collect(),
+            keys: events().map(Event::key).collect(),
             created_ats: events().map(Event::created_at).collect(),
-            pubkeys: events().map(|e| e.pubkey().to_vec()).collect(),
+            pubkeys: events().map(|e| e.pubkey().as_slice()).collect(),
             kinds: events().map(|e| i32::from(e.kind())).collect(),
             tags: events().map(|e| e.tags_json().into_bytes()).collect(),
-            contents: events().map(|e| e.content().as_bytes().to_vec()).collect(),
-            sigs: events().map(|e| (!light).then(|| e.sig().to_vec())).collect(),
-            d_tags: events().map(|e| e.d_tag().map(|d| d.as_bytes().to_vec())).collect(),
+            contents: events().map(|e| e.content().as_bytes()).collect(),
+            sigs: events().map(|e| (!light).then(|| e.sig().as_slice())).collect(),
+            d_tags: events().map(|e| e.d_tag().map(str::as_bytes)).collect(),
             // One array literal per event: arrays of arrays must be rectangular in PostgreSQL.
-            tag_hashes: events()
-                .map(|e| {
-                    let hashes: Vec<String> = e.tag_hashes().iter().map(i64::to_string).collect();
-                    (!light).then(|| format!("{{{}}}", hashes.join(",")))
-                })
-                .collect(),
+            tag_hashes: events().map(|e| (!light).then(|| hashes_literal(e))).collect(),
         }
     }
+}
+
+fn hashes_literal(event: &Event) -> String {
+    let hashes: Vec<String> = event.tag_hashes().iter().map(i64::to_string).collect();
+    format!("{{{}}}", hashes.join(","))
 }
 
 /// The parallel arrays of `coverage_put`; all null when coverage stays as it is.
@@ -134,7 +142,7 @@ impl Db {
         let rows = self
             .all(
                 sqlx::query("SELECT o, fate FROM event_resolve($1, $2)")
-                    .bind(events.iter().map(|(id, _)| id.as_bytes().to_vec()).collect::<Vec<_>>())
+                    .bind(events.iter().map(|(id, _)| id.as_bytes().as_slice()).collect::<Vec<_>>())
                     .bind(events.iter().map(|(id, at)| event_key(*at, id)).collect::<Vec<_>>()),
             )
             .await?;
@@ -151,7 +159,7 @@ impl Db {
 
     /// Stores one batch of a sync job in one fenced transaction.
     pub async fn sync_store(&self, batch: &StoreBatch<'_>) -> Result<Stored, DbError> {
-        let new = Columns::of(batch.new, batch.light);
+        let new = Columns::of(batch.new.iter(), batch.light);
         let coverage = batch.coverage.as_ref().map(CoverageColumns::of).unwrap_or_default();
         let row = self
             .one(
@@ -164,7 +172,7 @@ impl Db {
                 .bind(batch.fence.attempt())
                 .bind(batch.relay_id)
                 .bind(batch.seen_at)
-                .bind(batch.delivered.iter().map(|(id, _)| id.as_bytes().to_vec()).collect::<Vec<_>>())
+                .bind(batch.delivered.iter().map(|(id, _)| id.as_bytes().as_slice()).collect::<Vec<_>>())
                 .bind(batch.delivered.iter().map(|(id, at)| event_key(*at, id)).collect::<Vec<_>>())
                 .bind(new.ids)
                 .bind(new.keys)
@@ -199,8 +207,7 @@ impl Db {
         &self,
         seen: &[(EventRow, RelayUrl, i64)],
     ) -> Result<u64, DbError> {
-        let rows: Vec<EventRow> = seen.iter().map(|(row, _, _)| row.clone()).collect();
-        let new = Columns::of(&rows, false);
+        let new = Columns::of(seen.iter().map(|(row, _, _)| row), false);
         let row = self
             .one(
                 sqlx::query(

@@ -177,7 +177,7 @@ impl Db {
     }
 }
 
-fn parsed<T: serde::de::DeserializeOwned>(
+pub(super) fn parsed<T: serde::de::DeserializeOwned>(
     text: Option<String>,
     column: &'static str,
     relay_id: i32,

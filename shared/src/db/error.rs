@@ -109,6 +109,10 @@ impl From<sqlx::Error> for DbError {
             "3D000" => Self::NoDatabase(message),
             "42501" => Self::Forbidden(message),
             "42883" | "42P01" | "42703" | "3F000" => Self::Schema(message),
+            "25006" => Self::Server {
+                code,
+                message: format!("{message} (a standby only reads: name the server it follows)"),
+            },
             "57P01" | "57P02" | "57P03" | "53300" => Self::Unavailable(message),
             // A row that raced the making of its partition: the same row finds it the next time.
             "23514" if message.contains("partition constraint") => Self::Server { code, message },

@@ -188,12 +188,13 @@ GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4";
 
 impl Db {
     /// The latest `as_of` that nothing can be added to any more: a second ago where no sync job runs, else as long ago
-    /// as the slowest statement may take.
+    /// as the slowest statement may take. On a standby that is reckoned from the last transaction it has replayed.
     pub async fn export_as_of(&self) -> Result<i64, DbError> {
         let row = self
             .one(
                 sqlx::query(
-                    "SELECT extract(epoch FROM now())::bigint
+                    "SELECT extract(epoch FROM CASE WHEN pg_is_in_recovery()
+                            THEN coalesce(pg_last_xact_replay_timestamp(), (pg_control_checkpoint()).checkpoint_time) ELSE now() END)::bigint
                         - CASE WHEN EXISTS (SELECT FROM jobs_running WHERE kind = 'sync') THEN $1 ELSE 1 END AS as_of",
                 )
                 .bind(SETTLE_S),

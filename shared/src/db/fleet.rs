@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use sqlx::postgres::PgRow;
+
 use super::observe::{fences, position};
 use super::rows::{get, small_count};
 use super::{Db, DbError};
@@ -36,6 +38,21 @@ pub struct HostAsked {
     pub address: IpAddr,
 }
 
+/// One gauge of the fleet, as the database words it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GaugeLine {
+    /// Name of the metric, without its prefix.
+    pub gauge: String,
+    /// Job kind, or nothing.
+    pub kind: String,
+    /// Network, `local`, or nothing.
+    pub network: String,
+    /// State, grade or the like, or nothing.
+    pub word: String,
+    /// What it shows.
+    pub value: i64,
+}
+
 /// The answer to [`Db::host_permit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostPermit {
@@ -43,6 +60,16 @@ pub struct HostPermit {
     pub held: bool,
     /// Up to [`Db::HOST_WAIT`]: a start is reserved then. Longer: the job should come back then.
     pub wait: Duration,
+}
+
+fn gauge_line(row: &PgRow) -> Result<GaugeLine, DbError> {
+    Ok(GaugeLine {
+        gauge: get(row, "gauge")?,
+        kind: get(row, "kind")?,
+        network: get(row, "network")?,
+        word: get(row, "word")?,
+        value: get(row, "value")?,
+    })
 }
 
 fn millis(duration: Duration) -> i32 {
@@ -147,6 +174,18 @@ impl Db {
             )
             .await?;
         small_count(&row, "n")
+    }
+
+    /// Gauges of queues, workers, networks and views: cheap enough for every ten seconds.
+    pub async fn fleet_gauges(&self) -> Result<Vec<GaugeLine>, DbError> {
+        let sql = "SELECT gauge, kind, network, word, value FROM fleet_gauges()";
+        self.all(sqlx::query(sql)).await?.iter().map(gauge_line).collect()
+    }
+
+    /// Gauges of relays and the archive: for once a minute.
+    pub async fn archive_gauges(&self) -> Result<Vec<GaugeLine>, DbError> {
+        let sql = "SELECT gauge, kind, network, word, value FROM archive_gauges()";
+        self.all(sqlx::query(sql)).await?.iter().map(gauge_line).collect()
     }
 
     /// Forgets hosts on which nothing started for a day, and what is older still; returns how many hosts.

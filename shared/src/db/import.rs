@@ -42,7 +42,7 @@ impl Db {
         observed: &[ImportedObservation],
         now: i64,
     ) -> Result<Imported, DbError> {
-        let events = Columns::of(new, self.archive_get(None).await?.light);
+        let events = Columns::of(new.iter(), self.archive_get(None).await?.light);
         let mut positions: BTreeMap<&RelayUrl, i32> = BTreeMap::new();
         for observation in observed {
             let next = i32::try_from(positions.len()).unwrap_or(i32::MAX).saturating_add(1);
@@ -69,7 +69,7 @@ impl Db {
                 .bind(relays.iter().map(|(url, _)| url.as_str().to_owned()).collect::<Vec<_>>())
                 .bind(relays.iter().map(|(url, _)| url.network().as_str().to_owned()).collect::<Vec<_>>())
                 .bind(vec![now; relays.len()])
-                .bind(observed.iter().map(|o| o.id.as_bytes().to_vec()).collect::<Vec<_>>())
+                .bind(observed.iter().map(|o| o.id.as_bytes().as_slice()).collect::<Vec<_>>())
                 .bind(observed.iter().map(|o| event_key(o.created_at, &o.id)).collect::<Vec<_>>())
                 .bind(observed.iter().map(|o| positions[&o.relay]).collect::<Vec<_>>())
                 .bind(observed.iter().map(|o| o.seen_at).collect::<Vec<_>>())

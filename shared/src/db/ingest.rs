@@ -1,16 +1,34 @@
 //! What ingest asks and notes beside events and observations.
 
+use std::sync::Arc;
+
+use sqlx::postgres::{PgArguments, Postgres};
+use sqlx::query::Query;
+
 use super::rows::{get, small_count};
 use super::{Db, DbError};
-use crate::models::{Event, EventId, Fence, Target, Tombstone, Unkept, event_key};
+use crate::models::{EnvelopeFacts, Event, EventId, Fence, Target, Tombstone, event_key};
 
-/// What the database says about the events of a page.
+/// What the database says about the events of a page, by their position in the question, from 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KnownPage {
-    /// Position in the question, from 0, and the first bytes of our signature where we hold one.
-    pub known: Vec<(usize, Option<[u8; 8]>)>,
-    /// Positions of events whose author has asked for deletions.
-    pub marked: Vec<usize>,
+    known: Vec<Option<SigHead>>,
+    marked: Vec<usize>,
+}
+
+/// The first bytes of our signature, where we hold one.
+pub(super) type SigHead = Option<[u8; 8]>;
+
+impl KnownPage {
+    /// Whether the event is known, and with what signature.
+    pub fn known(&self, position: usize) -> Option<SigHead> {
+        self.known.get(position).copied().flatten()
+    }
+
+    /// Whether the event's author has asked for deletions.
+    pub fn is_marked(&self, position: usize) -> bool {
+        self.marked.binary_search(&position).is_ok()
+    }
 }
 
 /// An event of a page that does not verify.
@@ -34,50 +52,51 @@ pub struct DenseFacts {
 }
 
 impl Db {
-    /// Which of these events (id, `created_at`, author as claimed) are known; one round trip a page.
-    pub async fn event_known(&self, events: &[(EventId, i64, [u8; 32])]) -> Result<KnownPage, DbError> {
+    /// Which of these events are known, by what their envelopes claim; one round trip a page.
+    pub async fn event_known(&self, events: &[&EnvelopeFacts]) -> Result<KnownPage, DbError> {
         if events.is_empty() {
             return Ok(KnownPage::default());
         }
-        let rows = self
-            .all(
-                sqlx::query("SELECT o, fate, sig_head FROM event_known($1, $2, $3)")
-                    .bind(events.iter().map(|(id, ..)| id.as_bytes().to_vec()).collect::<Vec<_>>())
-                    .bind(events.iter().map(|(id, at, _)| event_key(*at, id)).collect::<Vec<_>>())
-                    .bind(events.iter().map(|(_, _, pubkey)| pubkey.to_vec()).collect::<Vec<_>>()),
+        // One row of arrays: a row of its own for each event costs both sides more than the look.
+        let row = self
+            .one(
+                sqlx::query(
+                    "SELECT coalesce(array_agg(o), '{}') AS os, coalesce(array_agg(fate), '{}') AS fates, \
+                     coalesce(array_agg(sig_head), '{}') AS heads FROM event_known($1, $2, $3)",
+                )
+                .bind(events.iter().map(|facts| facts.id.as_bytes().as_slice()).collect::<Vec<_>>())
+                .bind(events.iter().map(|facts| event_key(facts.created_at, &facts.id)).collect::<Vec<_>>())
+                .bind(events.iter().map(|facts| facts.pubkey.as_slice()).collect::<Vec<_>>()),
             )
             .await?;
-        let mut page = KnownPage::default();
-        for row in &rows {
-            let position: i32 = get(row, "o")?;
+        let (positions, fates): (Vec<i32>, Vec<i16>) = (get(&row, "os")?, get(&row, "fates")?);
+        let heads: Vec<SigHead> = get(&row, "heads")?;
+        let mut page = KnownPage { known: vec![None; events.len()], marked: Vec::new() };
+        for ((position, fate), head) in positions.into_iter().zip(fates).zip(heads) {
             let position = usize::try_from(position).unwrap_or(1).saturating_sub(1);
-            if get::<i16>(row, "fate")? < 0 {
+            if fate < 0 {
                 page.marked.push(position);
-                continue;
+            } else if let Some(known) = page.known.get_mut(position) {
+                *known = Some(head);
             }
-            let head: Option<Vec<u8>> = get(row, "sig_head")?;
-            page.known.push((position, head.and_then(|head| head.try_into().ok())));
         }
+        page.marked.sort_unstable();
         Ok(page)
     }
 
-    /// Remembers verified events without a body; false when the job was not ours.
-    pub async fn sync_note(&self, fence: &Fence, events: &[(Event, Unkept)]) -> Result<bool, DbError> {
-        let row = self
-            .one(
-                sqlx::query("SELECT sync_note($1, $2, $3, $4, $5, $6, $7, $8, $9) AS held")
-                    .bind(fence.job())
-                    .bind(fence.worker())
-                    .bind(fence.attempt())
-                    .bind(events.iter().map(|(event, _)| event.id().as_bytes().to_vec()).collect::<Vec<_>>())
-                    .bind(events.iter().map(|(event, _)| event.key()).collect::<Vec<_>>())
-                    .bind(events.iter().map(|(event, _)| event.created_at()).collect::<Vec<_>>())
-                    .bind(events.iter().map(|(event, _)| event.pubkey().to_vec()).collect::<Vec<_>>())
-                    .bind(events.iter().map(|(event, _)| i32::from(event.kind())).collect::<Vec<_>>())
-                    .bind(events.iter().map(|(_, class)| class.fate()).collect::<Vec<_>>()),
-            )
-            .await?;
-        get(&row, "held")
+    /// Remembers verified events without a body, with their fate; false when the job was not ours.
+    pub async fn sync_note(&self, fence: &Fence, events: &[(Arc<Event>, i16)]) -> Result<bool, DbError> {
+        let query = sqlx::query("SELECT sync_note($1, $2, $3, $4, $5, $6, $7, $8, $9) AS held")
+            .bind(fence.job())
+            .bind(fence.worker())
+            .bind(fence.attempt());
+        get(&self.one(noted(query, events)).await?, "held")
+    }
+
+    /// The same for an import; returns how many were new.
+    pub async fn import_note(&self, events: &[(Arc<Event>, i16)]) -> Result<u64, DbError> {
+        let query = sqlx::query("SELECT import_note($1, $2, $3, $4, $5, $6) AS n");
+        small_count(&self.one(noted(query, events)).await?, "n")
     }
 
     /// Counts forgeries for the relay that served them; false when the job was not ours.
@@ -106,29 +125,17 @@ impl Db {
 
     /// Notes what verified requests ask to have deleted; false when the job was not ours.
     pub async fn tombstone_note(&self, fence: &Fence, stones: &[Tombstone]) -> Result<bool, DbError> {
-        let parts: Vec<(i16, i32, Vec<u8>)> = stones
-            .iter()
-            .map(|stone| match &stone.target {
-                Target::Event(id) => (0, -1, id.as_bytes().to_vec()),
-                Target::Address(kind, hash) => (1, i32::from(*kind), hash.to_vec()),
-                Target::All => (2, -1, Vec::new()),
-            })
-            .collect();
-        let row = self
-            .one(
-                sqlx::query("SELECT tombstone_note($1, $2, $3, $4, $5, $6, $7, $8, $9) AS held")
-                    .bind(fence.job())
-                    .bind(fence.worker())
-                    .bind(fence.attempt())
-                    .bind(stones.iter().map(|stone| stone.pubkey.to_vec()).collect::<Vec<_>>())
-                    .bind(parts.iter().map(|part| part.0).collect::<Vec<_>>())
-                    .bind(parts.iter().map(|part| part.1).collect::<Vec<_>>())
-                    .bind(parts.into_iter().map(|part| part.2).collect::<Vec<_>>())
-                    .bind(stones.iter().map(|stone| stone.until).collect::<Vec<_>>())
-                    .bind(stones.iter().map(|stone| stone.request.as_bytes().to_vec()).collect::<Vec<_>>()),
-            )
-            .await?;
-        get(&row, "held")
+        let query = sqlx::query("SELECT tombstone_note($1, $2, $3, $4, $5, $6, $7, $8, $9) AS held")
+            .bind(fence.job())
+            .bind(fence.worker())
+            .bind(fence.attempt());
+        get(&self.one(laid(query, stones)).await?, "held")
+    }
+
+    /// The same for an import; returns how many that changed.
+    pub async fn tombstone_add(&self, stones: &[Tombstone]) -> Result<u64, DbError> {
+        let query = sqlx::query("SELECT tombstone_add($1, $2, $3, $4, $5, $6) AS n");
+        small_count(&self.one(laid(query, stones)).await?, "n")
     }
 
     /// Positions of those of these events that their authors asked to have deleted.
@@ -184,4 +191,36 @@ impl Db {
         let rows = self.all(sqlx::query("SELECT c FROM coverage_classes($1) c").bind(relay_id)).await?;
         rows.iter().map(|row| get(row, "c")).collect()
     }
+}
+
+type Statement<'q> = Query<'q, Postgres, PgArguments>;
+
+/// Binds the arrays of `event_note`.
+fn noted<'q>(query: Statement<'q>, events: &'q [(Arc<Event>, i16)]) -> Statement<'q> {
+    query
+        .bind(events.iter().map(|(event, _)| event.id_bytes().as_slice()).collect::<Vec<_>>())
+        .bind(events.iter().map(|(event, _)| event.key()).collect::<Vec<_>>())
+        .bind(events.iter().map(|(event, _)| event.created_at()).collect::<Vec<_>>())
+        .bind(events.iter().map(|(event, _)| event.pubkey().as_slice()).collect::<Vec<_>>())
+        .bind(events.iter().map(|(event, _)| i32::from(event.kind())).collect::<Vec<_>>())
+        .bind(events.iter().map(|(_, fate)| *fate).collect::<Vec<_>>())
+}
+
+/// Binds the arrays of `tombstone_add`.
+fn laid<'q>(query: Statement<'q>, stones: &'q [Tombstone]) -> Statement<'q> {
+    let parts: Vec<(i16, i32, &[u8])> = stones
+        .iter()
+        .map(|stone| match &stone.target {
+            Target::Event(id) => (0, -1, id.as_bytes().as_slice()),
+            Target::Address(kind, hash) => (1, i32::from(*kind), hash.as_slice()),
+            Target::All => (2, -1, &[][..]),
+        })
+        .collect();
+    query
+        .bind(stones.iter().map(|stone| stone.pubkey.as_slice()).collect::<Vec<_>>())
+        .bind(parts.iter().map(|part| part.0).collect::<Vec<_>>())
+        .bind(parts.iter().map(|part| part.1).collect::<Vec<_>>())
+        .bind(parts.into_iter().map(|part| part.2).collect::<Vec<_>>())
+        .bind(stones.iter().map(|stone| stone.until).collect::<Vec<_>>())
+        .bind(stones.iter().map(|stone| stone.request.as_bytes().as_slice()).collect::<Vec<_>>())
 }

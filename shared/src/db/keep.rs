@@ -2,12 +2,14 @@
 //!
 //! Every deed is one bounded batch in one transaction; whoever wants all of it calls again.
 
+use sqlx::postgres::PgRow;
+
 use super::operate::Actor;
 use super::pace::Pace;
 use super::rows::{count, get, small_count};
 use super::{Db, DbError};
 use crate::clock;
-use crate::models::{Event, EventId, Fence, KindRule, Retention, event_key};
+use crate::models::{EventId, KindRule, Retention, event_key};
 
 /// What a sync must know of the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +126,32 @@ impl Policies {
     }
 }
 
+/// What [`Db::archive_get`] and [`Db::sync_begin`] say of the archive.
+pub(super) fn archive_state(row: &PgRow) -> Result<ArchiveState, DbError> {
+    let column = |name| get::<Vec<i32>>(row, name);
+    let (froms, tos, days) = (column("kinds_from")?, column("kinds_to")?, column("kinds_days")?);
+    let corrupt = |problem: String| DbError::Corrupt {
+        table: "retention_policy",
+        column: "kind_from",
+        row: "what=kind".to_owned(),
+        problem,
+    };
+    let rule = |from: i32, to: i32, days: i32| -> Option<KindRule> {
+        KindRule::new(from.try_into().ok()?, to.try_into().ok()?, days.try_into().ok()?).ok()
+    };
+    let kinds = froms.iter().zip(&tos).zip(&days).map(|((from, to), days)| {
+        rule(*from, *to, *days).ok_or_else(|| corrupt(format!("{from} to {to} for {days} days is no rule")))
+    });
+    let max: Option<i64> = get(row, "max_bytes")?;
+    Ok(ArchiveState {
+        before: get(row, "before_at")?,
+        light: get(row, "light")?,
+        bytes: count(row, "bytes")?,
+        max_bytes: max.and_then(|max| u64::try_from(max).ok()),
+        kinds: kinds.collect::<Result<_, _>>()?,
+    })
+}
+
 impl Db {
     /// What a sync of the relay `url` must know (`None`: of any).
     pub async fn archive_get(&self, url: Option<&str>) -> Result<ArchiveState, DbError> {
@@ -133,29 +161,7 @@ impl Db {
                     .bind(url),
             )
             .await?;
-        let column = |name| get::<Vec<i32>>(&row, name);
-        let (froms, tos, days) = (column("kinds_from")?, column("kinds_to")?, column("kinds_days")?);
-        let corrupt = |problem: String| DbError::Corrupt {
-            table: "retention_policy",
-            column: "kind_from",
-            row: "what=kind".to_owned(),
-            problem,
-        };
-        let rule = |from: i32, to: i32, days: i32| -> Option<KindRule> {
-            KindRule::new(from.try_into().ok()?, to.try_into().ok()?, days.try_into().ok()?).ok()
-        };
-        let kinds = froms.iter().zip(&tos).zip(&days).map(|((from, to), days)| {
-            rule(*from, *to, *days)
-                .ok_or_else(|| corrupt(format!("{from} to {to} for {days} days is no rule")))
-        });
-        let max: Option<i64> = get(&row, "max_bytes")?;
-        Ok(ArchiveState {
-            before: get(&row, "before_at")?,
-            light: get(&row, "light")?,
-            bytes: count(&row, "bytes")?,
-            max_bytes: max.and_then(|max| u64::try_from(max).ok()),
-            kinds: kinds.collect::<Result<_, _>>()?,
-        })
+        archive_state(&row)
     }
 
     /// Publishes the disk budget; whether that changed it.
@@ -282,24 +288,6 @@ impl Db {
             )
             .await?;
         Ok((get(&row, "next_key")?, small_count(&row, "deleted")?))
-    }
-
-    /// Remembers verified events that a policy does not keep, without their bodies; false when the fence was lost.
-    pub async fn sync_skip(&self, fence: &Fence, events: &[Event]) -> Result<bool, DbError> {
-        let row = self
-            .one(
-                sqlx::query("SELECT sync_skip($1, $2, $3, $4, $5, $6, $7, $8) AS held")
-                    .bind(fence.job())
-                    .bind(fence.worker())
-                    .bind(fence.attempt())
-                    .bind(events.iter().map(|e| e.id().as_bytes().to_vec()).collect::<Vec<_>>())
-                    .bind(events.iter().map(|e| event_key(e.created_at(), &e.id())).collect::<Vec<_>>())
-                    .bind(events.iter().map(Event::created_at).collect::<Vec<_>>())
-                    .bind(events.iter().map(|e| e.pubkey().to_vec()).collect::<Vec<_>>())
-                    .bind(events.iter().map(|e| i32::from(e.kind())).collect::<Vec<_>>()),
-            )
-            .await?;
-        get(&row, "held")
     }
 
     /// Makes an archive without events lightweight; whether it is lightweight now.

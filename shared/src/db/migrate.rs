@@ -159,7 +159,9 @@ BEGIN
         EXCEPTION WHEN internal_error THEN NULL;
         END;
     END IF;
-    IF current_user <> p || '_admin' AND NOT pg_has_role(current_user, p || '_admin', 'MEMBER') THEN
+    -- From PostgreSQL 16 on, who made a role is its member and may still not become it.
+    IF current_user <> p || '_admin' AND NOT pg_has_role(current_user, p || '_admin',
+            CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END) THEN
         EXECUTE format('GRANT %I TO CURRENT_USER', p || '_admin');
     END IF;
     IF NOT has_database_privilege(p || '_admin', current_database(), 'CREATE') THEN

@@ -37,11 +37,13 @@ mod verify;
 mod views;
 
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{ConnectOptions, Connection, Postgres};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use alerts::{AlertLine, AlertRow, Delivery};
 pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored};
@@ -52,7 +54,7 @@ pub use capability::{CapabilityResult, CapabilityRow, DifferenceLine, WriteRow};
 pub use discover::{Asked, Found, Sighted, Sighting, UnminedEvent};
 pub use error::DbError;
 pub use export::{ExportBatch, ExportCoverage, ExportItem, ExportScope, LeftOut, SeenOn};
-pub use fleet::{FleetLimits, HostAsked, HostPermit};
+pub use fleet::{FleetLimits, GaugeLine, HostAsked, HostPermit};
 pub use import::{Imported, ImportedObservation};
 pub use ingest::{DenseFacts, ForgeryRow, KnownPage};
 pub use inspect::{HorizonLine, LeaderLine, Unsettled};
@@ -73,7 +75,7 @@ pub use pace::Pace;
 pub use presence::{MonthLine, PresenceLine, ShareLine};
 pub use publish::{DeliveryRow, NewPublication, PendingPublication, PublicationLine, PublishingRelay, Visit};
 pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPage};
-pub use reconcile::{ReconcileBatch, Revisited, SyncFacts};
+pub use reconcile::{ReconcileBatch, Revisited, SyncBegin, SyncFacts};
 pub use uptime::{LivenessLine, Percentiles, ReliabilityLine, UptimeLine};
 pub use verify::{Corruption, Sample, SetLine, VerifyProgress, VerifyReport};
 pub use views::{Backlog, Counted, VIEWS};
@@ -93,7 +95,11 @@ const TRUSTED: Duration = Duration::from_secs(1);
 pub struct Db {
     pool: PgPool,
     timeout: Duration,
+    turns: Arc<Semaphore>,
 }
+
+/// Connections that work which can wait leaves to work that cannot.
+const LEFT_FREE: u32 = 2;
 
 /// Parses a connection URL into options fit for a pooler.
 ///
@@ -136,7 +142,9 @@ impl Db {
             })
             .idle_timeout(Duration::from_secs(120))
             .connect_lazy_with(options);
-        Ok(Self { pool, timeout: STATEMENT_TIMEOUT })
+        let turns = max.saturating_sub(LEFT_FREE).max(1);
+        let turns = Arc::new(Semaphore::new(usize::try_from(turns).unwrap_or(usize::MAX)));
+        Ok(Self { pool, timeout: STATEMENT_TIMEOUT, turns })
     }
 
     /// Like [`Db::lazy`], after proving that the server answers: for commands, which should fail at once and
@@ -163,7 +171,15 @@ impl Db {
     /// The same pool with another limit per statement, for statements known to be long.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self { pool: self.pool.clone(), timeout }
+        Self { pool: self.pool.clone(), timeout, turns: Arc::clone(&self.turns) }
+    }
+
+    /// Waits, in the order of asking and as long as it takes, until work that can wait may begin; it is through when the
+    /// permit goes. A connection itself is waited for ten seconds only: behind a database that takes five for each page,
+    /// hundreds of jobs would fail one after the other, each with a page that was read.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        // The semaphore is never closed.
+        Arc::clone(&self.turns).acquire_owned().await.ok()
     }
 
     /// Asks the server for its version number (150020 for 15.20) and so proves that it answers.
@@ -213,5 +229,24 @@ impl Db {
         let mut rows = self.all(query).await?;
         rows.pop()
             .ok_or(DbError::Decode { column: "(row)", problem: "the statement returned no row".to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_can_wait_takes_turns_and_leaves_connections_free() {
+        let db = Db::lazy("postgres://nobody@127.0.0.1:1/none", "test", 4).unwrap();
+        let (first, second) = (db.turn().await, db.with_timeout(Duration::ZERO).turn().await);
+        let mut third = Box::pin(db.turn());
+        assert!(first.is_some() && second.is_some() && (&mut third).now_or_never().is_none());
+        drop(first);
+        assert!(third.now_or_never().flatten().is_some());
+        // There is always one.
+        assert!(Db::lazy("postgres://nobody@127.0.0.1:1/none", "test", 1).unwrap().turn().await.is_some());
     }
 }

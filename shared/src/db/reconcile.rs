@@ -1,9 +1,11 @@
 //! Reconciliation with a relay: what we hold of it, what is archived, what a comparison settled.
 
 use super::archive::CoverageColumns;
+use super::capability::parsed;
+use super::keep::archive_state;
 use super::rows::{get, small_count};
-use super::{Db, DbError, NewCoverage};
-use crate::models::{EventId, Fence, event_key};
+use super::{ArchiveState, Db, DbError, NewCoverage};
+use crate::models::{EventId, Fence, Measured, event_key};
 
 /// What syncing knows of a relay besides its coverage.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,6 +16,17 @@ pub struct SyncFacts {
     pub revisits: Vec<(i64, i64)>,
     /// Whether events are thought gone from it.
     pub has_gone: bool,
+}
+
+/// What a sync pass begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncBegin {
+    /// The archive; its size may be ten seconds old.
+    pub archive: ArchiveState,
+    /// What syncing knows of the relay.
+    pub facts: SyncFacts,
+    /// What was measured of it, if anything was.
+    pub measured: Option<Measured>,
 }
 
 /// What a reconciliation settled.
@@ -167,19 +180,26 @@ impl Db {
         small_count(&row, "n")
     }
 
-    /// What syncing knows of a relay besides its coverage.
-    pub async fn sync_facts(&self, relay_id: i32) -> Result<SyncFacts, DbError> {
+    /// What a sync pass over a relay begins with, in one question.
+    pub async fn sync_begin(&self, relay_id: i32) -> Result<SyncBegin, DbError> {
         let row = self
             .one(
-                sqlx::query("SELECT neg_off_until, ages, untils, has_gone FROM sync_facts($1)")
-                    .bind(relay_id),
+                sqlx::query(
+                    "SELECT before_at, light, bytes, max_bytes, kinds_from, kinds_to, kinds_days, neg_off_until, ages, \
+                     untils, has_gone, measured FROM sync_begin($1)",
+                )
+                .bind(relay_id),
             )
             .await?;
         let (ages, untils): (Vec<i64>, Vec<i64>) = (get(&row, "ages")?, get(&row, "untils")?);
-        Ok(SyncFacts {
-            neg_off_until: get(&row, "neg_off_until")?,
-            revisits: ages.into_iter().zip(untils).collect(),
-            has_gone: get(&row, "has_gone")?,
+        Ok(SyncBegin {
+            archive: archive_state(&row)?,
+            facts: SyncFacts {
+                neg_off_until: get(&row, "neg_off_until")?,
+                revisits: ages.into_iter().zip(untils).collect(),
+                has_gone: get(&row, "has_gone")?,
+            },
+            measured: parsed(get(&row, "measured")?, "measured", relay_id)?,
         })
     }
 

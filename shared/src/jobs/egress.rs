@@ -7,9 +7,13 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
 use crate::clock;
 use crate::models::{Network, Reason, RelayUrl};
 use crate::net::Dialer;
+use crate::telemetry::{Labels, Metrics};
 
 /// How long an answer proves our network, milliseconds.
 const PROOF_MS: u64 = 10 * 60 * 1000;
@@ -47,17 +51,37 @@ pub enum Standing {
     Sick,
 }
 
+impl Standing {
+    /// Every one.
+    pub(super) const ALL: [Self; 3] = [Self::Proved, Self::Unproved, Self::Sick];
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Proved => "proved",
+            Self::Unproved => "unproved",
+            Self::Sick => "sick",
+        }
+    }
+}
+
 /// Shared by all jobs of a process.
 #[derive(Debug, Clone)]
 pub struct Egress {
     seen: Arc<[Mutex<Seen>; 4]>,
     canaries: Arc<Vec<RelayUrl>>,
+    standings: Family<Labels, Counter>,
 }
 
 impl Egress {
     /// With the operator's canaries.
     pub fn new(canaries: Vec<RelayUrl>) -> Self {
-        Self { seen: Arc::default(), canaries: Arc::new(canaries) }
+        Self { seen: Arc::default(), canaries: Arc::new(canaries), standings: Family::default() }
+    }
+
+    /// Counts there how it stood.
+    #[must_use]
+    pub fn counted(self, metrics: &Metrics) -> Self {
+        Self { standings: metrics.egress_standings.clone(), ..self }
     }
 
     /// Notes how a dial ended: `None` when it reached a WebSocket, else its reason. A failure counts as a sign
@@ -81,8 +105,15 @@ impl Egress {
         seen.recent.push_back(answered);
     }
 
-    /// How our own way into this network stands right now; may dial a canary.
+    /// How our own way into this network stands right now, for a failed dial to be judged by; may dial a canary.
     pub async fn standing(&self, network: Network, dialer: &Dialer) -> Standing {
+        let standing = self.look(network, dialer).await;
+        let labels = Labels::new("", network.as_str(), standing.as_str());
+        self.standings.get_or_create(&labels).inc();
+        standing
+    }
+
+    async fn look(&self, network: Network, dialer: &Dialer) -> Standing {
         let listed: Vec<RelayUrl> =
             self.canaries.iter().filter(|url| url.network() == network).cloned().collect();
         if listed.is_empty() {

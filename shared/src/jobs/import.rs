@@ -3,14 +3,16 @@
 //! The gap it closes: an archive that begins empty although somebody has the events. Invariants: nothing is stored
 //! whose id and signature do not verify; a line that is refused costs its neighbours nothing; an event comes with an
 //! observation or not at all, because what no relay was seen to hold is an orphan and is deleted. A dump proves no
-//! stretch of time, so it adds no coverage. What is known as skipped, deleted or expired stays that.
+//! stretch of time, so it adds no coverage. What is known as skipped, deleted or expired stays that, and a deletion request
+//! in it counts as one that a relay delivers.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::thread;
 
+use super::Verifier;
+use super::verify::{Need, Raw};
 use crate::clock;
 use crate::db::{Db, DbError, EventRow, Imported, ImportedObservation};
-use crate::models::{EnvelopeFacts, Event, EventError, EventId, RelayUrl};
+use crate::models::{EnvelopeFacts, Event, EventError, EventId, RelayUrl, Tombstone, Unkept, tombstones};
 
 /// A line of a file that may be an event.
 #[derive(Debug, Clone)]
@@ -56,6 +58,8 @@ pub struct Outcome {
     pub new: Imported,
     /// Unknown events that no sighting names: not stored.
     pub unobserved: u64,
+    /// New events that their authors asked to have deleted: known, without a body.
+    pub deleted: u64,
     /// Events the database refused.
     pub quarantined: u64,
     /// Lines refused, with their reasons.
@@ -68,29 +72,38 @@ pub struct Outcome {
 ///
 /// # Errors
 /// What the database says when it is not a value that it refuses.
-pub async fn import(db: &Db, lines: Vec<Line>, seen: &Seen) -> Result<Outcome, DbError> {
+pub async fn import(
+    db: &Db,
+    verifier: &Verifier,
+    unkept: &[Unkept],
+    lines: Vec<Line>,
+    seen: &Seen,
+) -> Result<Outcome, DbError> {
     let mut outcome = Outcome::default();
-    let mut scanned: Vec<(EventId, i64, Line)> = Vec::with_capacity(lines.len());
+    let mut scanned: Vec<(EnvelopeFacts, Line)> = Vec::with_capacity(lines.len());
     for line in lines {
         match EnvelopeFacts::scan(&line.text) {
-            Ok(facts) => scanned.push((facts.id, facts.created_at, line)),
+            Ok(facts) => scanned.push((facts, line)),
             Err(error) => outcome.bad.push((line.number, error)),
         }
     }
-    let asked: Vec<(EventId, i64)> = scanned.iter().map(|(id, at, _)| (*id, *at)).collect();
-    let known: HashSet<usize> = db.event_resolve(&asked).await?.iter().map(|known| known.position).collect();
-    let work: Vec<(Line, bool)> = scanned
-        .into_iter()
-        .enumerate()
-        .map(|(position, (_, _, line))| (line, known.contains(&position)))
-        .collect();
-    let checked = tokio::task::spawn_blocking(move || check(&work))
+    let asked: Vec<&EnvelopeFacts> = scanned.iter().map(|(facts, _)| facts).collect();
+    let known = db.event_known(&asked).await?;
+    let (mut places, mut raw) = (Vec::new(), Vec::new());
+    for (position, (facts, line)) in scanned.into_iter().enumerate() {
+        let is_known = known.known(position).is_some();
+        places.push((line.number, is_known));
+        let need = if is_known { Need::Hash } else { Need::Text };
+        raw.push(Raw { id: facts.id, sig: None, text: line.text, need });
+    }
+    let verdicts = verifier
+        .verify(raw)
         .await
         .map_err(|error| DbError::Unavailable(format!("verifying stopped: {error}")))?;
     let mut good: HashMap<EventId, i64> = HashMap::new();
     let mut new: Vec<EventRow> = Vec::new();
-    for (number, is_known, result) in checked {
-        match result {
+    for ((number, is_known), verdict) in places.into_iter().zip(verdicts) {
+        match verdict {
             Err(error) => outcome.bad.push((number, error)),
             // The first that verifies counts, not the first that comes: a forgery before the original hides nothing.
             Ok(event) if good.insert(event.id(), event.created_at()).is_some() => outcome.repeated += 1,
@@ -105,8 +118,31 @@ pub async fn import(db: &Db, lines: Vec<Line>, seen: &Seen) -> Result<Outcome, D
     let before = new.len();
     new.retain(|row| named.contains(&row.event.id()));
     outcome.unobserved = (before - new.len()) as u64;
+    if unkept.contains(&Unkept::Deleted) {
+        outcome.deleted = bury(db, &mut new).await?;
+    }
     store(db, &new, &observed, &mut outcome).await?;
     Ok(outcome)
+}
+
+/// Notes the deletions that the new events ask for, and leaves of them only what nobody asked to have deleted; the others
+/// are remembered without a body, as a sync job does. Returns how many.
+async fn bury(db: &Db, new: &mut Vec<EventRow>) -> Result<u64, DbError> {
+    let stones: Vec<Tombstone> = new.iter().flat_map(|row| tombstones(&row.event)).collect();
+    if !stones.is_empty() {
+        db.tombstone_add(&stones).await?;
+    }
+    let hits = db.tombstone_hits(&new.iter().map(|row| &*row.event).collect::<Vec<_>>()).await?;
+    if hits.is_empty() {
+        return Ok(0);
+    }
+    let hits: HashSet<usize> = hits.into_iter().collect();
+    let (dead, rest): (Vec<_>, Vec<_>) =
+        std::mem::take(new).into_iter().enumerate().partition(|(at, _)| hits.contains(at));
+    new.extend(rest.into_iter().map(|(_, row)| row));
+    let dead: Vec<_> = dead.into_iter().map(|(_, row)| (row.event, Unkept::Deleted.fate())).collect();
+    db.import_note(&dead).await?;
+    Ok(dead.len() as u64)
 }
 
 fn observations(good: &HashMap<EventId, i64>, seen: &Seen) -> Vec<ImportedObservation> {
@@ -135,24 +171,6 @@ fn observations(good: &HashMap<EventId, i64>, seen: &Seen) -> Vec<ImportedObserv
             })
             .collect(),
     }
-}
-
-/// Hashes every line and verifies the unknown ones, on every core there is.
-fn check(work: &[(Line, bool)]) -> Vec<(u64, bool, Result<Event, EventError>)> {
-    let verify = |(line, known): &(Line, bool)| {
-        let event = Event::parse(&line.text);
-        let event = if *known { event } else { event.and_then(|e| e.verify_signature().map(|()| e)) };
-        (line.number, *known, event)
-    };
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let share = work.len().div_ceil(cores).max(1);
-    thread::scope(|scope| {
-        let parts: Vec<_> = work
-            .chunks(share)
-            .map(|part| scope.spawn(move || part.iter().map(verify).collect::<Vec<_>>()))
-            .collect();
-        parts.into_iter().flat_map(|part| part.join().expect("verifying never panics")).collect()
-    })
 }
 
 /// Stores a batch; if the database refuses a value, the batch is halved until the event at fault stands alone.

@@ -22,6 +22,7 @@ mod sync;
 mod together;
 mod validate;
 mod verify;
+mod zeroes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,7 @@ pub use egress::{Egress, Standing};
 pub use heard::Heard;
 pub use together::Calls;
 pub use verify::Verifier;
+pub use zeroes::begin_counters;
 
 /// What every kind of job has, apart from its code.
 #[derive(Debug, Clone, Copy)]

@@ -37,8 +37,19 @@ pub(super) struct Raw {
     pub(super) sig: Option<[u8; 64]>,
     /// The event's JSON.
     pub(super) text: String,
-    /// Whether this very text must be read, whatever is known of its id and signature.
-    pub(super) whole: bool,
+    /// How far it must be read.
+    pub(super) need: Need,
+}
+
+/// How far a text is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// An event of this id and signature has to have been verified: this text, or another one lately.
+    Event,
+    /// This very text has to be verified, whatever is known of its id and signature.
+    Text,
+    /// This very text has to hash to its id; that its author signed the id is known.
+    Hash,
 }
 
 /// The pool, and what it verified lately. Cloning shares them.
@@ -120,7 +131,12 @@ fn once(recent: &Mutex<Recent>, raw: &Raw) -> Verdict {
         let event = Event::parse(&raw.text)?;
         event.verify_signature().map(|()| Arc::new(event))
     };
-    let Some(sig) = raw.sig.filter(|_| !raw.whole) else { return whole() };
+    let sig = match raw.need {
+        Need::Event => raw.sig,
+        Need::Text => None,
+        Need::Hash => return Event::parse(&raw.text).map(Arc::new),
+    };
+    let Some(sig) = sig else { return whole() };
     let key = (raw.id, sig);
     let cell = lock(recent).cell(key, raw.text.len());
     let mut mine = false;
@@ -175,7 +191,7 @@ mod tests {
     }
 
     fn raw(event: &Event, text: String) -> Raw {
-        Raw { id: event.id(), sig: Some(*event.sig()), text, whole: false }
+        Raw { id: event.id(), sig: Some(*event.sig()), text, need: Need::Event }
     }
 
     fn forged(event: &Event) -> String {
@@ -220,8 +236,15 @@ mod tests {
         let event = &events(1)[0];
         assert!(pool.verify(vec![raw(event, forged(event))]).await.unwrap()[0].is_err());
         assert!(pool.verify(vec![raw(event, event.to_json())]).await.unwrap()[0].is_ok());
-        let whole = Raw { whole: true, ..raw(event, forged(event)) };
-        assert_eq!(pool.verify(vec![whole]).await.unwrap()[0].as_ref().unwrap_err(), &EventError::BadId);
+        for need in [Need::Text, Need::Hash] {
+            let lie = Raw { need, ..raw(event, forged(event)) };
+            assert_eq!(pool.verify(vec![lie]).await.unwrap()[0].as_ref().unwrap_err(), &EventError::BadId);
+        }
+        let unsigned = event.to_json().replace(&hex::encode(event.sig()), &"00".repeat(64));
+        for (need, good) in [(Need::Hash, true), (Need::Text, false)] {
+            let text = Raw { need, ..raw(event, unsigned.clone()) };
+            assert_eq!(pool.verify(vec![text]).await.unwrap()[0].is_ok(), good, "{need:?}");
+        }
     }
 
     #[test]

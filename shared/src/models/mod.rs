@@ -26,7 +26,9 @@ pub use canonical::{DocumentError, MAX_DOCUMENT_BYTES};
 pub use capability::{Answer, AuthSeen, By, Claims, MEASURED_NIPS, Measured, Support, Until};
 pub use closed::UnknownWord;
 pub use coverage::{Coverage, CoverageError, Interval};
-pub use event::{EnvelopeFacts, Event, EventError, EventId, KindClass, MAX_EVENT_BYTES, event_key, tag_hash};
+pub use event::{
+    EnvelopeFacts, Event, EventError, EventId, KindClass, MAX_EVENT_BYTES, SignedSeed, event_key, tag_hash,
+};
 pub use grade::{GapReason, Grade};
 pub use job::{Fence, JobKind, LOCAL, Verdict};
 pub use metadata::{Metadata, MetadataError, MetadataType};

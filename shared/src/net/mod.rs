@@ -40,7 +40,7 @@ pub use stream::Stream;
 pub use tls::TlsFacts;
 pub use traffic::Traffic;
 pub use web::{Web, WebFailure, WebReply, check_url};
-pub use ws::{WsRead, WsStream};
+pub use ws::{Text, WsRead, WsStream};
 pub use zone::ZoneFacts;
 
 /// How we present ourselves to every relay, with a place to complain.

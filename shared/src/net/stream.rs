@@ -29,11 +29,6 @@ impl Stream {
     pub(super) const fn new(inner: Inner, network: Network, traffic: Traffic) -> Self {
         Self { inner, network, traffic }
     }
-
-    /// Bytes of the layer above: what TLS adds is not counted.
-    fn count(&self, bytes: usize) {
-        self.traffic.add(self.network, bytes as u64);
-    }
 }
 
 macro_rules! forward {
@@ -59,7 +54,8 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let poll = forward!(self.as_mut(), stream => stream.poll_read(cx, buf));
-        self.count(buf.filled().len().saturating_sub(before));
+        // Bytes of the layer above: what TLS adds is not counted.
+        self.traffic.receive(self.network, buf.filled().len().saturating_sub(before) as u64);
         poll
     }
 }
@@ -68,7 +64,7 @@ impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let poll = forward!(self.as_mut(), stream => stream.poll_write(cx, buf));
         if let Poll::Ready(Ok(written)) = &poll {
-            self.count(*written);
+            self.traffic.send(self.network, *written as u64);
         }
         poll
     }

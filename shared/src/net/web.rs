@@ -165,7 +165,7 @@ impl Web {
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| judge(&error))? {
-            self.dialer.traffic().add(Network::Clearnet, chunk.len() as u64);
+            self.dialer.traffic().receive(Network::Clearnet, chunk.len() as u64);
             if body.len() + chunk.len() > max {
                 return Err(too_large());
             }

@@ -36,11 +36,14 @@ pub struct WsStream {
     inner: WebSocketStream<Stream>,
 }
 
+/// A text message; cloning shares the buffer.
+pub type Text = Utf8Bytes;
+
 /// One thing read from a WebSocket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WsRead {
-    /// A whole text message.
-    Text(String),
+    /// A whole text message, in the buffer it was read into.
+    Text(Text),
     /// The connection is over, politely or not.
     Closed,
     /// A frame or message larger than the cap; the connection is of no further use.
@@ -110,7 +113,7 @@ impl WsStream {
     /// The next thing the peer sent. Cancelling loses nothing. No deadline of its own.
     pub async fn next(&mut self) -> WsRead {
         match self.inner.next().await {
-            Some(Ok(Message::Text(text))) => WsRead::Text(String::from(text.as_str())),
+            Some(Ok(Message::Text(text))) => WsRead::Text(text),
             None | Some(Ok(Message::Close(_))) => WsRead::Closed,
             Some(Ok(_)) => WsRead::Ignored,
             Some(Err(error)) => judge_read(&error),

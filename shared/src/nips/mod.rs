@@ -32,5 +32,5 @@ pub use keys::{KeyError, Keys};
 pub use nip11::{Fee, Fees, InfoView, Limitation, Retention};
 pub use page::{PageEnd, PageFacts};
 pub use refusal::{CloseClass, classify};
-pub use session::{Cut, Limits, Step, Subscription};
+pub use session::{Cut, Delivered, Limits, Step, Subscription};
 pub use walk::{Claim, Next, Walk, WalkSpec};

@@ -7,9 +7,10 @@
 //! alive; nothing held grows past [`Limits`].
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use super::filter::Filter;
-use super::frame::{self, EoseHint, RelayFrame};
+use super::frame::{self, EoseHint, EventFrame, RelayFrame};
 use super::page::{PageEnd, PageFacts};
 use super::refusal::{CloseClass, classify};
 use crate::models::{EnvelopeFacts, EventId, Reason};
@@ -55,13 +56,25 @@ impl Cut {
     }
 }
 
+/// An event in a text that was taken: what its envelope says, and where it stands. Read once, so that nobody after
+/// this has to read the text again before it is known to be worth it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivered {
+    /// What it claims.
+    pub facts: EnvelopeFacts,
+    /// Its signature, where it has one of the right shape.
+    pub sig: Option<[u8; 64]>,
+    /// Where in the text its JSON object stands.
+    pub span: Range<usize>,
+}
+
 /// What one input brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Nothing yet.
     Continue,
-    /// A new event under our subscription that our filter matches: its raw JSON, unverified.
-    Event(String),
+    /// A new event under our subscription that our filter matches, unverified.
+    Event(Delivered),
     /// The subscription is over; what follows is ignored.
     Done(PageEnd),
 }
@@ -116,13 +129,23 @@ impl Subscription {
             return self.end(PageEnd::Oversize);
         }
         let late = now_ms >= self.total_deadline_ms;
+        if !late && let Some(read) = frame::event(text).filter(|read| read.sub == self.sub) {
+            let EventFrame { facts, sig, span, .. } = read;
+            return self.on_event(now_ms, Delivered { facts, sig, span });
+        }
         match frame::parse(text) {
             Ok(RelayFrame::Eose { sub, hint }) if sub == self.sub => self.on_eose(hint),
             Ok(RelayFrame::Closed { sub, message }) if sub == self.sub => {
                 self.end(PageEnd::Closed { class: classify(&message), message })
             }
             _ if late => self.end(PageEnd::Timeout { idle: false }),
-            Ok(RelayFrame::Event { sub, event }) if sub == self.sub => self.on_event(now_ms, event),
+            Ok(RelayFrame::Event { sub, event }) if sub == self.sub => {
+                let Ok((facts, sig)) = EnvelopeFacts::scan_signed(event) else {
+                    return self.on_stray(now_ms);
+                };
+                let start = event.as_ptr() as usize - text.as_ptr() as usize;
+                self.on_event(now_ms, Delivered { facts, sig, span: start..start + event.len() })
+            }
             Ok(RelayFrame::Notice { message }) => self.on_notice(now_ms, message),
             Ok(RelayFrame::Auth { .. }) => {
                 self.saw_auth = true;
@@ -185,23 +208,26 @@ impl Subscription {
         self.saw_auth
     }
 
-    fn on_event(&mut self, now_ms: u64, event: &str) -> Step {
-        let Ok(facts) = EnvelopeFacts::scan(event) else { return self.on_stray(now_ms) };
-        if !self.filter.matches(&facts) {
+    fn on_event(&mut self, now_ms: u64, event: Delivered) -> Step {
+        let facts = &event.facts;
+        if !self.filter.matches(facts) {
             self.facts.mismatched = self.facts.mismatched.saturating_add(1);
             return self.on_stray(now_ms);
         }
-        if self.known.contains(&facts.id) {
+        if self.facts.seen.len() >= self.limits.max_events {
+            return if self.known.contains(&facts.id) {
+                self.on_stray(now_ms)
+            } else {
+                self.end(PageEnd::TooMany)
+            };
+        }
+        if !self.known.insert(facts.id) {
             return self.on_stray(now_ms);
         }
-        if self.facts.seen.len() >= self.limits.max_events {
-            return self.end(PageEnd::TooMany);
-        }
-        self.known.insert(facts.id);
         self.facts.seen.push((facts.created_at, facts.id));
         self.idle_deadline_ms = now_ms.saturating_add(self.limits.idle_ms);
         self.notice = None;
-        Step::Event(event.to_owned())
+        Step::Event(event)
     }
 
     /// An EOSE after a NOTICE and nothing else is the refusal's echo, not an empty archive.

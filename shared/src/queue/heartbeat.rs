@@ -11,7 +11,7 @@ use super::run::{HEARTBEAT, Shared};
 use crate::clock;
 use crate::db::{DbError, Finished};
 use crate::models::Verdict;
-use crate::telemetry::Outage;
+use crate::telemetry::{Labels, Outage};
 
 /// Between tries while the database is away: a lease is worth more than a quiet log.
 const RETRY: Duration = Duration::from_secs(1);
@@ -93,6 +93,11 @@ pub(super) async fn beat(shared: &Shared, strays: &mut Pairs) -> Result<(), DbEr
     let before = shared.held.keys();
     // The lease counts from before the question: the answer may have been long on its way.
     let asked_ms = clock::boot_ms();
+    for (network, received, sent) in shared.options.traffic.take_directions() {
+        let labels = Labels::new("", network.as_str(), "");
+        shared.metrics.received_bytes.get_or_create(&labels).inc_by(received);
+        shared.metrics.sent_bytes.get_or_create(&labels).inc_by(sent);
+    }
     let registration = shared.registration(shared.options.traffic.take());
     let held: Pairs = match shared.db.job_heartbeat(&registration).await {
         Ok(held) => held.into_iter().collect(),

@@ -17,7 +17,7 @@ use super::{exchange, heartbeat, listen};
 use crate::clock;
 use crate::db::{Db, Registration};
 use crate::jobs::{Attempt, Ending, Handler, JobError};
-use crate::models::{Fence, LOCAL, Network};
+use crate::models::{Fence, JobKind, LOCAL, Network, Verdict};
 use crate::net::Traffic;
 use crate::telemetry::{Health, Labels, Metrics, Outage};
 
@@ -126,6 +126,13 @@ pub(super) fn network_label(network: &str) -> &'static str {
     network.parse::<Network>().map_or(LOCAL, Network::as_str)
 }
 
+/// A queue as labels of the closed sets.
+fn queue_labels(queue: &str) -> Labels {
+    let (kind, network) = queue.split_once('.').unwrap_or_default();
+    let kind = kind.parse::<JobKind>().map_or("", JobKind::as_str);
+    Labels::new(kind, network_label(network), "")
+}
+
 /// Runs jobs until `stop`, then lets the running ones finish within the grace and gives the rest back.
 ///
 /// Its heartbeat and its feeder report to `health`.
@@ -156,6 +163,16 @@ pub async fn run(
         }
     }
     outage.answered("the database");
+    for (queue, slots) in &options.queues {
+        let labels = queue_labels(queue);
+        shared.metrics.worker_slots.get_or_create(&labels).set(i64::from(*slots));
+        // From zero on, so that a rate sees the first one, too.
+        drop(shared.metrics.job_run_seconds.get_or_create(&labels));
+        for verdict in Verdict::ALL {
+            let labels = Labels { outcome: verdict.as_str(), ..labels.clone() };
+            shared.metrics.jobs_finished.get_or_create(&labels).inc_by(0);
+        }
+    }
     let most: u32 = options.queues.iter().map(|(_, n)| *n + most_ahead(*n)).sum();
     let (ended_tx, ended_rx) = mpsc::channel(most.max(1) as usize);
     let runner = Runner { shared: shared.clone(), handler, tracker: TaskTracker::new(), stop: stop.clone() };

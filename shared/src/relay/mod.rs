@@ -16,5 +16,5 @@ mod tests;
 
 pub use compare::Compared;
 pub use probe::{ProbeVerdict, speaks_nostr};
-pub use socket::{Page, RelaySocket};
+pub use socket::{Page, PageEvent, RelaySocket};
 pub use write::{Work, WriteProbe};

@@ -8,10 +8,11 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::clock;
-use crate::net::{DialFailure, Dialer, Seen, Target, WsRead, WsStream, elapsed_ms};
+use crate::models::EnvelopeFacts;
+use crate::net::{DialFailure, Dialer, Seen, Target, Text, WsRead, WsStream, elapsed_ms};
 use crate::nips::{
-    Auth, AuthState, Cut, Exchange, Filter, Keys, Limits, PageEnd, PageFacts, Question, Reply, Step,
-    Subscription, auth, frame,
+    Auth, AuthState, Cut, Delivered, Exchange, Filter, Keys, Limits, PageEnd, PageFacts, Question, Reply,
+    Step, Subscription, auth, frame,
 };
 
 /// Random bytes of a subscription id: unguessable, so that nothing can answer before it was asked.
@@ -34,11 +35,36 @@ pub struct RelaySocket {
     pub(super) auth: Auth,
 }
 
+/// An event of a page: what its envelope says, and its JSON in the frame that brought it.
+#[derive(Debug, Clone)]
+pub struct PageEvent {
+    read: Delivered,
+    frame: Text,
+}
+
+impl PageEvent {
+    /// What the event claims.
+    pub const fn facts(&self) -> &EnvelopeFacts {
+        &self.read.facts
+    }
+
+    /// Its signature, where it has one of the right shape.
+    pub const fn sig(&self) -> Option<&[u8; 64]> {
+        self.read.sig.as_ref()
+    }
+
+    /// Its JSON, unverified.
+    pub fn json(&self) -> &str {
+        &self.frame[self.read.span.clone()]
+    }
+}
+
 /// What one REQ brought.
 #[derive(Debug)]
 pub struct Page {
-    /// The raw JSON of each event that matched the filter, in the order received.
-    pub events: Vec<String>,
+    /// Each distinct event that matched the filter, in the order received. They hold the buffers they came in, which
+    /// together are what was read of the page, at most what its limits allow.
+    pub events: Vec<PageEvent>,
     /// Time and id of each of them, and what did not match, as the planner reads it.
     pub facts: PageFacts,
     /// How it ended; only an EOSE says anything about what the relay holds.
@@ -227,7 +253,14 @@ impl RelaySocket {
                     driven.page.bytes += text.len() as u64;
                     self.auth.on_text(&text);
                     if admit(&sub, &text) {
-                        session.on_text(clock::monotonic_ms(), &text)
+                        match session.on_text(clock::monotonic_ms(), &text) {
+                            Step::Event(read) => {
+                                driven.page.first_ms.get_or_insert_with(|| elapsed_ms(started));
+                                driven.page.events.push(PageEvent { read, frame: text });
+                                continue;
+                            }
+                            other => other,
+                        }
                     } else {
                         ignored += 1;
                         Step::Continue
@@ -244,11 +277,8 @@ impl RelaySocket {
             };
             match step {
                 Step::Continue if ignored > IGNORED_MAX => break PageEnd::Violation,
-                Step::Continue => {}
-                Step::Event(event) => {
-                    driven.page.first_ms.get_or_insert_with(|| elapsed_ms(started));
-                    driven.page.events.push(event);
-                }
+                // An event comes from a text alone, and went into the page above.
+                Step::Continue | Step::Event(_) => {}
                 Step::Done(end) => break end,
             }
         };

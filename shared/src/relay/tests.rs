@@ -4,7 +4,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 
-use super::{ProbeVerdict, RelaySocket, speaks_nostr};
+use super::{PageEvent, ProbeVerdict, RelaySocket, speaks_nostr};
 use crate::models::{Outcome, Reason};
 use crate::net::testing::{TestServer, answering, free_addr, local_dialer, silence, url};
 use crate::nips::{Filter, Limits, PageEnd};
@@ -145,7 +145,9 @@ async fn pages_follow_one_another_on_one_connection() {
     for _ in 0..2 {
         let page = socket.fetch(Filter { kinds: vec![1], ..Filter::default() }, limits()).await;
         assert!(page.end.is_eose(), "{:?}", page.end);
-        assert_eq!((page.events.as_slice(), page.stray), ([NOTE.to_owned()].as_slice(), 1));
+        let texts: Vec<&str> = page.events.iter().map(PageEvent::json).collect();
+        assert_eq!((texts, page.stray), (vec![NOTE], 1));
+        assert_eq!((page.events[0].facts().kind, page.events[0].sig()), (1, Some(&[0; 64])));
         assert!(page.first_ms.is_some() && page.bytes > NOTE.len() as u64);
     }
     assert!(socket.is_usable());

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use shared::config::Config;
 use shared::db::{Db, Imported};
+use shared::jobs::Verifier;
 use shared::jobs::import::{Line, Outcome, Seen, Sighting, import as store};
-use shared::models::{AddressPolicy, EnvelopeFacts, EventError, RelayUrl};
+use shared::models::{AddressPolicy, EnvelopeFacts, EventError, RelayUrl, Unkept};
 
 use super::bar::Bar;
 use crate::Session;
@@ -36,6 +37,7 @@ struct Tally {
     repeated: u64,
     new: Imported,
     unobserved: u64,
+    deleted: u64,
     quarantined: u64,
     stray: u64,
     bad: BTreeMap<&'static str, u64>,
@@ -49,7 +51,8 @@ impl Tally {
             "lines": self.lines, "good": self.good, "known": self.known, "repeated": self.repeated,
             "new_relays": self.new.relays, "new_events": self.new.events,
             "new_observations": self.new.observations, "unobserved": self.unobserved,
-            "stray_observations": self.stray, "quarantined": self.quarantined, "bad": self.bad,
+            "stray_observations": self.stray, "deleted": self.deleted, "quarantined": self.quarantined,
+            "bad": self.bad,
         })
     }
 
@@ -84,7 +87,10 @@ pub(crate) async fn import(session: &Session, config: &Config, args: &Import) ->
         }
     }
     let db = session.database(config, "bigbrotr_writer").await?;
-    let mut import = Importer { db, policy, json: session.global.json, tally: Tally::default() };
+    let verifier = Verifier::default();
+    let unkept = config.jobs_config().unkept;
+    let json = session.global.json;
+    let mut import = Importer { db, verifier, unkept, policy, json, tally: Tally::default() };
     for file in &args.files {
         let before = (import.tally.lines, import.tally.good);
         let read = match &relay {
@@ -109,6 +115,8 @@ fn name(file: &Path) -> String {
 
 struct Importer {
     db: Db,
+    verifier: Verifier,
+    unkept: Vec<Unkept>,
     policy: AddressPolicy,
     json: bool,
     tally: Tally,
@@ -214,13 +222,14 @@ impl Importer {
             return Ok(());
         }
         let seen = relay.map_or(Seen::As(batch.sightings), |relay| Seen::On(relay.clone()));
-        let Outcome { good, known, repeated, new, unobserved, quarantined, bad } =
-            store(&self.db, batch.lines, &seen).await?;
+        let Outcome { good, known, repeated, new, unobserved, deleted, quarantined, bad } =
+            store(&self.db, &self.verifier, &self.unkept, batch.lines, &seen).await?;
         let tally = &mut self.tally;
         tally.good += good;
         tally.known += known;
         tally.repeated += repeated;
         tally.unobserved += unobserved;
+        tally.deleted += deleted;
         tally.quarantined += quarantined;
         tally.new.relays += new.relays;
         tally.new.events += new.events;
@@ -255,6 +264,7 @@ impl Importer {
                 (tally.repeated, "came twice within a thousand lines"),
                 (tally.unobserved, "events were not stored: nothing says which relay had them"),
                 (tally.stray, "observations were of events that are not there"),
+                (tally.deleted, "events were not stored: their authors asked to have them deleted"),
                 (tally.quarantined, "events were refused by the database and set aside"),
             ] {
                 if count > 0 {

@@ -4,7 +4,7 @@ use super::Pass;
 use crate::jobs::JobError;
 use crate::models::{EnvelopeFacts, Event};
 use crate::nips::{Dense, DenseSpec};
-use crate::relay::RelaySocket;
+use crate::relay::{PageEvent, RelaySocket};
 
 /// Seconds split in one pass; the others when they are asked for again.
 const SECONDS: usize = 8;
@@ -36,8 +36,7 @@ impl Pass<'_> {
                     return Ok(());
                 }
                 let page = self.ask(socket, filter).await;
-                let facts: Vec<EnvelopeFacts> =
-                    page.events.iter().filter_map(|text| EnvelopeFacts::scan(text).ok()).collect();
+                let facts: Vec<EnvelopeFacts> = page.events.iter().map(|event| *event.facts()).collect();
                 plan.on_page(&facts, &mentions(&page.events), page.end.is_eose());
                 self.store_page(page, false).await?;
             }
@@ -49,8 +48,8 @@ impl Pass<'_> {
 }
 
 /// Public keys in p tags.
-fn mentions(texts: &[String]) -> Vec<[u8; 32]> {
-    let events = texts.iter().filter_map(|text| Event::parse(text).ok());
+fn mentions(page: &[PageEvent]) -> Vec<[u8; 32]> {
+    let events = page.iter().filter_map(|event| Event::parse(event.json()).ok());
     let keys = events.flat_map(|event| {
         let tags = event.tags().iter().filter(|tag| tag.first().is_some_and(|name| name == "p"));
         tags.filter_map(|tag| hex::decode(tag.get(1)?).ok()?.try_into().ok()).collect::<Vec<[u8; 32]>>()

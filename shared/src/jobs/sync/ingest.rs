@@ -10,7 +10,7 @@ use super::sift::Checked;
 use crate::clock;
 use crate::db::{DbError, EventRow, NewCoverage, StoreBatch, Stored};
 use crate::models::{Event, EventError, EventId, GapReason, Grade, Interval};
-use crate::relay::Page;
+use crate::relay::{Page, PageEvent};
 use crate::telemetry::Labels;
 
 /// What a sync pass brought.
@@ -61,6 +61,20 @@ impl Tally {
     }
 }
 
+/// The events of a page's oldest second, with their signatures.
+fn edge(events: &[PageEvent]) -> Vec<(EventId, Option<[u8; 64]>)> {
+    let oldest = events.iter().map(|event| event.facts().created_at).min();
+    let last = events.iter().filter(|event| Some(event.facts().created_at) == oldest);
+    last.map(|event| (event.facts().id, event.sig().copied())).collect()
+}
+
+/// What became of a page.
+struct StoredPage {
+    sum: Stored,
+    /// What the database refused.
+    refused: HashSet<EventId>,
+}
+
 /// Seconds of forged events that one page may leave as gaps of their own; beyond that, all between them is one.
 const FORGED_SECONDS: usize = 10;
 /// Tombstones applied as soon as they are noted, and events of the archive looked at for others.
@@ -72,15 +86,12 @@ impl Pass<'_> {
         self.tally.bytes += page.bytes;
         self.tally.mismatched += u64::from(page.facts.mismatched);
         let known = self.tally.known;
+        // Until then no more is read: what waits here is one page.
+        let _turn = self.ctx.db.turn().await;
+        let edge = edge(&page.events);
         let checked = self.sift(page.events).await?;
         let labels = Labels::new("", "", "known");
         self.ctx.metrics.events_received.get_or_create(&labels).inc_by(self.tally.known - known);
-        // First, so that they are known when their observations are stored.
-        if !checked.skipped.is_empty()
-            && !self.ctx.db.sync_skip(&self.attempt.fence, &checked.skipped).await?
-        {
-            return Err(lost());
-        }
         let changed = self.doubt(&checked.forged) || changed;
         // First, so that they are known when their observations are stored.
         if !checked.noted.is_empty() && !self.ctx.db.sync_note(&self.attempt.fence, &checked.noted).await? {
@@ -90,6 +101,10 @@ impl Pass<'_> {
             return Ok(());
         }
         let stored = self.store(&checked, changed).await?;
+        let delivered: HashSet<&EventId> = checked.delivered.iter().map(|(id, _)| id).collect();
+        let is_stored = |id: &EventId| delivered.contains(id) && !stored.refused.contains(id);
+        self.edge = edge.into_iter().filter(|(id, _)| is_stored(id)).collect();
+        let stored = stored.sum;
         if self.facts.has_gone {
             self.ctx.db.gone_clear(&self.attempt.fence, self.relay_id, &checked.delivered).await?;
         }
@@ -113,9 +128,10 @@ impl Pass<'_> {
 
     /// One transaction; if the database refuses a value, the batch is halved until the one at fault stands
     /// alone: it is set aside, and its second is no proof any more.
-    async fn store(&mut self, checked: &Checked, changed: bool) -> Result<Stored, JobError> {
+    async fn store(&mut self, checked: &Checked, changed: bool) -> Result<StoredPage, JobError> {
         match self.try_store(&checked.delivered, &checked.new, changed).await {
-            Ok(stored) => return if stored.held { Ok(stored) } else { Err(lost()) },
+            Ok(sum) if sum.held => return Ok(StoredPage { sum, refused: HashSet::new() }),
+            Ok(_) => return Err(lost()),
             Err(error) if error.is_data() => {
                 tracing::warn!(error = %error, "looking for the event the database refuses");
             }
@@ -151,7 +167,8 @@ impl Pass<'_> {
         if !stored.held {
             return Err(lost());
         }
-        Ok(Stored { held: true, events: sum.events, observations: sum.observations + stored.observations })
+        sum.observations += stored.observations;
+        Ok(StoredPage { sum, refused: poison })
     }
 
     /// A second in which the relay served something that does not verify is no proof of anything.

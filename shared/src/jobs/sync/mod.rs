@@ -14,7 +14,7 @@ mod sift;
 mod walking;
 mod windows;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use serde_json::json;
@@ -27,9 +27,10 @@ use super::cadence::{self, SyncEnd};
 use super::validate::blame;
 use super::{Attempt, Ctx, JobError, Report, capability, lost, target_url};
 use crate::clock;
-use crate::db::{ArchiveState, CapabilityRow, NewCoverage, Revisited, StoreBatch, SyncFacts};
+use crate::db::{ArchiveState, NewCoverage, Revisited, StoreBatch, SyncBegin, SyncFacts};
 use crate::models::{
-    Coverage, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, RelayUrl, Support, stricter,
+    Coverage, EventId, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, RelayUrl, Support,
+    stricter,
 };
 use crate::net::{DialFailure, Target};
 use crate::nips::Claim;
@@ -52,6 +53,7 @@ const TOMBSTONES_PER_PASS: i32 = 2_000;
 /// What a pass over one relay goes by.
 struct ReadBy {
     archive: ArchiveState,
+    facts: SyncFacts,
     class: Class,
     measured: Measured,
 }
@@ -84,6 +86,8 @@ struct Pass<'a> {
     dense: BTreeSet<i64>,
     /// Events of the largest page of this pass.
     largest: usize,
+    /// What the page before brought of its oldest second, and was stored, with its signature: the next page brings it again.
+    edge: HashMap<EventId, Option<[u8; 64]>>,
     revisited: Vec<Revisited>,
 }
 
@@ -98,10 +102,9 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         let held = ctx.db.schedule_next(&attempt.fence, due.after, due.slack, due.why).await?;
         return if held { Ok(json!({ "skipped": "the relay is down" })) } else { Err(lost()) };
     }
-    let archive = ctx.db.archive_get(Some(url.as_str())).await?;
+    let SyncBegin { archive, facts, measured } = ctx.db.sync_begin(relay.id).await?;
     refuse_when_full(ctx, &archive)?;
     let now = clock::unix_now();
-    let measured = ctx.db.capability_get(relay.id).await?.and_then(|row: CapabilityRow| row.measured);
     let measured = measured.unwrap_or_default();
     let class = if Class::is_restricted(&measured) {
         Class::restricted(&ctx.db, relay.id, now).await?
@@ -119,8 +122,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     }
     let rescan = i64::try_from(ctx.config.rescan.as_secs()).unwrap_or(i64::MAX);
     let windows = plan(&coverage, floor, now, rescan);
-    let read_by = ReadBy { archive, class, measured };
-    let mut pass = Pass::new(ctx, attempt, relay.id, read_by, coverage, now).await?;
+    let read_by = ReadBy { archive, facts, class, measured };
+    let mut pass = Pass::new(ctx, attempt, relay.id, read_by, coverage, now);
     let revisits = revisit::due(&pass.facts.revisits, &pass.coverage, floor, now, pass.reconciles);
     let end = match connect(ctx, attempt, &url, relay.state.as_deref() == Some("alive")).await? {
         Ok((mut socket, target)) => {
@@ -188,22 +191,21 @@ fn refuse_when_full(ctx: &Ctx, archive: &ArchiveState) -> Result<(), JobError> {
 
 impl<'a> Pass<'a> {
     /// A pass with what is known of the relay.
-    async fn new(
+    fn new(
         ctx: &'a Ctx,
         attempt: &'a Attempt,
         relay_id: i32,
         read_by: ReadBy,
         coverage: Coverage,
         now: i64,
-    ) -> Result<Self, JobError> {
-        let ReadBy { archive, class, measured } = read_by;
-        let facts = ctx.db.sync_facts(relay_id).await?;
+    ) -> Self {
+        let ReadBy { archive, facts, class, measured } = read_by;
         // A set by kinds is not what we hold of the relay.
         let reconciles = class.kinds.is_empty()
             && facts.neg_off_until.is_none_or(|until| until <= now)
             && measured.negentropy.seen == Support::Works;
         let time_box = u64::try_from(ctx.config.sync_time_box.as_millis()).unwrap_or(u64::MAX);
-        Ok(Self {
+        Self {
             ctx,
             attempt,
             relay_id,
@@ -222,8 +224,9 @@ impl<'a> Pass<'a> {
             read: Vec::new(),
             dense: BTreeSet::new(),
             largest: 0,
+            edge: HashMap::new(),
             revisited: Vec::new(),
-        })
+        }
     }
 }
 

@@ -1,60 +1,62 @@
-//! What of a page may be stored: scanned, looked up, verified, and judged by what the operator keeps.
+//! What of a page may be stored: looked up, verified, and judged by what the operator keeps.
 //!
 //! A known event that comes with our signature is an observation unread, but for a sample; with another one it is read in
 //! full, and the first signature stays. What is not kept, or was deleted by its author, is verified like all else: a
 //! forged copy must not keep the real event out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::sync::Arc;
 
-use super::super::verify::Raw;
+use super::super::verify::{Need, Raw};
 use super::super::{JobError, lost};
 use super::Pass;
 use super::ingest::Tally;
 use crate::clock;
 use crate::db::{EventRow, ForgeryRow};
 use crate::models::{EnvelopeFacts, Event, EventId, Tombstone, Unkept, tombstones};
+use crate::relay::PageEvent;
 use crate::telemetry::Labels;
 
-/// A page after scanning and verifying: what may be stored.
+/// `event.fate` of what a retention policy does not keep.
+const SKIPPED: i16 = 1;
+
+/// A page after looking up and verifying: what may be stored.
 #[derive(Debug, Default)]
 pub(super) struct Checked {
     /// Every event that counts as delivered.
     pub(super) delivered: Vec<(EventId, i64)>,
     /// Those of them to archive.
     pub(super) new: Vec<EventRow>,
-    /// Those of them to remember without a body.
-    pub(super) noted: Vec<(Event, Unkept)>,
-    /// Those of them whose kind a retention policy does not keep: remembered likewise.
-    pub(super) skipped: Vec<Event>,
+    /// Those of them to remember without a body, with their fate.
+    pub(super) noted: Vec<(Arc<Event>, i16)>,
     /// `created_at` of what did not verify, ascending.
     pub(super) forged: Vec<i64>,
     /// Deletions asked for.
     pub(super) stones: Vec<Tombstone>,
 }
 
-/// One text of a page, scanned.
-struct Scanned {
-    facts: EnvelopeFacts,
-    sig: Option<[u8; 64]>,
-    text: String,
-}
-
 impl Pass<'_> {
-    /// Scans, looks up, verifies and judges a page.
-    pub(super) async fn sift(&mut self, texts: Vec<String>) -> Result<Checked, JobError> {
-        let scanned = self.scan(texts);
-        let asked: Vec<_> =
-            scanned.iter().map(|one| (one.facts.id, one.facts.created_at, one.facts.pubkey)).collect();
+    /// Looks up, verifies and judges a page. Its events are distinct, and their envelopes were read when they came.
+    /// What the page before has stored is passed over, since pages of a walk share a second: but for the sample, and for
+    /// what comes under another signature now.
+    pub(super) async fn sift(&mut self, mut page: Vec<PageEvent>) -> Result<Checked, JobError> {
+        self.tally.delivered += page.len() as u64;
+        page.retain(|event| {
+            let id = event.facts().id;
+            let again = self.edge.get(&id).is_some_and(|sig| sig.as_ref() == event.sig())
+                && !self.ctx.verifier.samples(self.relay_id, &id);
+            self.tally.known += u64::from(again);
+            !again
+        });
+        let asked: Vec<&EnvelopeFacts> = page.iter().map(PageEvent::facts).collect();
         let answer = self.ctx.db.event_known(&asked).await?;
-        let known: HashMap<usize, Option<[u8; 8]>> = answer.known.into_iter().collect();
-        let marked: HashSet<usize> = answer.marked.into_iter().collect();
         let mut checked = Checked::default();
         let (mut places, mut raw) = (Vec::new(), Vec::new());
-        for (position, one) in scanned.into_iter().enumerate() {
-            let Scanned { facts, sig, text } = one;
-            let held = known.get(&position);
+        for (position, event) in page.into_iter().enumerate() {
+            let facts = *event.facts();
+            let held = answer.known(position);
             let same = held.is_some_and(|ours| {
-                ours.is_none() || sig.as_ref().and_then(|sig| sig.first_chunk()) == ours.as_ref()
+                ours.is_none() || event.sig().and_then(|sig| sig.first_chunk()) == ours.as_ref()
             });
             let sampled = self.ctx.verifier.samples(self.relay_id, &facts.id);
             if same && !sampled {
@@ -62,11 +64,13 @@ impl Pass<'_> {
                 self.tally.known += 1;
                 continue;
             }
-            places.push((facts, held.is_some(), marked.contains(&position)));
-            raw.push(Raw { id: facts.id, sig, text, whole: sampled || held.is_some() });
+            places.push((facts, held.is_some(), answer.is_marked(position)));
+            let need = if sampled || held.is_some() { Need::Text } else { Need::Event };
+            let text = event.json().to_owned();
+            raw.push(Raw { id: facts.id, sig: event.sig().copied(), text, need });
         }
         let verdicts = self.ctx.verifier.verify(raw).await?;
-        let mut fresh: Vec<(Event, bool)> = Vec::new();
+        let mut fresh: Vec<(Arc<Event>, bool)> = Vec::new();
         let mut forged = Vec::new();
         for ((facts, held, marked), verdict) in places.into_iter().zip(verdicts) {
             match verdict {
@@ -76,7 +80,7 @@ impl Pass<'_> {
                         self.tally.known += 1;
                         self.tally.reread += 1;
                     } else {
-                        fresh.push((Event::clone(&event), marked));
+                        fresh.push((event, marked));
                     }
                 }
                 Err(error) => {
@@ -94,20 +98,6 @@ impl Pass<'_> {
         Ok(checked)
     }
 
-    fn scan(&mut self, texts: Vec<String>) -> Vec<Scanned> {
-        let mut scanned = Vec::with_capacity(texts.len());
-        let mut seen = HashSet::new();
-        for text in texts {
-            match EnvelopeFacts::scan_signed(&text) {
-                Ok((facts, sig)) if seen.insert(facts.id) => scanned.push(Scanned { facts, sig, text }),
-                Ok(_) => {}
-                Err(error) => self.tally.bad(self.ctx, &error),
-            }
-        }
-        self.tally.delivered += scanned.len() as u64;
-        scanned
-    }
-
     async fn note_forged(&mut self, forged: &[ForgeryRow]) -> Result<(), JobError> {
         if forged.is_empty() {
             return Ok(());
@@ -119,7 +109,7 @@ impl Pass<'_> {
     }
 
     /// Parts what is archived from what is only remembered. Requests are noted first: they speak of this page too.
-    async fn judge(&mut self, fresh: Vec<(Event, bool)>, checked: &mut Checked) -> Result<(), JobError> {
+    async fn judge(&mut self, fresh: Vec<(Arc<Event>, bool)>, checked: &mut Checked) -> Result<(), JobError> {
         let unkept = &self.ctx.config.unkept;
         let mut dead: HashSet<EventId> = HashSet::new();
         if unkept.contains(&Unkept::Deleted) {
@@ -133,37 +123,37 @@ impl Pass<'_> {
             let suspects: Vec<&Event> = fresh
                 .iter()
                 .filter(|(event, marked)| *marked || asking.contains(event.pubkey()))
-                .map(|(event, _)| event)
+                .map(|(event, _)| &**event)
                 .collect();
             let hits = self.ctx.db.tombstone_hits(&suspects).await?;
             dead.extend(hits.into_iter().filter_map(|at| suspects.get(at).map(|event| event.id())));
         }
         let now = clock::unix_now();
+        let mut skipped = 0;
         for (event, _) in fresh {
             let class = if dead.contains(&event.id()) {
                 Some(Unkept::Deleted)
             } else {
                 Unkept::of(&event, unkept, now)
             };
+            let skips = || {
+                let mut rules = self.archive.kinds.iter();
+                rules.any(|rule| rule.skips(event.kind(), event.created_at(), now))
+            };
             match class {
-                Some(class) => checked.noted.push((event, class)),
-                None if self
-                    .archive
-                    .kinds
-                    .iter()
-                    .any(|rule| rule.skips(event.kind(), event.created_at(), now)) =>
-                {
-                    checked.skipped.push(event);
+                Some(class) => {
+                    self.tally.unkept(self.ctx, class);
+                    checked.noted.push((event, class.fate()));
+                }
+                None if skips() => {
+                    skipped += 1;
+                    checked.noted.push((event, SKIPPED));
                 }
                 None => checked.new.push(EventRow { event }),
             }
         }
-        let skipped = checked.skipped.len() as u64;
         self.tally.skipped += skipped;
         self.ctx.metrics.events_received.get_or_create(&Labels::new("", "", "skipped")).inc_by(skipped);
-        for (_, class) in &checked.noted {
-            self.tally.unkept(self.ctx, *class);
-        }
         Ok(())
     }
 }

@@ -46,6 +46,9 @@ pub enum EventError {
 }
 
 impl EventError {
+    /// Every class.
+    pub const WORDS: [&str; 6] = ["not_json", "shape", "range", "bad_id", "bad_signature", "too_large"];
+
     /// The error's class, for counters: a closed set.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -159,6 +162,11 @@ impl EnvelopeFacts {
     }
 }
 
+/// Reads what [`EnvelopeFacts::scan_signed`] reads where the event stands inside a larger JSON text, in the pass that
+/// reads that one.
+#[derive(Debug, Clone, Copy)]
+pub struct SignedSeed;
+
 /// An event whose id is right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
@@ -257,6 +265,11 @@ impl Event {
     /// The id.
     pub const fn id(&self) -> EventId {
         self.id
+    }
+
+    /// The id's bytes.
+    pub const fn id_bytes(&self) -> &[u8; 32] {
+        &self.id.0
     }
 
     /// The author's x-only public key.

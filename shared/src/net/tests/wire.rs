@@ -91,7 +91,7 @@ async fn texts_pass_binaries_are_ignored_and_the_end_is_seen() {
     let (mut ws, _) = dialer.websocket(&target).await.unwrap();
     ws.send_text("hello").await.unwrap();
     assert_eq!(ws.next().await, WsRead::Ignored);
-    assert_eq!(ws.next().await, WsRead::Text("hello".to_owned()));
+    assert_eq!(ws.next().await, WsRead::Text("hello".into()));
     assert_eq!(ws.next().await, WsRead::Closed);
     ws.close().await;
 }

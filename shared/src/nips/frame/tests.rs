@@ -135,3 +135,63 @@ proptest! {
         prop_assert!(reads_within_caps(&text));
     }
 }
+
+fn envelope() -> String {
+    let (id, key, sig) = ("0a".repeat(32), "b1".repeat(32), "9f".repeat(64));
+    format!(
+        r#"{{"id":"{id}","pubkey":"{key}","created_at":1700000000,"kind":1,"tags":[["t","]}}"]],"content":"a\"}}]","sig":"{sig}"}}"#
+    )
+}
+
+#[test]
+fn an_event_frame_is_read_in_one_pass_with_its_envelope() {
+    let envelope = envelope();
+    for text in [format!(r#"["EVENT","s",{envelope}]"#), format!("[\"EVENT\" , \"s\" ,\n {envelope} \t] \n")]
+    {
+        let read = event(&text).unwrap();
+        assert_eq!((read.sub, &text[read.span.clone()]), ("s", envelope.as_str()), "{text}");
+        assert_eq!(
+            (read.facts.kind, read.facts.created_at, read.facts.pubkey),
+            (1, 1_700_000_000, [0xb1; 32])
+        );
+        assert_eq!((read.facts.id.0, read.sig), ([0x0a; 32], Some([0x9f; 64])));
+    }
+    let unsigned = envelope.replace("9f", "9F");
+    assert_eq!(event(&format!(r#"["EVENT","s",{unsigned}]"#)).unwrap().sig, None);
+}
+
+#[test]
+fn what_is_written_otherwise_is_left_to_the_slow_way() {
+    let envelope = envelope();
+    let twice = envelope.replacen('{', r#"{"kind":1,"#, 1);
+    for text in [
+        format!(r#" ["EVENT","s",{envelope}]"#),
+        format!(r#"["EVENT","s",{envelope},7]"#),
+        format!(r#"["EVENT","\u0073",{envelope}]"#),
+        format!(r#"["EVENT","s",{envelope}"#),
+        format!(r#"["EVENT","s",{envelope}] x"#),
+        format!(r#"["EVENT",{envelope}]"#),
+        format!(r#"["EVENT","s",{twice}]"#),
+        r#"["EVENT","s",{}]"#.to_owned(),
+        r#"["EVENTS","s",{}]"#.to_owned(),
+        r#"["EOSE","s"]"#.to_owned(),
+        r#"["EVENT""#.to_owned(),
+    ] {
+        assert_eq!(event(&text), None, "{text}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_the_fast_way_takes_the_slow_way_takes_too(at in 0_usize..400, byte in any::<u8>(), cut in any::<bool>()) {
+        let mut text = format!(r#"["EVENT","s",{}]"#, envelope()).into_bytes();
+        let at = at % text.len();
+        if cut { text.remove(at); } else { text[at] = byte; }
+        let Ok(text) = String::from_utf8(text) else { return Ok(()) };
+        if let Some(read) = event(&text) {
+            let Ok(RelayFrame::Event { sub, event }) = parse(&text) else { panic!("{text}") };
+            prop_assert_eq!((&*sub, event), (read.sub, &text[read.span.clone()]));
+            prop_assert_eq!(EnvelopeFacts::scan_signed(event), Ok((read.facts, read.sig)));
+        }
+    }
+}
