@@ -106,6 +106,11 @@ stop() {
     local run forward policy pid try
     { read -r run; read -r forward; read -r policy; } <"$state"
     pid=$(cat "$run/pid" 2>/dev/null || true)
+    if answers; then
+        # Each run makes images anew: what has no name any more, and all but the newest of the layers kept for builds, goes.
+        (eval "$(settings)"; docker image prune -f && docker builder prune -f --keep-storage 3GB) >"$testbed/docker-prune.log" 2>&1 \
+            || say "images of before could not be removed: $(tail -n 1 "$testbed/docker-prune.log")"
+    fi
     if [ -n "$pid" ] && grep -qs dockerd "/proc/$pid/cmdline"; then
         kill "$pid"
         for try in $(seq 60); do
