@@ -51,6 +51,11 @@ def is_upgradable(commit):
     return all(git("rev-parse", f"{commit}:{name}").stdout == git("hash-object", name).stdout for name in migrations)
 
 
+def had_a_stack(commit):
+    """Whether there was anything to upgrade from: before the first compose.yaml nobody ran one."""
+    return git("cat-file", "-e", f"{commit}:compose.yaml").returncode == 0
+
+
 def is_shallow():
     return git("rev-parse", "--is-shallow-repository").stdout.strip() != "false"
 

@@ -249,11 +249,11 @@ async fn the_sample_counts_what_ended_once() {
 #[tokio::test]
 async fn the_manifest_for_kubernetes_asks_what_the_reader_may_ask() {
     let Some(test) = migrated().await else { return };
-    let manifest = std::fs::read_to_string(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../deploy/kubernetes/worker-scaledobject.yaml"
-    ))
-    .unwrap();
+    let read = |file: &str| {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kubernetes/");
+        std::fs::read_to_string(format!("{folder}{file}")).unwrap()
+    };
+    let (manifest, worker) = (read("worker-scaledobject.yaml"), read("worker.yaml"));
     let query =
         manifest.lines().find_map(|line| line.trim().strip_prefix("query: ")).unwrap().trim_matches('"');
     let mut reader = test.connect(Role::Reader).await;
@@ -263,9 +263,7 @@ async fn the_manifest_for_kubernetes_asks_what_the_reader_may_ask() {
             .await
             .unwrap();
     assert!(number.abs() < f64::EPSILON);
-    let grace = manifest
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("terminationGracePeriodSeconds: "))
-        .unwrap();
+    let grace =
+        worker.lines().find_map(|line| line.trim().strip_prefix("terminationGracePeriodSeconds: ")).unwrap();
     assert!(grace.parse::<u64>().unwrap() > 20, "longer than worker.grace_s");
 }

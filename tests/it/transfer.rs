@@ -133,9 +133,9 @@ async fn an_export_is_read_by_others_and_its_import_is_the_same_archive() {
          UPDATE event SET sig = NULL WHERE id = (SELECT max(id::text)::bytea FROM event WHERE kind = 6 AND fate = 0);
          UPDATE event SET content = 'forged' WHERE id = (SELECT min(id::text)::bytea FROM event WHERE kind = 6 AND fate = 0);
          INSERT INTO vantage (name) VALUES ('here');
-         INSERT INTO coverage SELECT id, 'all', 1000, 1999, 'walked', 'none', 5 FROM relay;
-         INSERT INTO coverage SELECT id, 'all', 2000, 2009, 'partial', 'timeout', 5 FROM relay WHERE url = 'wss://one.example';
-         INSERT INTO coverage SELECT id, 'all', 3000, 3009, 'walked', 'none', 99999999999 FROM relay",
+         INSERT INTO coverage SELECT id, 'all', 1000, 1999, 'walked', 'none', 5, 5 FROM relay;
+         INSERT INTO coverage SELECT id, 'all', 2000, 2009, 'partial', 'timeout', 5, 5 FROM relay WHERE url = 'wss://one.example';
+         INSERT INTO coverage SELECT id, 'all', 3000, 3009, 'walked', 'none', 99999999999, 5 FROM relay",
     )
     .await;
     let folder = Folder::new("roundtrip");

@@ -46,7 +46,7 @@ const CHANGED: &str = "
     UNION ALL SELECT 'event_unmined', count(*)::text FROM ((TABLE event_unmined EXCEPT TABLE kept.event_unmined) UNION ALL (TABLE kept.event_unmined EXCEPT TABLE event_unmined)) x
     UNION ALL SELECT 'event_collision', count(*)::text FROM ((TABLE event_collision EXCEPT TABLE kept.event_collision) UNION ALL (TABLE kept.event_collision EXCEPT TABLE event_collision)) x
     UNION ALL SELECT 'event_quarantine', count(*)::text FROM ((TABLE event_quarantine EXCEPT TABLE kept.event_quarantine) UNION ALL (TABLE kept.event_quarantine EXCEPT TABLE event_quarantine)) x
-    UNION ALL SELECT 'coverage', count(*)::text FROM ((TABLE coverage EXCEPT TABLE kept.coverage) UNION ALL (TABLE kept.coverage EXCEPT TABLE coverage)) x
+    UNION ALL SELECT 'coverage', count(*)::text FROM ((SELECT relay_id, class, since_at, until_at, grade, reason, observed_at FROM coverage EXCEPT TABLE kept.coverage) UNION ALL (TABLE kept.coverage EXCEPT SELECT relay_id, class, since_at, until_at, grade, reason, observed_at FROM coverage)) x
     UNION ALL SELECT 'relay', count(*)::text FROM ((TABLE relay EXCEPT TABLE kept.relay) UNION ALL (TABLE kept.relay EXCEPT TABLE relay)) x
     UNION ALL SELECT 'event_stats', count(*)::text FROM ((SELECT event_count, unique_pubkeys, unique_kinds, earliest_event_timestamp FROM event_stats EXCEPT TABLE kept.event_stats) UNION ALL (TABLE kept.event_stats EXCEPT SELECT event_count, unique_pubkeys, unique_kinds, earliest_event_timestamp FROM event_stats)) x
     UNION ALL SELECT 'kind_counts_by_relay', count(*)::text FROM ((TABLE kind_counts_by_relay EXCEPT TABLE kept.kind_counts_by_relay) UNION ALL (TABLE kept.kind_counts_by_relay EXCEPT TABLE kind_counts_by_relay)) x";

@@ -47,6 +47,7 @@ pub(super) async fn run(
             peaks_ms = clock::monotonic_ms();
         }
         ack::trip(&shared, &mut batch, &mut owed).await;
+        shared.claims.begin();
         let pause = match tell(&shared, &batch, exchange).await {
             Ok((exchange, exchanged)) => {
                 outage.answered("the database");
@@ -81,6 +82,7 @@ pub(super) async fn run(
                 RETRY
             }
         };
+        shared.claims.end();
         if !wait(&shared, &mut ended, &mut batch, pause, &stop).await {
             if !stop.is_cancelled() {
                 tracing::error!("nobody is left who could run a job; nothing is claimed any more");

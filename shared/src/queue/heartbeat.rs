@@ -1,6 +1,6 @@
 //! Renewing the lease, and noticing what was lost meanwhile.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -24,6 +24,29 @@ const LOOK_LEAST: Duration = Duration::from_millis(100);
 /// (job, attempt) pairs.
 type Pairs = HashSet<Key>;
 
+/// What the database thinks we run and we know nothing of, with the calls that had begun when it was first seen. The claim
+/// may be on its way still: only when all of them are over, and it has not come, did its claim never reach us.
+#[derive(Debug, Default)]
+pub(super) struct Strays(HashMap<Key, u64>);
+
+impl Strays {
+    /// Takes what is unknown now, `begun` and `over` being how many calls that claim have begun and are over; what is to be
+    /// given back.
+    fn sight(&mut self, unknown: Pairs, begun: u64, over: u64) -> Vec<Key> {
+        let before = std::mem::take(&mut self.0);
+        let mut lost = Vec::new();
+        for key in unknown {
+            match before.get(&key) {
+                Some(since) if over >= *since => lost.push(key),
+                since => {
+                    self.0.insert(key, since.copied().unwrap_or(begun));
+                }
+            }
+        }
+        lost
+    }
+}
+
 /// Beats until told to stop. A lease that could not be renewed in time is over by our own clock: whatever runs
 /// here is stopped then, for another worker may have it.
 pub(super) async fn run(shared: Shared, stop: CancellationToken) {
@@ -35,7 +58,7 @@ pub(super) async fn run(shared: Shared, stop: CancellationToken) {
 }
 
 async fn beats(shared: &Shared, mercy_ms: &AtomicU64, stop: &CancellationToken) {
-    let (mut strays, mut outage) = (Pairs::new(), Outage::default());
+    let (mut strays, mut outage) = (Strays::default(), Outage::default());
     loop {
         let pause = match beat(shared, &mut strays).await {
             Ok(()) => {
@@ -88,8 +111,8 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// One heartbeat: renews the lease, stops the attempts that another worker has taken over, and gives back
-/// those the database thinks we run although their claim never reached us (`strays`, seen twice running).
-pub(super) async fn beat(shared: &Shared, strays: &mut Pairs) -> Result<(), DbError> {
+/// those the database thinks we run although their claim never reached us.
+pub(super) async fn beat(shared: &Shared, strays: &mut Strays) -> Result<(), DbError> {
     let before = shared.held.keys();
     // The lease counts from before the question: the answer may have been long on its way.
     let asked_ms = clock::boot_ms();
@@ -120,17 +143,19 @@ pub(super) async fn beat(shared: &Shared, strays: &mut Pairs) -> Result<(), DbEr
             shared.held.end(&key, Why::Lost);
         }
     }
+    // In this order: a call that is over by now has handed out what it claimed.
+    let over = shared.claims.over();
     let unknown: Pairs = held.into_iter().filter(|key| !shared.held.contains(key)).collect();
-    let give_back: Vec<Finished> = unknown.intersection(strays).map(given_back).collect();
+    let give_back: Vec<Finished> =
+        strays.sight(unknown, shared.claims.begun(), over).iter().map(given_back).collect();
     if !give_back.is_empty() {
         tracing::warn!(jobs = give_back.len(), "giving back jobs whose claim never arrived");
         shared.db.job_finish(&shared.options.worker, &give_back).await?;
     }
-    *strays = unknown;
     Ok(())
 }
 
-fn given_back((job, attempt): &(String, i32)) -> Finished {
+fn given_back((job, attempt): &Key) -> Finished {
     Finished {
         job: job.clone(),
         attempt: *attempt,
@@ -153,6 +178,22 @@ mod tests {
         while let Ok((socket, _)) = server.accept().await {
             drop(socket);
         }
+    }
+
+    #[test]
+    fn a_claim_that_is_long_on_its_way_is_not_given_back() {
+        let key: Key = ("a".to_owned(), 1);
+        let unknown = || Pairs::from([key.clone()]);
+        let mut strays = Strays::default();
+        // Seen while call 7 is under way, again and again; then it is over, and the claim has not come.
+        for _ in 0..3 {
+            assert!(strays.sight(unknown(), 7, 6).is_empty());
+        }
+        assert_eq!(strays.sight(unknown(), 9, 7), std::slice::from_ref(&key));
+        // What comes in between is forgotten, and a later sighting is a new one.
+        assert!(strays.sight(unknown(), 10, 9).is_empty());
+        assert!(strays.sight(Pairs::new(), 10, 10).is_empty());
+        assert!(strays.sight(unknown(), 11, 10).is_empty());
     }
 
     #[tokio::test]

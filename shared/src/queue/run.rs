@@ -1,6 +1,5 @@
 //! One worker process: an apalis Monitor with a Worker per queue, and the loops that serve them.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -52,10 +51,39 @@ pub(super) struct Shared {
     pub(super) wake: Arc<Notify>,
     /// What runs here.
     pub(super) held: Held,
+    /// The calls that claim.
+    pub(super) claims: Calls,
     health: Health,
     listens: Arc<AtomicBool>,
     /// When the lease was last known to begin, milliseconds of [`clock::boot_ms`].
     leased_ms: Arc<AtomicU64>,
+}
+
+/// How many calls have begun, and how many are over: with whatever they brought handed out. One at a time.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Calls {
+    begun: Arc<AtomicU64>,
+    over: Arc<AtomicU64>,
+}
+
+impl Calls {
+    /// One begins.
+    pub(super) fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// All that began are over.
+    pub(super) fn end(&self) {
+        self.over.store(self.begun(), Ordering::SeqCst);
+    }
+
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn over(&self) -> u64 {
+        self.over.load(Ordering::SeqCst)
+    }
 }
 
 impl Shared {
@@ -66,6 +94,7 @@ impl Shared {
             held: Held::new(metrics.clone()),
             metrics,
             wake: Arc::default(),
+            claims: Calls::default(),
             health,
             listens: Arc::default(),
             leased_ms: Arc::new(AtomicU64::new(clock::boot_ms())),
@@ -151,7 +180,7 @@ pub async fn run(
     }
     // Registered before the first claim; the loop waits for the database for as long as it takes.
     let mut outage = Outage::default();
-    while let Err(error) = heartbeat::beat(&shared, &mut HashSet::new()).await {
+    while let Err(error) = heartbeat::beat(&shared, &mut heartbeat::Strays::default()).await {
         outage.failed(&error, "work begins when the database answers");
         shared.metrics.queue_errors.inc();
         for part in [HEARTBEAT, EXCHANGE, QUEUES] {
