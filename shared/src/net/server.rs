@@ -109,7 +109,7 @@ where
     Ok(())
 }
 
-/// Asks such an endpoint for `path`: its status and its words, at most [`BUFFER_BYTES`] of them.
+/// Asks such an endpoint for `path`: its status and its words, at most 16 KiB of them.
 ///
 /// # Errors
 /// A sentence: nobody listens, or no answer came within five seconds.
