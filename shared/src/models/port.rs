@@ -7,8 +7,7 @@ use std::str::FromStr;
 
 use super::{Network, RelayUrl};
 
-/// The ports of the two schemes, and those on which relay programs listen unless told otherwise or that relays in the wild
-/// are known to use. None of them is another well-known service's.
+/// The ports of the two schemes, and those on which relays are often found: a choice. What is missing in it, operators add.
 pub const RELAY_PORTS: &[&str] =
     &["80", "443", "3334", "3355", "4848", "4869", "7000", "7447", "7777", "8008", "8080", "8443"];
 
