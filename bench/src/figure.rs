@@ -34,6 +34,17 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
+    /// One measurement that stands against nothing.
+    pub(crate) const fn alone(
+        bench: &'static str,
+        name: String,
+        ours: f64,
+        unit: &'static str,
+        goal: Goal,
+    ) -> Self {
+        Self { bench, name, ours, reference: f64::NAN, against: "nothing", unit, goal, n: 1 }
+    }
+
     /// Ours as a share of the reference.
     fn ratio(&self) -> f64 {
         self.ours / self.reference

@@ -12,19 +12,7 @@ use tests::pg::{Cluster, Role, TestDb};
 
 use super::fleet::binary;
 use super::retention::archive;
-use super::support::{handle, pairs, value};
-
-fn ran(command: &mut Command) -> (bool, String) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    (output.status.success(), said.concat())
-}
-
-fn succeeded(command: &mut Command) -> String {
-    let (ok, said) = ran(command);
-    assert!(ok, "{command:?}: {said}");
-    said
-}
+use super::support::{handle, pairs, ran, succeeded, value};
 
 /// A folder that a server of another user may enter, and that goes with the test.
 struct Folder(PathBuf);

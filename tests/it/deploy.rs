@@ -8,6 +8,7 @@ use std::process::Command;
 use tests::pg::Cluster;
 
 use super::fleet::binary;
+use super::support::{ran, succeeded};
 
 /// Exposure that `systemd-analyze security` may find at most, in tenths: 10 is the worst of 100.
 const EXPOSURE: &str = "15";
@@ -52,19 +53,6 @@ impl Drop for Folder {
             std::fs::remove_dir_all(&self.0).ok();
         }
     }
-}
-
-/// Both outputs and whether it succeeded.
-fn ran(command: &mut Command) -> (bool, String) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    (output.status.success(), said.concat())
-}
-
-fn succeeded(command: &mut Command) -> String {
-    let (ok, said) = ran(command);
-    assert!(ok, "{command:?}: {said}");
-    said
 }
 
 /// The values of a key of a unit.

@@ -1,6 +1,7 @@
 //! What several scenarios need: a migrated database, handles on it, and waiting with a bound.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::Duration;
 
 use shared::db::{Claimed, Db, MigrateOptions, NewJob, Registration};
@@ -116,4 +117,17 @@ pub(crate) async fn pairs(db: &TestDb, sql: &'static str) -> BTreeMap<String, St
         .unwrap()
         .into_iter()
         .collect()
+}
+
+/// Both outputs of a command, and whether it succeeded.
+pub(crate) fn ran(command: &mut Command) -> (bool, String) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    (output.status.success(), said.concat())
+}
+
+pub(crate) fn succeeded(command: &mut Command) -> String {
+    let (ok, said) = ran(command);
+    assert!(ok, "{command:?}: {said}");
+    said
 }

@@ -105,16 +105,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
 
 fn add(report: &mut Report, workers: u16, relays: u16, run: &Run) {
     let mut add = |name: &str, ours: f64, unit, goal| {
-        report.add(&Figure {
-            bench: "scale",
-            name: format!("{name}_workers_{workers}"),
-            ours,
-            reference: f64::NAN,
-            against: "nothing",
-            unit,
-            goal,
-            n: 1,
-        });
+        report.add(&Figure::alone("scale", format!("{name}_workers_{workers}"), ours, unit, goal));
     };
     let (thousands, seconds) = (run.done / 1_000.0, run.seconds);
     add("relays_done", run.done, "relays", Goal::Stated);

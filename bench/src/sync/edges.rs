@@ -37,16 +37,7 @@ const MEASURED: &str = r#"{"nip42":"none","nip45":{"seen":"untested","by":"nothi
 /// Takes these figures; once each.
 pub(super) async fn run(options: &Options, cluster: &Cluster, report: &mut Report) -> anyhow::Result<()> {
     let mut add = |name: &str, ours: f64, unit, goal| {
-        report.add(&Figure {
-            bench: "ingest",
-            name: name.to_owned(),
-            ours,
-            reference: f64::NAN,
-            against: "nothing",
-            unit,
-            goal,
-            n: 1,
-        });
+        report.add(&Figure::alone("ingest", name.to_owned(), ours, unit, goal));
     };
     let slow = slow(options, cluster).await?;
     add("slow_peak_rss_mib", slow.peak_mib, "MiB", Goal::AtMost(200.0));
