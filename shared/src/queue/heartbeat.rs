@@ -83,6 +83,7 @@ async fn beats(shared: &Shared, mercy_ms: &AtomicU64, stop: &CancellationToken) 
         };
         tokio::select! {
             () = stop.cancelled() => return,
+            () = shared.tell.notified() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

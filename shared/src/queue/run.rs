@@ -53,6 +53,8 @@ pub(super) struct Shared {
     pub(super) held: Held,
     /// The calls that claim.
     pub(super) claims: Calls,
+    /// Something changed that the next heartbeat tells: it is due now.
+    pub(super) tell: Arc<Notify>,
     health: Health,
     listens: Arc<AtomicBool>,
     /// When the lease was last known to begin, milliseconds of [`clock::boot_ms`].
@@ -95,6 +97,7 @@ impl Shared {
             metrics,
             wake: Arc::default(),
             claims: Calls::default(),
+            tell: Arc::default(),
             health,
             listens: Arc::default(),
             leased_ms: Arc::new(AtomicU64::new(clock::boot_ms())),
@@ -112,8 +115,11 @@ impl Shared {
         }
     }
 
+    /// Whoever enqueues notifies only where somebody is known to listen, so a change is told at once.
     pub(super) fn set_listening(&self, listens: bool) {
-        self.listens.store(listens, Ordering::Relaxed);
+        if self.listens.swap(listens, Ordering::Relaxed) != listens {
+            self.tell.notify_one();
+        }
     }
 
     /// The lease stands from `asked_ms` on.
