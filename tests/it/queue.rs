@@ -1,11 +1,21 @@
 //! The queue's functions: claim, lease, fence, finish, rescue, lead.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use serde_json::json;
 use shared::db::{Finished, ValidateResult};
+use shared::jobs::{Attempt, Handler, JobError, Report};
 use shared::models::{AddressPolicy, Fence, JobKind, Outcome, Reason, RelayUrl, Verdict};
+use shared::net::Traffic;
+use shared::queue::{self, QueueOptions};
+use shared::telemetry::{Health, Metrics};
 use tests::pg::Role;
+use tokio_util::sync::CancellationToken;
 
+use super::fleet::until;
 use super::support::{claim_one, handle, job, migrated, pairs, register, value};
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -283,4 +293,45 @@ async fn the_claim_is_an_index_scan_whatever_the_backlog() {
         "0 true",
     )
     .await;
+}
+
+/// The seam: jobs that are done at once.
+struct Nothing;
+
+impl Handler for Nothing {
+    fn run(&self, _: Attempt) -> BoxFuture<'static, Result<Report, JobError>> {
+        std::future::ready(Ok(json!({}))).boxed()
+    }
+}
+
+#[tokio::test]
+async fn who_hears_of_new_jobs_is_known_to_at_once_and_needs_no_poll() {
+    const LISTENS: &str = "SELECT coalesce(string_agg(listens::text, ' '), 'none') FROM apalis.workers";
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    // No heartbeat and no poll comes by itself before this test is given up.
+    let options = QueueOptions {
+        worker: "hears".to_owned(),
+        vantage: "test".to_owned(),
+        queues: vec![("refresh.local".to_owned(), 1)],
+        lease: Duration::from_secs(3_600),
+        poll: Duration::from_secs(3_600),
+        grace: Duration::from_secs(5),
+        listen_url: Some(test.url(Role::Writer)),
+        traffic: Traffic::default(),
+    };
+    let stop = CancellationToken::new();
+    let work =
+        queue::run(db.clone(), options, Arc::new(Nothing), Metrics::new(), Health::default(), stop.clone());
+    let watch = async {
+        until(&test, LISTENS, "true").await;
+        db.job_enqueue(&[job(JobKind::Refresh, "heard")]).await.unwrap();
+        until(&test, "SELECT count(*)::text FROM job_history", "1").await;
+        let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'bigbrotr listen' AND datname = current_database()";
+        test.execute(cut).await;
+        until(&test, LISTENS, "false").await;
+        until(&test, LISTENS, "true").await;
+        stop.cancel();
+    };
+    tokio::join!(work, watch);
 }
