@@ -94,9 +94,16 @@ async fn a_retry_previews_what_it_does_and_a_pattern_or_a_filter_needs_a_second_
     assert_eq!((code, &done["woken"], &done["enqueued"]), (0, &1.into(), &1.into()), "what the preview said");
     assert_eq!(live().await, "5 5");
     let (code, said) = admin(&["queue", "retry", "--kind", "sync", "--yes"]);
-    assert!(code == 1 && said.contains("nothing meant by that waits"), "{code} {said}");
+    assert!(code == 1 && said.contains("nothing meant by that was put back"), "{code} {said}");
     let (code, _) = admin(&["queue", "retry", "wss://old.example", "--since", "86400"]);
     assert_eq!(code, 0, "a longer memory finds the older one");
+    ended(&test, "wss://dead.example/3", Verdict::Kill).await;
+    let (code, said) = admin(&["queue", "retry", "--yes"]);
+    assert!(code == 2 && said.contains("name a job"), "{code} {said}");
+    let (code, said) = admin(&["queue", "retry", "--since", "60"]);
+    assert!(code == 0 && said.contains("nothing was done"), "a span is a filter: {said}");
+    let (code, said) = admin(&["queue", "retry", "--since", "60", "--yes"]);
+    assert!(code == 0 && said.contains("1 dead ones are enqueued"), "of every queue: {said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

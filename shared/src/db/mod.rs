@@ -82,6 +82,8 @@ pub use views::{Backlog, Counted, VIEWS};
 
 /// Longest a single statement may take before it counts as lost.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// SQLSTATE of a statement that the server gave up.
+const QUERY_CANCELED: &str = "57014";
 /// By how much the server's limit is shorter than ours, milliseconds.
 const MARGIN_MS: u128 = 2_000;
 /// Longest we wait for a free connection, or for a new one.
@@ -207,6 +209,12 @@ impl Db {
         };
         match tokio::time::timeout(self.timeout, work).await {
             Ok(Err(sqlx::Error::PoolTimedOut)) => Err(self.why_unreachable().await),
+            Ok(Err(sqlx::Error::Database(error)))
+                if error.code().as_deref() == Some(QUERY_CANCELED)
+                    && error.message().contains("statement timeout") =>
+            {
+                Err(DbError::Timeout { seconds: self.timeout.as_secs() })
+            }
             Ok(result) => result.map_err(DbError::from),
             Err(_) => Err(DbError::Timeout { seconds: self.timeout.as_secs() }),
         }

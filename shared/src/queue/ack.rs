@@ -8,7 +8,7 @@ use super::backend::Ticket;
 use super::run::{Shared, network_label};
 use crate::clock;
 use crate::db::{DbError, Finished, Unreadable};
-use crate::jobs::Ending;
+use crate::jobs::{Ending, SKIPPED, spec};
 use crate::models::{Network, Verdict};
 use crate::telemetry::Labels;
 
@@ -22,7 +22,10 @@ pub(super) struct Ended {
 
 impl Ended {
     pub(super) fn new(ticket: Ticket, ending: Ending) -> Self {
-        let delay = ending.delay.unwrap_or_else(|| backoff(ticket.claimed.attempt));
+        let claimed = &ticket.claimed;
+        let delay = ending.delay.unwrap_or_else(|| {
+            backoff(failures(claimed.attempt, claimed.max_attempts, spec(claimed.kind).max_attempts))
+        });
         Self { ticket, ending, delay }
     }
 }
@@ -134,11 +137,13 @@ pub(super) async fn close(shared: &Shared, batch: &[Ended]) {
     }
 }
 
-/// The networks that probing jobs of the batch have found to work.
+/// The networks that probing jobs of the batch have found to work. A job that had nothing to ask there has found nothing:
+/// the next one probes.
 fn proved(batch: &[Ended]) -> Vec<Network> {
+    let asked = |ending: &Ending| ending.verdict == Verdict::Complete && ending.result.get(SKIPPED).is_none();
     let mut networks: Vec<Network> = batch
         .iter()
-        .filter(|ended| ended.ticket.claimed.probe && ended.ending.verdict == Verdict::Complete)
+        .filter(|ended| ended.ticket.claimed.probe && asked(&ended.ending))
         .filter_map(|ended| ended.ticket.claimed.network.parse().ok())
         .collect();
     networks.sort_unstable_by_key(|network| network.as_str());
@@ -183,6 +188,11 @@ fn strip_nul(value: &mut Value) {
         }
         _ => {}
     }
+}
+
+/// The how-manieth of its attempts that count this one is: whoever snoozes, or is asked for anew, is given one more.
+fn failures(attempt: i32, max_attempts: i32, of_kind: u16) -> i32 {
+    attempt.saturating_sub(max_attempts.saturating_sub(i32::from(of_kind))).max(1)
 }
 
 /// Delay before the next attempt when the handler names none: 5 s, 15 s, 45 s … at most 15 min, ± 25 %.
@@ -266,6 +276,7 @@ mod tests {
         let done = || Ending::complete(json!({}));
         let mut batch = vec![ended("tor", done()), ended("clearnet", done()), ended("tor", done())];
         batch.push(ended("i2p", Ending::retry("no")));
+        batch.push(ended("loki", Ending::complete(json!({ SKIPPED: "the relay is down" }))));
         assert_eq!(proved(&batch), [Network::Clearnet, Network::Tor]);
     }
 
@@ -316,5 +327,14 @@ mod tests {
             );
         }
         assert!(backoff(4) > backoff(1));
+    }
+
+    #[test]
+    fn what_was_put_back_is_no_failure() {
+        assert_eq!((failures(1, 3, 3), failures(3, 3, 3)), (1, 3));
+        // Six snoozes, then the first failure; asked for anew after nine attempts, then the second.
+        assert_eq!((failures(7, 9, 3), failures(11, 12, 3)), (1, 2));
+        // A limit that was lowered since.
+        assert_eq!(failures(1, 5, 3), 1);
     }
 }
