@@ -18,6 +18,8 @@ pub(super) struct Ended {
     pub(super) ending: Ending,
     /// Delay before the next attempt: drawn once, so that saying it again says the same.
     pub(super) delay: Duration,
+    /// The database was told, and its answer did not come.
+    pub(super) told: bool,
 }
 
 impl Ended {
@@ -26,7 +28,7 @@ impl Ended {
         let delay = ending.delay.unwrap_or_else(|| {
             backoff(failures(claimed.attempt, claimed.max_attempts, spec(claimed.kind).max_attempts))
         });
-        Self { ticket, ending, delay }
+        Self { ticket, ending, delay, told: false }
     }
 }
 
@@ -222,6 +224,12 @@ pub(super) fn settle(shared: &Shared, batch: &[Ended], held: &[String]) {
                     job.verdict = %ended.ending.verdict, reason = %ended.ending.result, "a job did not complete"
                 );
             }
+        } else if ended.told {
+            tracing::info!(
+                job.id = claimed.job,
+                job.attempt = claimed.attempt,
+                "an attempt was acknowledged when no answer came, or its lease was lost since; its history says which"
+            );
         } else {
             shared.metrics.jobs_lost.inc();
             tracing::warn!(

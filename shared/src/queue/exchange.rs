@@ -75,6 +75,7 @@ pub(super) async fn run(
             Err(error) => {
                 outage.failed(&error, "acknowledging and claiming again when the database answers");
                 shared.metrics.queue_errors.inc();
+                batch.iter_mut().for_each(|ended| ended.told = true);
                 shared.turn(EXCHANGE);
                 if lanes.served() {
                     shared.turn(QUEUES);
