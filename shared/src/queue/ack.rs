@@ -275,6 +275,21 @@ mod tests {
         Ended::new(Ticket { claimed, claimed_ms: 7, slot, holding }, ending)
     }
 
+    fn worker(url: &str) -> Shared {
+        let options = QueueOptions {
+            worker: "w".to_owned(),
+            vantage: "test".to_owned(),
+            queues: Vec::new(),
+            lease: Duration::from_secs(1),
+            poll: Duration::from_secs(1),
+            grace: Duration::ZERO,
+            listen_url: None,
+            traffic: Traffic::default(),
+        };
+        let db = Db::lazy(url, "test", 1).unwrap().with_timeout(Duration::from_secs(1));
+        Shared::new(db, options, Metrics::new(), Health::default())
+    }
+
     fn sick(network: Network, why: &str) -> Ended {
         ended(network.as_str(), JobError::Sick { network, why: why.to_owned() }.into())
     }
@@ -293,18 +308,7 @@ mod tests {
         let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("postgres://u@{}/x", server.local_addr().unwrap());
         let hung_up = std::thread::spawn(move || drop(server.accept()));
-        let options = QueueOptions {
-            worker: "w".to_owned(),
-            vantage: "test".to_owned(),
-            queues: Vec::new(),
-            lease: Duration::from_secs(1),
-            poll: Duration::from_secs(1),
-            grace: Duration::ZERO,
-            listen_url: None,
-            traffic: Traffic::default(),
-        };
-        let db = Db::lazy(&url, "test", 1).unwrap().with_timeout(Duration::from_secs(1));
-        let shared = Shared::new(db, options, Metrics::new(), Health::default());
+        let shared = worker(&url);
         let mut batch = [sick(Network::Tor, "the proxy said \0"), sick(Network::Tor, "later")];
         let mut owed = Trips::new();
         trip(&shared, &mut batch, &mut owed).await;
@@ -315,6 +319,15 @@ mod tests {
         assert_eq!(reported(&[], owed.clone()), owed, "and without the batch it is still owed");
         batch[1].ticket.claimed_ms = 9;
         assert_eq!(reported(&batch, owed)[0].claimed_ms, 9, "the newest attempt counts");
+    }
+
+    #[tokio::test]
+    async fn what_was_said_before_and_holds_no_more_is_not_called_lost() {
+        let shared = worker("postgres://u@127.0.0.1:1/x");
+        let done = |name: &str| ended(name, Ending::complete(json!({})));
+        let said_again = Ended { told: true, ..done("a") };
+        settle(&shared, &[said_again, done("b"), done("c")], &["c".to_owned()]);
+        assert_eq!(shared.metrics.jobs_lost.get(), 1, "b alone");
     }
 
     #[test]
