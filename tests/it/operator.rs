@@ -223,3 +223,19 @@ async fn every_command_for_operators_works_as_the_role_the_document_names() {
     }
     assert!(ran > 8);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_command_of_a_runbook_is_one() {
+    let Some(test) = migrated().await else { return };
+    let document =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/MONITORING.md")).unwrap();
+    let named: std::collections::BTreeSet<&str> =
+        document.split('`').filter_map(|span| span.strip_prefix("bigbrotr ")).collect();
+    assert!(named.len() > 8, "{named:?}");
+    for command in named {
+        let arguments: Vec<&str> = command.split(' ').collect();
+        let (code, said) = says(&test, Role::Admin, &arguments);
+        // What it speaks of may be missing here; how it is called may not be wrong.
+        assert!(code < 2, "{command}: {said}");
+    }
+}
