@@ -131,6 +131,8 @@ mod upgrade;
 #[cfg(test)]
 mod upgrade17;
 #[cfg(test)]
+mod upgrade28;
+#[cfg(test)]
 mod upkeep;
 #[cfg(test)]
 mod uptime;
