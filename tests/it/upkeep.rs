@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use scheduler::Scheduler;
-use shared::db::DbError;
+use shared::db::{Db, DbError};
+use shared::jobs::Ctx;
 use shared::models::{AddressPolicy, JobKind, RelayUrl, Verdict};
 use sqlx::Connection as _;
-use tests::pg::{Role, TestDb};
+use tests::pg::{Bouncer, Generation, Role, TestDb};
 
+use super::jobs::{config, context, run};
 use super::operator::says;
 use super::scheduler::{round, scheduler, shown};
 use super::support::{claim_one, handle, job, migrated, registration, value};
@@ -126,4 +128,22 @@ async fn the_doctor_speaks_of_the_fleet_as_it_is_and_not_of_its_own_settings() {
     db.job_finish("w1", &[finished]).await.unwrap();
     let said = lines(&says(&test, Role::Reader, &["doctor"]).1);
     assert!(has(&said, "problem", "seems not to work (clearnet): 1 jobs wait for it"), "{said:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_view_that_takes_longer_than_the_pooler_lets_queries_run_is_refreshed_all_the_same() {
+    let Some(test) = migrated().await else { return };
+    let Some(mut bouncer) = Bouncer::start(&test, Generation::Installed).await else { return };
+    bouncer.start_again_with("query_timeout = 1").await;
+    test.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2.5); RETURN NEW; END';
+         CREATE TRIGGER slow BEFORE INSERT ON view_state FOR EACH ROW WHEN (NEW.view_name = 'event_stats') EXECUTE FUNCTION slow()",
+    )
+    .await;
+    let pooled = Db::lazy(&bouncer.url(Role::Writer), "bigbrotr test", 4).unwrap();
+    let error = pooled.refresh("SELECT event_stats_refresh()").await.unwrap_err();
+    assert!(error.to_string().contains("query timeout"), "the pooler does cut such a query: {error}");
+    let ctx = Ctx { db: pooled, direct: handle(&test, Role::Refresher), ..context(&test, config()) };
+    let report = run(&ctx, JobKind::Refresh, "views").await.unwrap();
+    assert_eq!((&report["refreshed"], &report["failed"]), (&13.into(), &serde_json::json!({})), "{report}");
 }
