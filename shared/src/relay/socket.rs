@@ -84,6 +84,8 @@ pub(super) struct Driven {
     pub(super) page: Page,
     pub(super) saw_auth: bool,
     pub(super) frames: u32,
+    /// A refusal by NOTICE after which the relay hung up.
+    pub(super) refusal: Option<String>,
 }
 
 impl RelaySocket {
@@ -285,6 +287,7 @@ impl RelaySocket {
         driven.page.end_ms = elapsed_ms(started);
         driven.page.stray = session.stray();
         driven.saw_auth = session.saw_auth();
+        driven.refusal = session.refusal().map(str::to_owned);
         driven.page.facts = session.into_facts();
         self.finish(&sub, &driven.page.end).await;
         driven
@@ -330,7 +333,7 @@ impl Driven {
             stray: 0,
             bytes: 0,
         };
-        Self { page, saw_auth: false, frames: 0 }
+        Self { page, saw_auth: false, frames: 0, refusal: None }
     }
 }
 
