@@ -13,6 +13,7 @@ mod config;
 mod dial;
 mod failure;
 mod http;
+mod proven;
 mod resolve;
 mod seen;
 mod server;

@@ -67,16 +67,20 @@ impl ProbeVerdict {
 /// Opens a WebSocket, probes it ([`RelaySocket::probe`]), and closes it.
 pub async fn speaks_nostr(dialer: &Dialer, target: &Target, timeout_ms: u64) -> ProbeVerdict {
     match RelaySocket::open(dialer, target).await {
-        Ok(mut socket) => {
-            let verdict = socket.probe(timeout_ms).await;
-            socket.close().await;
-            verdict
-        }
+        Ok(socket) => socket.probe_and_part(timeout_ms).await,
         Err(failure) => ProbeVerdict::unreached(&failure),
     }
 }
 
 impl RelaySocket {
+    /// [`RelaySocket::probe`] on a connection that is of no use after that.
+    pub async fn probe_and_part(mut self, timeout_ms: u64) -> ProbeVerdict {
+        self.part();
+        let verdict = self.probe(timeout_ms).await;
+        self.close().await;
+        verdict
+    }
+
     /// Asks for one note and judges what comes back. Ends after `timeout_ms` of silence, and after twice
     /// that in any case.
     pub async fn probe(&mut self, timeout_ms: u64) -> ProbeVerdict {
