@@ -196,6 +196,7 @@ impl Config {
             source_interval: self.seconds("discover.source_interval_s"),
             urls_per_host: self.number("discover.urls_per_host"),
             urls_per_site: self.number("discover.urls_per_site"),
+            urls_per_hoster: self.number("discover.urls_per_hoster"),
             ports: self.list("discover.ports").iter().filter_map(|text| text.parse().ok()).collect(),
             nip05_per_day: self.number("discover.nip05_per_day"),
             archive_days: self.archive_days(),

@@ -48,7 +48,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use alerts::{AlertLine, AlertRow, Delivery};
 pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored};
 pub use candidates::{
-    CandidateLine, CandidateRow, ExclusionLine, NewCandidate, SourceLine, Sources, ValidateResult,
+    CandidateLine, CandidateRow, CappedLine, ExclusionLine, NewCandidate, SourceLine, Sources, ValidateResult,
 };
 pub use capability::{CapabilityResult, CapabilityRow, DifferenceLine, WriteRow};
 pub use discover::{Asked, Found, Sighted, Sighting, UnminedEvent};
