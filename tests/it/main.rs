@@ -31,6 +31,8 @@ mod dump;
 #[cfg(test)]
 mod eighteen;
 #[cfg(test)]
+mod expiry;
+#[cfg(test)]
 mod factory;
 #[cfg(test)]
 mod fleet;
@@ -49,6 +51,8 @@ mod judge;
 #[cfg(test)]
 mod keep;
 #[cfg(test)]
+mod kept;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod locks;
@@ -60,6 +64,8 @@ mod manners;
 mod metrics;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod moment;
 #[cfg(test)]
 mod names;
 #[cfg(test)]
