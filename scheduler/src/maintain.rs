@@ -8,7 +8,7 @@ use shared::clock;
 use shared::config::SchedulerOptions;
 use shared::db::{Db, DbError, Pace, ScheduleTarget};
 use shared::jobs::{alerts, publish};
-use shared::models::{JobKind, LOCAL};
+use shared::models::{JobKind, LOCAL, Unkept, tombstones};
 
 use crate::lead::Lead;
 
@@ -25,6 +25,11 @@ const ORPHANS: u32 = 1_000;
 const SWEEP: u32 = 5_000;
 /// How long one round does what the policies ask for, milliseconds: the other steps have their turn.
 const RETAIN_MS: u64 = 20_000;
+/// How long one round makes events expire, and reviews what was archived before, milliseconds each.
+const EXPIRE_MS: u64 = 5_000;
+/// Events of one piece of either.
+const EXPIRE: u32 = 500;
+const REVIEW: u32 = 2_000;
 /// Between two pieces of that.
 const BREATH: Duration = Duration::from_millis(20);
 
@@ -46,12 +51,14 @@ enum Step {
     Statistics,
     Documents,
     Retention,
+    Review,
+    Expiry,
     Orphans,
     Drift,
 }
 
 impl Step {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 19] = [
         Self::Tasks,
         Self::Limits,
         Self::Archive,
@@ -67,6 +74,8 @@ impl Step {
         Self::Statistics,
         Self::Documents,
         Self::Retention,
+        Self::Review,
+        Self::Expiry,
         Self::Orphans,
         Self::Drift,
     ];
@@ -87,6 +96,8 @@ impl Step {
             Self::Documents => Some("documents deleted"),
             Self::Archive => Some("settings of the archive published"),
             Self::Retention => Some("events or observations retired"),
+            Self::Review => Some("deletions and expirations found in what was archived before"),
+            Self::Expiry => Some("events expired"),
             Self::Orphans => Some("orphaned events deleted"),
         }
     }
@@ -162,6 +173,8 @@ impl Maintenance {
             Step::Statistics => db.statistics_maintain().await.map(|_| 0),
             Step::Documents => db.orphan_metadata_delete(ORPHANS).await,
             Step::Retention => self.retain().await,
+            Step::Review => self.review().await,
+            Step::Expiry => self.expire().await,
             Step::Orphans => match db.orphan_event_sweep(SWEEP).await {
                 // Found, and not to be had at this moment: the round comes by again.
                 Err(error) if error.is_busy() => Ok(0),
@@ -205,6 +218,41 @@ impl Maintenance {
                 Err(error) if error.is_busy() => break,
                 Err(error) => return Err(error),
             }
+        }
+        Ok(done)
+    }
+
+    /// What was archived before anybody noted when it expires, or what it asks to have deleted: once through the archive.
+    async fn review(&self) -> Result<u64, DbError> {
+        let until_ms = clock::monotonic_ms() + EXPIRE_MS;
+        let deletes = self.options.unkept.contains(&Unkept::Deleted);
+        let mut found = 0;
+        while clock::monotonic_ms() < until_ms && self.lead.stands(self.term) {
+            let Some(piece) = self.db.archive_review_take(REVIEW).await? else { break };
+            let asked = piece.requests.iter().filter(|_| deletes);
+            let stones: Vec<_> = asked.flat_map(tombstones).collect();
+            let (stones, expiries) = self.db.archive_review_store(&piece, &stones).await?;
+            found += stones + expiries;
+            tokio::time::sleep(BREATH).await;
+        }
+        Ok(found)
+    }
+
+    /// Takes the bodies of events whose own time has come, where the operator does not keep them.
+    async fn expire(&self) -> Result<u64, DbError> {
+        if !self.options.unkept.contains(&Unkept::Expired) {
+            return Ok(0);
+        }
+        let until_ms = clock::monotonic_ms() + EXPIRE_MS;
+        let mut done = 0;
+        while clock::monotonic_ms() < until_ms && self.lead.stands(self.term) {
+            match self.db.event_expire(EXPIRE).await {
+                Ok((0, _)) => break,
+                Ok((_, expired)) => done += expired,
+                Err(error) if error.is_busy() => break,
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(BREATH).await;
         }
         Ok(done)
     }

@@ -33,6 +33,8 @@ mod dump;
 #[cfg(test)]
 mod eighteen;
 #[cfg(test)]
+mod expiry;
+#[cfg(test)]
 mod factory;
 #[cfg(test)]
 mod fleet;
@@ -51,6 +53,8 @@ mod judge;
 #[cfg(test)]
 mod keep;
 #[cfg(test)]
+mod kept;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod locks;
@@ -62,6 +66,8 @@ mod manners;
 mod metrics;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod moment;
 #[cfg(test)]
 mod names;
 #[cfg(test)]

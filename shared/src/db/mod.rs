@@ -23,6 +23,7 @@ mod lead;
 mod listen;
 mod maintain;
 mod migrate;
+mod moment;
 mod monitors;
 mod observe;
 mod operate;
@@ -31,6 +32,7 @@ mod presence;
 mod publish;
 mod read;
 mod reconcile;
+mod review;
 mod rows;
 mod uptime;
 mod verify;
@@ -46,7 +48,7 @@ use sqlx::{ConnectOptions, Connection, Postgres};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use alerts::{AlertLine, AlertRow, Delivery};
-pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored};
+pub use archive::{EventRow, NewCoverage, StoreBatch, Stored};
 pub use candidates::{
     CandidateLine, CandidateRow, CappedLine, ExclusionLine, NewCandidate, SourceLine, Sources, ValidateResult,
 };
@@ -61,7 +63,7 @@ pub use inspect::{HorizonLine, LeaderLine, Unsettled};
 pub use jobs::{Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Unreadable, Wanted};
 
 pub use judge::{CheckRow, MonitorResult, OpinionRow, RelayRow};
-pub use keep::{ArchiveState, Fate, LightenPlan, PlanLine, RetentionStep};
+pub use keep::{ArchiveState, Fate, Horizons, LightenPlan, PlanLine, RetentionStep};
 pub use lead::{Tick, TickKind};
 pub use listen::JobListener;
 pub use maintain::Rescued;
@@ -76,6 +78,7 @@ pub use presence::{MonthLine, PresenceLine, ShareLine};
 pub use publish::{DeliveryRow, NewPublication, PendingPublication, PublicationLine, PublishingRelay, Visit};
 pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPage};
 pub use reconcile::{ReconcileBatch, Revisited, SyncBegin, SyncFacts};
+pub use review::ReviewPiece;
 pub use uptime::{LivenessLine, Percentiles, ReliabilityLine, UptimeLine};
 pub use verify::{Corruption, Sample, SetLine, VerifyProgress, VerifyReport};
 pub use views::{Backlog, Counted, VIEWS};

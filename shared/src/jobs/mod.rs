@@ -12,6 +12,7 @@ mod discover;
 mod egress;
 mod heard;
 pub mod import;
+mod keep;
 pub mod liveness;
 mod monitor;
 mod permit;
