@@ -127,6 +127,8 @@ mod support;
 #[cfg(test)]
 mod tidy;
 #[cfg(test)]
+mod told;
+#[cfg(test)]
 mod transfer;
 #[cfg(test)]
 mod traps;
