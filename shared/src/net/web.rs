@@ -152,7 +152,8 @@ impl Web {
         header: Option<(&'static str, &str)>,
         max_bytes: usize,
     ) -> Result<WebReply, WebFailure> {
-        within(&mut self.limit.clone(), self.limit, async {
+        let mut left = self.limit;
+        within(&mut left, self.limit, async {
             let at = self.admit(url)?;
             let mut request =
                 self.client.post(at.clone()).header(CONTENT_TYPE, "application/json").body(body);
