@@ -85,6 +85,8 @@ mod order;
 #[cfg(test)]
 mod orphans;
 #[cfg(test)]
+mod page;
+#[cfg(test)]
 mod politeness;
 #[cfg(test)]
 mod pooler;

@@ -106,7 +106,7 @@ async fn redirecting(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
     tasks.spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             // A request has one head, which comes in one piece.
-            stream.read(&mut [0; 4_096]).await.ok();
+            let Ok(_head) = stream.read(&mut [0; 4_096]).await else { continue };
             let answer = format!("HTTP/1.1 302 Found\r\nLocation: http://{to}/\r\nContent-Length: 0\r\n\r\n");
             stream.write_all(answer.as_bytes()).await.ok();
         }

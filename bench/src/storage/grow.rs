@@ -108,7 +108,6 @@ impl Growth<'_> {
             "not everything was stored"
         );
         let per_1k = |fed: &Fed, vacuum: f64| (fed.cpu_s + vacuum) * 1_000.0 / count(fed.observations);
-        let dup_1k = |fed: &Fed| fed.cpu_s * 1_000.0 / count(fed.delivered);
         let copies = count(fed.observations) / count(fed.events);
         let json: usize = slice.events.iter().map(|row| row.event.to_json().len()).sum();
         for figure in [
@@ -131,8 +130,8 @@ impl Growth<'_> {
             ),
             figure(
                 "dup_pg_cpu_s_per_1k",
-                dup_1k(&dup),
-                dup_1k(&theirs_dup),
+                dup.delivered_1k(),
+                theirs_dup.delivered_1k(),
                 CASCADE,
                 "s",
                 Goal::AtMost(0.006),

@@ -6,6 +6,7 @@
 
 mod ask;
 mod confine;
+mod floor;
 mod grow;
 mod key;
 mod layout;
@@ -32,7 +33,7 @@ pub(crate) struct Options {
     /// Everything in one month: what a partition costs as it fills.
     #[arg(long, value_enum)]
     dense: Option<Dense>,
-    /// Only these groups of figures; `ingest` always runs.
+    /// Only these groups of figures; `ingest` always runs, but where `floor` is all that is asked for.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Group>,
     /// Leaves the peer out: then the figures have no reference, and the run does not count.
@@ -57,6 +58,8 @@ enum Dense {
 enum Group {
     /// Processor time of storing, bytes, growth.
     Ingest,
+    /// The cheapest ways into the tables, step by step.
+    Floor,
     /// What is asked of the archive.
     Ask,
     /// The views.
@@ -108,10 +111,17 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
          -c random_page_cost=1.1 -c autovacuum=off -c checkpoint_timeout=10min"
     ))?;
     let confined = options.memory.map(|mib| confine::Confined::to(cluster.postmaster, mib)).transpose()?;
-    let result = Box::pin(grow::run(&cluster, options, report)).await;
+    let result = Box::pin(measure(&cluster, options, report)).await;
     drop(cluster);
     drop(confined);
     result
+}
+
+async fn measure(cluster: &Cluster, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    if options.wants(Group::Floor) {
+        floor::run(cluster, options, report).await?;
+    }
+    if options.only.as_slice() == [Group::Floor] { Ok(()) } else { grow::run(cluster, options, report).await }
 }
 
 /// A figure of this bench, taken once.

@@ -1,4 +1,4 @@
-//! Our archive, fed as a sync job feeds it: ask which events are known, store what is new with the observations.
+//! Our archive, fed as a sync job feeds it, by the functions that it calls: `event_known`, then `sync_store`.
 
 use anyhow::{Context, ensure};
 use shared::db::{Db, EventRow, StoreBatch};
@@ -35,6 +35,22 @@ impl Fed {
     /// Processor seconds per 1,000 new observations.
     pub(super) fn per_1k(&self) -> f64 {
         self.cpu_s * 1_000.0 / count(self.observations)
+    }
+
+    /// The same per 1,000 delivered, whether new or not.
+    pub(super) fn delivered_1k(&self) -> f64 {
+        self.cpu_s * 1_000.0 / count(self.delivered)
+    }
+}
+
+/// What an envelope says of it.
+pub(super) fn facts(row: &EventRow) -> EnvelopeFacts {
+    let event = &row.event;
+    EnvelopeFacts {
+        id: event.id(),
+        created_at: event.created_at(),
+        kind: event.kind(),
+        pubkey: *event.pubkey(),
     }
 }
 
@@ -78,16 +94,25 @@ impl Ours {
         Ok(Self { test, db, relays, postmaster: cluster.postmaster })
     }
 
+    pub(super) fn fence(&self, relay: usize) -> anyhow::Result<&Fence> {
+        Ok(&self.relays.get(relay).context("a relay")?.1)
+    }
+
     pub(super) fn relay_id(&self, relay: usize) -> anyhow::Result<i32> {
         Ok(self.relays.get(relay).context("a relay")?.0)
     }
 
     /// Every relay delivers what it holds of the slice, a thousand at a time.
     pub(super) async fn feed(&self, slice: &Slice) -> anyhow::Result<Fed> {
+        self.feed_by(slice, BATCH).await
+    }
+
+    /// The same, so many at a time.
+    pub(super) async fn feed_by(&self, slice: &Slice, batch: usize) -> anyhow::Result<Fed> {
         let cpu = family_cpu_s(self.postmaster);
         let mut fed = Fed::default();
         for ((relay_id, fence), held) in self.relays.iter().zip(&slice.relays) {
-            for batch in held.chunks(BATCH) {
+            for batch in held.chunks(batch) {
                 let rows: Vec<&EventRow> = batch.iter().map(|at| &slice.events[*at as usize]).collect();
                 let asked: Vec<(EventId, i64)> =
                     rows.iter().map(|row| (row.event.id(), row.event.created_at())).collect();

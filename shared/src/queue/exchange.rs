@@ -75,7 +75,9 @@ pub(super) async fn run(
             Err(error) => {
                 outage.failed(&error, "acknowledging and claiming again when the database answers");
                 shared.metrics.queue_errors.inc();
-                batch.iter_mut().for_each(|ended| ended.told = true);
+                for ended in &mut batch {
+                    ended.told = true;
+                }
                 shared.turn(EXCHANGE);
                 if lanes.served() {
                     shared.turn(QUEUES);
