@@ -278,7 +278,8 @@ async fn a_relay_that_forges_is_set_aside_and_looked_at_until_somebody_forgives_
     };
     let said = show(false);
     assert!(said.contains("events were forged: not synced since"), "{said}");
-    assert_eq!(serde_json::from_str::<Value>(&show(true)).unwrap()["set_aside"]["forged"], 50, "{said}");
+    // The page that was on its way counts, too.
+    assert_eq!(serde_json::from_str::<Value>(&show(true)).unwrap()["set_aside"]["forged"], 100, "{said}");
     let forgive =
         || bigbrotr(&["relay", "forgive", url.as_str(), "--why", "restored", "--database-url", &writer]);
     assert_eq!(forgive().status.code(), Some(0));
@@ -293,4 +294,35 @@ async fn a_relay_that_forges_is_set_aside_and_looked_at_until_somebody_forgives_
     // A period that is over does the same.
     test.execute("INSERT INTO relay_aside SELECT id, 1, 10, 10, 1, 2 FROM relay").await;
     assert_eq!(sync(&ctx, &url).await["end"], "up to date");
+}
+
+#[tokio::test]
+async fn the_next_page_is_asked_for_while_the_last_one_is_stored() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let events = Factory::new(79).events(300);
+    let (relay, url) = relay(&ctx, Script::honest(&events, 100)).await;
+    let mut held = test.connect(Role::Superuser).await;
+    let run_sql = async |held: &mut sqlx::PgConnection, sql: &'static str| {
+        sqlx::raw_sql(sql).execute(held).await.unwrap();
+    };
+    run_sql(&mut held, "BEGIN; LOCK TABLE event IN SHARE MODE").await;
+    let watch = async {
+        for _ in 0..200 {
+            if relay.counts().reqs >= 2 {
+                break;
+            }
+            // bound: 200 × 10 ms.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let stored = value(&test, "SELECT count(*)::text FROM event_relay").await;
+        // Longer than a page takes: no third one is asked for.
+        tokio::time::sleep(Duration::from_millis(200)).await; // bound: one.
+        let asked = relay.counts().reqs;
+        run_sql(&mut held, "ROLLBACK").await;
+        (stored, asked)
+    };
+    let (report, seen) = tokio::join!(sync(&ctx, &url), watch);
+    assert_eq!(seen, ("0".to_owned(), 2), "{report}");
+    assert_eq!((&report["new_events"], &report["proved_share"]), (&300.into(), &1.0.into()), "{report}");
 }

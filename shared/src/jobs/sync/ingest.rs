@@ -89,14 +89,19 @@ struct StoredPage {
 const TOMBSTONES_AT_ONCE: i32 = 2_000;
 
 impl Pass<'_> {
-    /// Stores one page with the coverage it proves, if it changed, in one fenced transaction.
+    /// Stores one page with the coverage it proves, if it changed, in one fenced transaction, when its turn has come.
     pub(super) async fn store_page(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
+        // Until then no more is read: what waits here is one page.
+        let _turn = self.ctx.db.turn().await;
+        self.store_now(page, changed).await
+    }
+
+    /// The same, where that is so.
+    pub(super) async fn store_now(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
         self.tally.bytes += page.bytes;
         self.tally.mismatched += u64::from(page.facts.mismatched);
         self.note_unread(&page.facts);
         let known = self.tally.known;
-        // Until then no more is read: what waits here is one page.
-        let _turn = self.ctx.db.turn().await;
         let edge = edge(&page.events);
         let checked = self.sift(page.events).await?;
         let labels = Labels::new("", "", "known");

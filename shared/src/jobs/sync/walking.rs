@@ -34,21 +34,29 @@ impl Pass<'_> {
         walk = walk.knowing(known, silence_is_known);
         let mut gap = None;
         let mut stopped = false;
+        let mut ahead: Option<Page> = None;
         while let Next::Request(filter) = walk.next() {
-            if self.is_over() {
+            if ahead.is_none() && self.is_over() {
                 stopped = true;
                 break;
             }
             let by_ids = !filter.ids.is_empty();
-            let page = self.ask(socket, filter).await;
+            let page = match ahead.take() {
+                Some(page) => page,
+                None => self.ask(socket, filter).await,
+            };
             let claims = walk.on_page(&page.facts, &page.end);
             // Who does not answer for ids has said nothing of its timeline.
             let refuses_ids = by_ids && matches!(page.end, PageEnd::Closed { .. });
             gap = (!page.end.is_eose() && !refuses_ids).then(|| (page.end.grade(), page.end.gap()));
             let changed = self.overlay(&claims);
-            self.store_page(page, changed).await?;
+            let next = match walk.next() {
+                Next::Request(filter) if socket.is_usable() && !self.is_over() => Some(filter),
+                _ => None,
+            };
+            ahead = self.store_and_ask(page, changed, socket, next).await?;
             self.note_gone(walk.take_gone()).await?;
-            if !socket.is_usable() && !self.reopen(socket, &mut walk).await? {
+            if ahead.is_none() && !socket.is_usable() && !self.reopen(socket, &mut walk).await? {
                 break;
             }
         }
@@ -96,8 +104,45 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Stores a page while the next one is on its way: the relay has never more than one request of ours, and no page is
+    /// read ahead before it is the turn of the one in hand.
+    async fn store_and_ask(
+        &mut self,
+        page: Page,
+        changed: bool,
+        socket: &mut RelaySocket,
+        next: Option<Filter>,
+    ) -> Result<Option<Page>, JobError> {
+        let Some(filter) = next else {
+            self.store_page(page, changed).await?;
+            return Ok(None);
+        };
+        let (filter, limits) = (self.narrow(filter), self.limits());
+        let turn = self.ctx.db.turn().await;
+        let stored = async {
+            let stored = self.store_now(page, changed).await;
+            drop(turn);
+            stored
+        };
+        let asked = async { Ok(socket.fetch(filter, limits).await) };
+        let ((), next) = tokio::try_join!(stored, asked)?;
+        self.note_asked(&next);
+        Ok(Some(next))
+    }
+
     /// One request, with what the class of the pass restricts.
-    pub(super) async fn ask(&mut self, socket: &mut RelaySocket, mut filter: Filter) -> Page {
+    pub(super) async fn ask(&mut self, socket: &mut RelaySocket, filter: Filter) -> Page {
+        let page = socket.fetch(self.narrow(filter), self.limits()).await;
+        self.note_asked(&page);
+        page
+    }
+
+    fn note_asked(&mut self, page: &Page) {
+        self.tally.requests += 1;
+        self.largest = self.largest.max(page.facts.seen.len());
+    }
+
+    fn narrow(&self, mut filter: Filter) -> Filter {
         if filter.kinds.is_empty() {
             filter.kinds.clone_from(&self.class.kinds);
         }
@@ -107,10 +152,7 @@ impl Pass<'_> {
         if filter.mentioned.is_empty() {
             filter.mentioned.clone_from(&self.class.mentioned);
         }
-        self.tally.requests += 1;
-        let page = socket.fetch(filter, self.limits()).await;
-        self.largest = self.largest.max(page.facts.seen.len());
-        page
+        filter
     }
 
     /// What one page may cost.
