@@ -153,6 +153,7 @@ impl Walk {
 
     /// The same walk, over a relay known to have had these events (time and id; few, and the oldest of the window among
     /// them). `silence_is_known`: that it brings nothing at all would be no news.
+    #[must_use]
     pub fn knowing(self, events: Vec<(i64, EventId)>, silence_is_known: bool) -> Self {
         Self { witnesses: Witnesses::new(events, silence_is_known), ..self }
     }

@@ -42,6 +42,7 @@ pub(super) struct Failure {
 }
 
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a behaviour of its own")]
 pub(super) struct ModelRelay {
     pub(super) events: Vec<(i64, EventId)>,
     pub(super) cap: usize,
