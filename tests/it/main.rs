@@ -151,6 +151,8 @@ mod uptime;
 #[cfg(test)]
 mod views;
 #[cfg(test)]
+mod walked;
+#[cfg(test)]
 mod watch;
 #[cfg(test)]
 mod wishes;

@@ -42,18 +42,6 @@ impl Fed {
         self.cpu_s * 1_000.0 / count(self.delivered)
     }
 }
-
-/// What an envelope says of it.
-pub(super) fn facts(row: &EventRow) -> EnvelopeFacts {
-    let event = &row.event;
-    EnvelopeFacts {
-        id: event.id(),
-        created_at: event.created_at(),
-        kind: event.kind(),
-        pubkey: *event.pubkey(),
-    }
-}
-
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
 pub(super) const fn count(n: u64) -> f64 {
     n as f64

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::Exclusion;
+use super::{By, Exclusion};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Relay {
@@ -40,6 +40,18 @@ Where too little was measured for a figure, that is said instead of one.")]
     Uptime {
         /// The relay, in any spelling
         url: String,
+    },
+    /// Sync relays again that were set aside because they served forged events
+    #[command(after_help = "EXAMPLES:
+  bigbrotr relay forgive wss://relay.example --why 'its database was restored'
+
+`relay show` says which relays are set aside, and why. Their forged events are counted anew.")]
+    Forgive {
+        /// Relays, in any spelling
+        #[arg(required = true, value_name = "URL")]
+        urls: Vec<String>,
+        #[command(flatten)]
+        by: By,
     },
     #[command(flatten)]
     Exclusion(Exclusion),

@@ -3,11 +3,13 @@
 use serde_json::{Value, json};
 use shared::config::Config;
 use shared::db::{
-    CoverageLine, Db, DbError, DifferenceLine, DisagreementLine, JobLine, LivenessLine, RelayLine,
+    Actor, AsideLine, CoverageLine, Db, DbError, DifferenceLine, DisagreementLine, JobLine, LivenessLine,
+    RelayLine,
 };
 use shared::models::{AddressPolicy, RelayUrl};
 
 use super::exclusion::exclusion;
+use super::operate::actor;
 use super::queue::{job_json, job_row};
 use crate::Session;
 use crate::args::Relay;
@@ -21,9 +23,14 @@ pub(crate) async fn relay(session: &Session, config: &Config, args: &Relay) -> R
     if let Relay::Exclusion(args) = args {
         return exclusion(session, config, args).await;
     }
+    if let Relay::Forgive { urls, by } = args {
+        let db = session.database(config, "bigbrotr_writer").await?;
+        let urls = urls.iter().map(|url| known(url)).collect::<Result<Vec<_>, Fail>>()?;
+        return forgive(&db, &urls, &actor(by, &session.user()), json).await;
+    }
     let db = session.database(config, "bigbrotr_reader").await?;
     match args {
-        Relay::Exclusion(_) => Ok(()),
+        Relay::Exclusion(_) | Relay::Forgive { .. } => Ok(()),
         Relay::List { state } => list(&db, state.as_deref(), json).await,
         Relay::Show { url } => show(&db, &known(url)?, json).await,
         Relay::Coverage { url } => super::coverage::coverage(&db, &known(url)?, json).await,
@@ -35,6 +42,20 @@ pub(crate) async fn relay(session: &Session, config: &Config, args: &Relay) -> R
 fn known(url: &str) -> Result<RelayUrl, Fail> {
     RelayUrl::parse(url, &AddressPolicy::any())
         .map_err(|error| Fail::Failed(format!("{}: {error} ({})", url.escape_debug(), error.reason())))
+}
+
+async fn forgive(db: &Db, urls: &[RelayUrl], actor: &Actor, json: bool) -> Result<(), Fail> {
+    let forgiven = db.relay_forgive(urls, actor).await?;
+    if forgiven == 0 {
+        let urls: Vec<&str> = urls.iter().map(RelayUrl::as_str).collect();
+        return Err(Fail::Failed(format!("not set aside: {}", urls.join(", "))));
+    }
+    if json {
+        line(&json!({ "forgiven": forgiven }).to_string());
+    } else {
+        line(&format!("{forgiven} relays are synced again, from now on"));
+    }
+    Ok(())
 }
 
 async fn list(db: &Db, state: Option<&str>, json: bool) -> Result<(), Fail> {
@@ -118,10 +139,12 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     let others = db.disagreement_list(url).await?;
     let differences = db.relay_differences(url).await?;
     let opinions = db.relay_opinions(url).await?;
+    let aside = db.relay_set_aside(url).await?;
     let mut jobs = db.job_list(None, Some(url.as_str()), JOBS).await?;
     jobs.extend(db.job_past(None, url.as_str(), JOBS).await?);
     if json {
         let mut value = relay_json(&relay);
+        value["set_aside"] = aside.map_or(Value::Null, aside_json);
         value["differences"] = differences.iter().map(difference_json).collect();
         value["opinions"] = opinions.iter().map(opinion_json).collect();
         value["coverage"] = coverage.iter().map(coverage_json).collect();
@@ -129,7 +152,7 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
         value["jobs"] = jobs.iter().map(job_json).collect();
         line(&value.to_string());
     } else {
-        print_relay(&relay, &opinions, &coverage, &others, &jobs);
+        print_relay(&relay, aside, &opinions, &coverage, &others, &jobs);
         print_differences(&differences);
     }
     Ok(())
@@ -208,8 +231,24 @@ fn print_monitors(others: &[DisagreementLine]) {
     table(&rows);
 }
 
+fn set_aside(aside: AsideLine) -> String {
+    let AsideLine { aside_at, until_at, forged, delivered } = aside;
+    format!(
+        "{forged} of {delivered} events were forged: not synced since {}, until {} (or `relay forgive`)",
+        utc(aside_at),
+        utc(until_at)
+    )
+}
+
+fn aside_json(aside: AsideLine) -> Value {
+    json!({
+        "since": aside.aside_at, "until": aside.until_at, "forged": aside.forged, "delivered": aside.delivered,
+    })
+}
+
 fn print_relay(
     relay: &RelayLine,
+    aside: Option<AsideLine>,
     opinions: &[LivenessLine],
     coverage: &[CoverageLine],
     others: &[DisagreementLine],
@@ -224,6 +263,7 @@ fn print_relay(
         row(["  network", relay.url.network().as_str()]),
         row(["  state", &format!("{}{}{since}", relay.state, because(&relay.reason))]),
         row(["  excluded", relay.excluded.as_deref().unwrap_or("no")]),
+        row(["  set aside", &aside.map_or_else(|| "no".to_owned(), set_aside)]),
         row([
             "  known since",
             &format!("{}, by {}", utc(relay.discovered_at), relay.proof.as_deref().unwrap_or("an import")),

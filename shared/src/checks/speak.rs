@@ -5,7 +5,7 @@
 //! play only here.
 
 use crate::models::{Claims, Measured, Reason};
-use crate::nips::{InfoView, Keys, claimed};
+use crate::nips::{InfoView, Keys, claimed, speaks_of_filter};
 use crate::relay::{ProbeVerdict, RelaySocket, Work, WriteProbe};
 
 /// Most bits of proof of work done unless configured: a second of one core, about.
@@ -63,13 +63,13 @@ impl Speak {
         let required = verdict.reason == Reason::AuthRequired;
         let mut spoken = Spoken::default();
         if self.survey {
-            let (mut read, mut reason) = (verdict.read, verdict.reason);
+            let (mut read, mut reason, mut said) = (verdict.read, verdict.reason, verdict.detail.clone());
             if required && self.auth {
                 // The same question again, as somebody.
                 let again = socket.probe(timeout_ms).await;
-                (read, reason) = (again.read, again.reason);
+                (read, reason, said) = (again.read, again.reason, again.detail);
             }
-            let measured = if lets_us_ask(reason) {
+            let measured = if lets_us_ask(reason, &said) {
                 Box::pin(socket.survey(read, required, claims.as_ref(), timeout_ms)).await
             } else {
                 Measured { auth: socket.auth_seen(required), ended: reason, ..Measured::default() }
@@ -86,7 +86,11 @@ impl Speak {
     }
 }
 
-/// Who did not let us read is asked nothing more.
-const fn lets_us_ask(reason: Reason) -> bool {
-    !matches!(reason, Reason::AuthRequired | Reason::RateLimited | Reason::Blocked | Reason::Restricted)
+/// Who did not let us read is asked nothing more, unless it was the filter that displeased.
+fn lets_us_ask(reason: Reason, said: &str) -> bool {
+    match reason {
+        Reason::AuthRequired | Reason::RateLimited => false,
+        Reason::Blocked | Reason::Restricted => speaks_of_filter(said),
+        _ => true,
+    }
 }

@@ -220,6 +220,21 @@ pub(super) const KEYS: &[Key] = &[
         Preset::Everything,
         "Classes of events that are known without being kept: who has them is noted, their content is not.",
     ),
+    int(
+        "archive.forgery_floor",
+        200,
+        1,
+        1_000_000,
+        "Forged events that a relay may serve within a week, whatever their share.",
+    ),
+    int(
+        "archive.forgery_percent",
+        10,
+        0,
+        100,
+        "Share of forged events, percent, from which a relay that served more is set aside: not synced, looked at as before.",
+    ),
+    int("archive.forgery_days", 30, 0, 3_650, "Days for which it is set aside; 0 sets nobody aside."),
     key(
         "retention.days",
         Kind::IntOr { min: 1, max: 36_500, word: "all" },

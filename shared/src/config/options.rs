@@ -10,7 +10,7 @@ use tracing::Level;
 use super::value::{Value, name_server};
 use super::{Config, ConfigError};
 use crate::checks::{Looks, Speak};
-use crate::db::FleetLimits;
+use crate::db::{FleetLimits, ForgeryLimit};
 use crate::jobs::alerts::Secret;
 use crate::jobs::{ARCHIVE, HTTP, HttpSource, JobsConfig, NIP05, WriteTo};
 use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl, Retention, Unkept};
@@ -203,6 +203,11 @@ impl Config {
             nip05_per_day: self.number("discover.nip05_per_day"),
             archive_days: self.archive_days(),
             archive_max_bytes: self.archive_max_bytes(),
+            forgery: ForgeryLimit {
+                floor: self.number("archive.forgery_floor"),
+                percent: self.number("archive.forgery_percent"),
+                days: self.number("archive.forgery_days"),
+            },
             unkept: self.unkept(),
             page_limit: self.number("sync.page_limit"),
             page_idle: self.seconds("sync.page_idle_s"),

@@ -37,6 +37,7 @@ mod rows;
 mod uptime;
 mod verify;
 mod views;
+mod walk;
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -82,6 +83,7 @@ pub use review::ReviewPiece;
 pub use uptime::{LivenessLine, Percentiles, ReliabilityLine, UptimeLine};
 pub use verify::{Corruption, Sample, SetLine, VerifyProgress, VerifyReport};
 pub use views::{Backlog, Counted, VIEWS};
+pub use walk::{AsideLine, Batch, ForgeryLimit};
 
 /// Longest a single statement may take before it counts as lost.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);

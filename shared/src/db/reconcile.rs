@@ -81,18 +81,7 @@ impl Db {
                     .bind(i32::try_from(limit).unwrap_or(i32::MAX)),
             )
             .await?;
-        rows.iter()
-            .map(|row| {
-                let id: Vec<u8> = get(row, "id")?;
-                let id = <[u8; 32]>::try_from(id).map_err(|id| DbError::Corrupt {
-                    table: "event",
-                    column: "id",
-                    row: format!("id={}", hex::encode(&id)),
-                    problem: format!("{} bytes instead of 32", id.len()),
-                })?;
-                Ok((get(row, "created_at")?, EventId(id)))
-            })
-            .collect()
+        items(&rows)
     }
 
     /// Which of these ids are known within `[since, until]`, with their times.
@@ -250,4 +239,20 @@ fn facts(row: &PgRow) -> Result<SyncFacts, DbError> {
         revisits: ages.into_iter().zip(untils).collect(),
         has_gone: get(row, "has_gone")?,
     })
+}
+
+/// Times and ids of events.
+pub(super) fn items(rows: &[PgRow]) -> Result<Vec<(i64, EventId)>, DbError> {
+    rows.iter()
+        .map(|row| {
+            let id: Vec<u8> = get(row, "id")?;
+            let id = <[u8; 32]>::try_from(id).map_err(|id| DbError::Corrupt {
+                table: "event",
+                column: "id",
+                row: format!("id={}", hex::encode(&id)),
+                problem: format!("{} bytes instead of 32", id.len()),
+            })?;
+            Ok((get(row, "created_at")?, EventId(id)))
+        })
+        .collect()
 }

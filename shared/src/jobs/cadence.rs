@@ -124,6 +124,11 @@ pub fn sync(end: SyncEnd, base: Duration, url: &str) -> Due {
     }
 }
 
+/// Of a relay that is set aside for so many more seconds: looked after once a day, and when that is over.
+pub fn aside(left_s: i64, url: &str) -> Due {
+    due(u64::try_from(left_s).unwrap_or(0).clamp(MINUTE, DAY), url, "set aside")
+}
+
 /// The same due time, with the slack that what the pass brought deserves: jobs that are due are done in the order in
 /// which their slack ends, so that where work waits, relays that bring much come first. What a relay brings is what is
 /// new of it per request; one that faltered gains nothing by it.

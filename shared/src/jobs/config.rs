@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::alerts::Secret;
 use super::{HttpSource, publish};
 use crate::checks::Looks;
+use crate::db::ForgeryLimit;
 use crate::models::{PortRange, RelayUrl, Unkept};
 use crate::nips::Keys;
 
@@ -47,6 +48,8 @@ pub struct JobsConfig {
     pub archive_days: Option<u32>,
     /// This worker's own word on the disk budget, bytes; the stricter of it and the published one holds.
     pub archive_max_bytes: Option<u64>,
+    /// How much of what a relay serves may be forged.
+    pub forgery: ForgeryLimit,
     /// What is known without being kept.
     pub unkept: Vec<Unkept>,
     /// Events asked for per page.
@@ -111,6 +114,7 @@ impl Default for JobsConfig {
             nip05_per_day: 240,
             archive_days: None,
             archive_max_bytes: None,
+            forgery: ForgeryLimit { floor: 200, percent: 10, days: 30 },
             unkept: Unkept::ALL.to_vec(),
             page_limit: 500,
             page_idle: Duration::from_secs(20),

@@ -97,6 +97,23 @@ pub struct Answer {
     pub words: String,
 }
 
+/// What a request must name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Narrowed {
+    /// Kinds.
+    Kinds,
+    /// Authors.
+    Authors,
+    /// Whom the events mention (`#p`).
+    Mentions,
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self::UNTESTED
+    }
+}
+
 impl Answer {
     /// Not asked.
     pub const UNTESTED: Self = Self { seen: Support::Untested, by: By::Nothing, words: String::new() };
@@ -151,6 +168,15 @@ pub struct Measured {
     pub negentropy: Answer,
     /// A filter that names no kinds.
     pub without_kinds: Answer,
+    /// A filter that names nothing but kinds; asked where that was refused.
+    #[serde(default)]
+    pub with_kinds: Answer,
+    /// A filter that names nothing but authors; asked where that was refused, too.
+    #[serde(default)]
+    pub with_authors: Answer,
+    /// A filter that names nothing but whom events mention; likewise.
+    #[serde(default)]
+    pub with_mentions: Answer,
     /// How it reads `until`.
     pub until: Until,
     /// Events of a page that was proved to be cut although less was sent than asked for.
@@ -176,6 +202,9 @@ impl Default for Measured {
             hint: Support::Untested,
             negentropy: Answer::UNTESTED,
             without_kinds: Answer::UNTESTED,
+            with_kinds: Answer::UNTESTED,
+            with_authors: Answer::UNTESTED,
+            with_mentions: Answer::UNTESTED,
             until: Until::Untested,
             max_limit: None,
             default_limit: None,
@@ -191,6 +220,20 @@ impl Measured {
     /// The `limit` that yields most, as far as is known: what a page was proved to be cut at.
     pub const fn best_limit(&self) -> Option<u32> {
         self.max_limit
+    }
+
+    /// How requests must be narrowed for the relay to answer them; `None`: not at all, as far as is known.
+    pub fn narrowed(&self) -> Option<Narrowed> {
+        let is = |answer: &Answer, seen| answer.seen == seen;
+        if !is(&self.without_kinds, Support::Refused) {
+            None
+        } else if is(&self.with_kinds, Support::Refused) && is(&self.with_authors, Support::Works) {
+            Some(Narrowed::Authors)
+        } else if is(&self.with_kinds, Support::Refused) && is(&self.with_mentions, Support::Works) {
+            Some(Narrowed::Mentions)
+        } else {
+            Some(Narrowed::Kinds)
+        }
     }
 }
 
@@ -219,6 +262,26 @@ mod tests {
     fn a_word_of_no_set_is_no_record() {
         let text = serde_json::to_string(&Measured::default()).unwrap();
         assert!(serde_json::from_str::<Measured>(&text.replace("untested", "perhaps")).is_err());
+    }
+
+    #[test]
+    fn a_record_of_an_older_version_is_read_and_says_by_what_to_narrow() {
+        let refused = Answer::new(Support::Refused, By::Closed, "invalid: kinds");
+        let by_kinds = Measured { without_kinds: refused.clone(), ..Measured::default() };
+        let mut old = serde_json::to_value(&by_kinds).unwrap();
+        for field in ["with_kinds", "with_authors", "with_mentions"] {
+            old.as_object_mut().unwrap().remove(field);
+        }
+        assert_eq!(serde_json::from_value::<Measured>(old).unwrap(), by_kinds);
+        assert_eq!(Measured::default().narrowed(), None);
+        assert_eq!(by_kinds.narrowed(), Some(Narrowed::Kinds));
+        let works = Answer::new(Support::Works, By::Eose, "");
+        let mut both = Measured { with_kinds: refused.clone(), with_mentions: works.clone(), ..by_kinds };
+        assert_eq!(both.narrowed(), Some(Narrowed::Mentions));
+        both.with_authors = works;
+        assert_eq!(both.narrowed(), Some(Narrowed::Authors));
+        both.without_kinds = Answer::UNTESTED;
+        assert_eq!(both.narrowed(), None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod unkept;
 
 pub use budget::{Fill, NEAR_PERCENT, REST_PERCENT, stricter};
 pub use canonical::{DocumentError, MAX_DOCUMENT_BYTES};
-pub use capability::{Answer, AuthSeen, By, Claims, MEASURED_NIPS, Measured, Support, Until};
+pub use capability::{Answer, AuthSeen, By, Claims, MEASURED_NIPS, Measured, Narrowed, Support, Until};
 pub use closed::UnknownWord;
 pub use coverage::{Coverage, CoverageError, Interval};
 pub use event::{

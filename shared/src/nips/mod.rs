@@ -23,7 +23,7 @@ pub mod walk;
 
 pub use ask::{Exchange, Question, Reply};
 pub use auth::{Auth, AuthState};
-pub use capability::{Probe, ReadSeen, Survey, claimed};
+pub use capability::{Probe, ReadSeen, Survey, claimed, speaks_of_filter};
 pub use delivery::{Delivery, Parcel, Settled};
 pub use dense::{Dense, DenseSpec};
 pub use filter::Filter;

@@ -5,6 +5,7 @@
 //! share code with the product's protocol rooms.
 
 mod neg;
+mod page;
 mod raw;
 mod script;
 mod session;

@@ -78,6 +78,11 @@ pub enum Answer {
     AuthRequired,
     /// EOSE only after this many milliseconds of silence.
     LateEose(u64),
+    /// Matching events, then EOSE; what this connection was sent before comes with another body, under the same id, and
+    /// under the same signature or, where this is true, another.
+    ForgeRepeats(bool),
+    /// EOSE at once; where this is true, a request by ids is served.
+    Mute(bool),
 }
 
 /// A REQ answered by CLOSED.
@@ -262,6 +267,9 @@ impl Script {
         "refuse_upgrade",
         "auth_required",
         "late_eose",
+        "forge_repeats",
+        "mute",
+        "mute_but_ids",
         "hostile_events",
         "refuse_writes",
     ];
@@ -291,6 +299,9 @@ impl Script {
             "refuse_upgrade" => honest.refusing_upgrade(403),
             "auth_required" => honest.answering(Answer::AuthRequired),
             "late_eose" => honest.answering(Answer::LateEose(3_000)),
+            "forge_repeats" => honest.answering(Answer::ForgeRepeats(false)),
+            "mute" => honest.answering(Answer::Mute(false)),
+            "mute_but_ids" => honest.answering(Answer::Mute(true)),
             "hostile_events" => {
                 let valid = hostile::valid(&Factory::new(0), shared::clock::unix_now());
                 Self::honest(valid.iter().map(|(_, event)| event), 500)

@@ -1,5 +1,6 @@
 //! One connection to a scripted relay: the HTTP head, then either a document or WebSocket frames.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::neg::Open;
+use super::page::{forge_repeats, page};
 use super::script::{Answer, HttpBody, Script, Stored, Writes};
 use super::speech::{AuthScript, CHALLENGE, When, answers, judge_auth};
 use super::{Shared, Socket};
@@ -32,6 +34,8 @@ struct Session<'a> {
     shared: &'a Shared,
     authenticated: bool,
     sets: Open,
+    /// Ids sent, where the script minds.
+    sent: HashSet<String>,
 }
 
 /// Serves one TCP connection to its end; an error is the client's going away.
@@ -60,7 +64,9 @@ pub(super) async fn serve(mut stream: TcpStream, shared: &Arc<Shared>) -> anyhow
     shared.counters.upgrades.fetch_add(1, Ordering::SeqCst);
     let _open = Socket::new(shared);
     let socket = WebSocketStream::from_partially_read(stream, rest, Role::Server, None).await;
-    Session { socket, shared, authenticated: false, sets: Open::default() }.run(&script).await
+    Session { socket, shared, authenticated: false, sets: Open::default(), sent: HashSet::new() }
+        .run(&script)
+        .await
 }
 
 impl Session<'_> {
@@ -158,6 +164,13 @@ impl Session<'_> {
 
     async fn serve_page(&mut self, script: &Script, frame: &Value) -> anyhow::Result<()> {
         let events = page(script, frame);
+        let altered;
+        let events = if let Answer::ForgeRepeats(signs) = script.answer {
+            altered = forge_repeats(&mut self.sent, events, signs);
+            altered.iter().collect()
+        } else {
+            events
+        };
         let all = frame[2]["limit"].as_u64().map_or(script.cap, |limit| usize::try_from(limit).unwrap_or(0));
         let hint = if events.len() < all.min(script.cap) { "finish" } else { "more" };
         self.send_events(&frame[1], events).await?;
@@ -182,6 +195,12 @@ impl Session<'_> {
             }
         }
         let kindless = frame[0] == "REQ" && frame[2]["kinds"].is_null();
+        if frame[0] != "EVENT"
+            && !speech.needs_one_of.is_empty()
+            && speech.needs_one_of.iter().all(|name| frame[2][*name].is_null())
+        {
+            return Some(format!("blocked: a filter must have {}", speech.needs_one_of.join(" or ")));
+        }
         (speech.needs_kinds && kindless).then(|| "invalid: must specify kinds".to_owned())
     }
 
@@ -297,37 +316,6 @@ impl Session<'_> {
         self.shared.counters.bytes_out.fetch_add(bytes, Ordering::SeqCst);
         Ok(())
     }
-}
-
-/// The events a REQ gets: those any of its filters asks for, at most the smallest of limit and cap.
-fn page<'a>(script: &'a Script, frame: &Value) -> Vec<&'a Stored> {
-    let filters = frame.as_array().map(|frame| &frame[2..]).unwrap_or_default();
-    let speech = &script.speech;
-    let limit = filters.iter().filter_map(|filter| filter["limit"].as_u64()).max();
-    let limit = match limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)) {
-        None => speech.default_limit.unwrap_or(script.cap),
-        Some(limit) if limit > script.cap => speech.above_cap.unwrap_or(script.cap),
-        Some(limit) => limit,
-    };
-    if speech.searches && filters.iter().any(|filter| filter["search"].is_string()) {
-        return vec![];
-    }
-    let filters: Vec<Value> = filters.iter().map(|filter| older(filter, speech.exclusive_until)).collect();
-    let ignores = script.answer == Answer::IgnoreFilter;
-    let asked = |event: &&Stored| ignores || filters.iter().any(|filter| event.matches(filter));
-    if script.answer == Answer::OldestFirst {
-        return script.events.iter().rev().filter(asked).take(limit).collect();
-    }
-    script.events.iter().filter(asked).take(limit).collect()
-}
-
-/// The filter as a relay reads it that takes `until` as exclusive, or as it is.
-fn older(filter: &Value, exclusive: bool) -> Value {
-    let mut filter = filter.clone();
-    if let Some(until) = filter["until"].as_i64().filter(|_| exclusive) {
-        filter["until"] = json!(until - 1);
-    }
-    filter
 }
 
 /// Whether an event's id begins with so many zero bits.

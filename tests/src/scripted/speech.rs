@@ -26,6 +26,8 @@ pub struct Speech {
     pub hints: bool,
     /// Whether a filter without kinds is refused.
     pub needs_kinds: bool,
+    /// Lists of which a filter must have one, such as `authors` or `#p`, to be answered; none: any filter is.
+    pub needs_one_of: Vec<&'static str>,
     /// Whether `until` means older than.
     pub exclusive_until: bool,
     /// Events for a filter without `limit`; `None` is the cap.

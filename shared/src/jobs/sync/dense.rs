@@ -29,13 +29,17 @@ impl Pass<'_> {
                 limit: self.page_limit,
                 page_shown: self.largest,
                 kinds,
-                authors: known.authors,
+                authors: if self.class.authors.is_empty() {
+                    known.authors
+                } else {
+                    self.class.authors.clone()
+                },
                 max_requests: REQUESTS,
                 until_exclusive: self.until_exclusive,
             });
             let mut ended = false;
             while let Some(filter) = plan.next().filter(|_| !ended) {
-                if self.time_is_up() || (!socket.is_usable() && !self.reconnect(socket).await?) {
+                if self.is_over() || (!socket.is_usable() && !self.reconnect(socket).await?) {
                     return Ok(());
                 }
                 let page = self.ask(socket, filter).await;

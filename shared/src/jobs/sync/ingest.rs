@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Map, json};
+use sha2::{Digest as _, Sha256};
 
 use super::super::{Ctx, JobError, lost};
 use super::Pass;
@@ -33,6 +34,8 @@ pub(super) struct Tally {
     pub(super) dense_requests: u64,
     /// Known events that came with another signature, or were sampled, and verified.
     pub(super) reread: u64,
+    /// Events that do not verify.
+    pub(super) forged: u64,
     /// Forged bodies under the id of a known event.
     pub(super) forged_known: u64,
     /// Held events that their authors asked to have deleted.
@@ -54,18 +57,25 @@ impl Tally {
             "requests": self.requests, "bytes": self.bytes, "delivered": self.delivered, "known": self.known,
             "new_events": self.new_events, "new_observations": self.new_observations,
             "mismatched": self.mismatched, "skipped": self.skipped, "quarantined": self.quarantined, "comparisons": self.comparisons,
-            "gone": self.gone, "unserved": self.unserved, "reread": self.reread, "forged_known": self.forged_known,
+            "gone": self.gone, "unserved": self.unserved, "reread": self.reread, "forged": self.forged, "forged_known": self.forged_known,
             "deleted": self.deleted, "dense_seconds": self.dense_seconds, "dense_requests": self.dense_requests,
             "unkept": self.unkept, "bad": self.bad,
         })
     }
 }
 
-/// The events of a page's oldest second, with their signatures.
-fn edge(events: &[PageEvent]) -> Vec<(EventId, Option<[u8; 64]>)> {
+/// The events of a page's oldest second, with their digests.
+fn edge(events: &[PageEvent]) -> Vec<(EventId, Digest)> {
     let oldest = events.iter().map(|event| event.facts().created_at).min();
     let last = events.iter().filter(|event| Some(event.facts().created_at) == oldest);
-    last.map(|event| (event.facts().id, event.sig().copied())).collect()
+    last.map(|event| (event.facts().id, digest(event))).collect()
+}
+
+/// SHA-256 of an event's text: equal ones are the same event, whatever of it is true.
+pub(super) type Digest = [u8; 32];
+
+pub(super) fn digest(event: &PageEvent) -> Digest {
+    Sha256::digest(event.json()).into()
 }
 
 /// What became of a page.
@@ -79,14 +89,19 @@ struct StoredPage {
 const TOMBSTONES_AT_ONCE: i32 = 2_000;
 
 impl Pass<'_> {
-    /// Stores one page with the coverage it proves, if it changed, in one fenced transaction.
+    /// Stores one page with the coverage it proves, if it changed, in one fenced transaction, when its turn has come.
     pub(super) async fn store_page(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
+        // Until then no more is read: what waits here is one page.
+        let _turn = self.ctx.db.turn().await;
+        self.store_now(page, changed).await
+    }
+
+    /// The same, where that is so.
+    pub(super) async fn store_now(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
         self.tally.bytes += page.bytes;
         self.tally.mismatched += u64::from(page.facts.mismatched);
         self.note_unread(&page.facts);
         let known = self.tally.known;
-        // Until then no more is read: what waits here is one page.
-        let _turn = self.ctx.db.turn().await;
         let edge = edge(&page.events);
         let checked = self.sift(page.events).await?;
         let labels = Labels::new("", "", "known");

@@ -6,8 +6,10 @@
 //! anything but proof becomes a recorded gap. A relay that compares sets (NIP-77) is reconciled instead, by
 //! [`crate::nips::neg::Reconcile`], and whatever is old enough is read again for what came late.
 
+mod class;
 mod dense;
 mod doubts;
+mod ending;
 mod ingest;
 mod reconcile;
 mod revisit;
@@ -20,15 +22,15 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use self::ingest::Tally;
-use self::revisit::{AGES, Revisit};
-use self::walking::Class;
+use self::class::Class;
+use self::ingest::{Digest, Tally};
+use self::revisit::Revisit;
 use self::windows::{Window, plan};
 use super::cadence::{self, SyncEnd};
 use super::validate::blame;
 use super::{Attempt, Ctx, JobError, Report, SKIPPED, capability, lost, target_url};
 use crate::clock;
-use crate::db::{ArchiveState, NewCoverage, Revisited, StoreBatch, SyncBegin, SyncFacts};
+use crate::db::{ArchiveState, Revisited, SyncBegin, SyncFacts};
 use crate::models::{
     Coverage, EventId, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, RelayUrl, Support,
     Until, stricter,
@@ -90,8 +92,8 @@ struct Pass<'a> {
     dense: BTreeSet<i64>,
     /// Events of the largest page of this pass.
     largest: usize,
-    /// What the page before brought of its oldest second, and was stored, with its signature: the next page brings it again.
-    edge: HashMap<EventId, Option<[u8; 64]>>,
+    /// What the page before brought of its oldest second, and was stored, with its digest: the next page brings it again.
+    edge: HashMap<EventId, Digest>,
     /// The relay takes `until` as exclusive, as far as its pages or its survey tell.
     until_exclusive: bool,
     revisited: Vec<Revisited>,
@@ -108,17 +110,19 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         let held = ctx.db.schedule_next(&attempt.fence, due.after, due.slack, due.why).await?;
         return if held { Ok(json!({ SKIPPED: "the relay is down" })) } else { Err(lost()) };
     }
+    if let Some(until) = ctx.db.relay_aside_until(relay.id).await? {
+        let due = cadence::aside(until - clock::unix_now(), url.as_str());
+        let held = ctx.db.schedule_next(&attempt.fence, due.after, due.slack, due.why).await?;
+        return if held { Ok(json!({ "skipped": "set aside for what it forges" })) } else { Err(lost()) };
+    }
     let SyncBegin { archive, facts, measured } = ctx.db.sync_begin(relay.id).await?;
     refuse_when_full(ctx, &archive)?;
     let now = clock::unix_now();
     let measured = measured.unwrap_or_default();
-    let class = if Class::is_restricted(&measured) {
-        Class::restricted(&ctx.db, relay.id, now).await?
-    } else {
-        Class::all()
-    };
+    let mut classes = Class::of_relay(&ctx.db, &attempt.fence, relay.id, &measured, now).await?.into_iter();
+    let Some(class) = classes.next() else { return Err(JobError::cancel("there is nothing to ask for")) };
     // What it begins with is of the class of most relays.
-    let facts = if class.kinds.is_empty() { facts } else { ctx.db.sync_facts(relay.id, &class.name).await? };
+    let facts = if class.is_all() { facts } else { ctx.db.sync_facts(relay.id, &class.name).await? };
     let coverage = ctx.db.coverage_get(relay.id, &class.name).await?;
     // Nothing below the horizon is asked for: it was dropped, and would be again.
     let wanted = ctx.config.archive_days.map_or(0, |days| now - i64::from(days) * 86_400);
@@ -128,21 +132,12 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         let held = ctx.db.schedule_next(&attempt.fence, due.after, due.slack, due.why).await?;
         return if held { Ok(json!({ SKIPPED: "nothing of it is kept" })) } else { Err(lost()) };
     }
-    let rescan = i64::try_from(ctx.config.rescan.as_secs()).unwrap_or(i64::MAX);
-    let windows = plan(&coverage, floor, now, rescan);
     let read_by = ReadBy { archive, facts, class, measured };
     let mut pass = Pass::new(ctx, attempt, relay.id, read_by, coverage, now);
-    let revisits = revisit::due(&pass.facts.revisits, &pass.coverage, floor, now, pass.reconciles);
     let end = match connect(ctx, attempt, &url, relay.state.as_deref() == Some("alive")).await? {
         Ok((mut socket, target)) => {
             pass.target = Some(target);
-            let mut end = pass.read_all(&mut socket, &windows, &revisits).await;
-            // Who refused, or went silent, is asked nothing more.
-            if matches!(end, Ok(SyncEnd::UpToDate | SyncEnd::More))
-                && let Err(error) = pass.split_dense(&mut socket).await
-            {
-                end = Err(error);
-            }
+            let end = pass.read_classes(&mut socket, classes, floor, now).await;
             socket.close().await;
             end?
         }
@@ -152,7 +147,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
             } else {
                 GapReason::Disconnected
             };
-            pass.leave_gaps(&windows, Grade::Unknown, reason);
+            pass.leave_gaps(&pass.windows(floor, now), Grade::Unknown, reason);
             SyncEnd::Interrupted
         }
     };
@@ -209,8 +204,8 @@ impl<'a> Pass<'a> {
         now: i64,
     ) -> Self {
         let ReadBy { archive, facts, class, measured } = read_by;
-        // A set by kinds is not what we hold of the relay.
-        let reconciles = class.kinds.is_empty()
+        // A set by kinds or authors is not what we hold of the relay.
+        let reconciles = class.is_all()
             && facts.neg_off_until.is_none_or(|until| until <= now)
             && measured.negentropy.seen == Support::Works;
         let time_box = u64::try_from(ctx.config.sync_time_box.as_millis()).unwrap_or(u64::MAX);
@@ -241,8 +236,46 @@ impl<'a> Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn time_is_up(&self) -> bool {
-        self.attempt.stop.is_cancelled() || clock::monotonic_ms() >= self.until_ms
+    /// What the coverage of the class leaves to ask for.
+    fn windows(&self, floor: i64, now: i64) -> Vec<Window> {
+        let rescan = i64::try_from(self.ctx.config.rescan.as_secs()).unwrap_or(i64::MAX);
+        plan(&self.coverage, floor, now, rescan)
+    }
+
+    /// Reads one class after another, until all is read or one ends otherwise.
+    async fn read_classes(
+        &mut self,
+        socket: &mut RelaySocket,
+        others: impl Iterator<Item = Class>,
+        floor: i64,
+        now: i64,
+    ) -> Result<SyncEnd, JobError> {
+        let mut end = self.read_class(socket, floor, now).await?;
+        for class in others {
+            if end != SyncEnd::UpToDate {
+                break;
+            }
+            self.turn_to(class, floor, now).await?;
+            end = self.read_class(socket, floor, now).await?;
+        }
+        Ok(end)
+    }
+
+    /// Reads what is left of one class, and the seconds of it that are too dense for a page.
+    async fn read_class(
+        &mut self,
+        socket: &mut RelaySocket,
+        floor: i64,
+        now: i64,
+    ) -> Result<SyncEnd, JobError> {
+        let windows = self.windows(floor, now);
+        let revisits = revisit::due(&self.facts.revisits, &self.coverage, floor, now, self.reconciles);
+        let end = self.read_all(socket, &windows, &revisits).await?;
+        // Who refused, or went silent, is asked nothing more.
+        if matches!(end, SyncEnd::UpToDate | SyncEnd::More) {
+            self.split_dense(socket).await?;
+        }
+        Ok(end)
     }
 
     /// Reads the windows, newest first, and then again what is old enough, until all is read, the time is up, or
@@ -285,7 +318,7 @@ impl Pass<'_> {
         windows: &[Window],
     ) -> Result<SyncEnd, JobError> {
         for (index, window) in windows.iter().enumerate() {
-            if self.time_is_up() {
+            if self.is_over() {
                 return Ok(SyncEnd::More);
             }
             let (end, gap) = if self.reconciles {
@@ -335,54 +368,5 @@ impl Pass<'_> {
             .map(|w| Claim { since: w.floor, until: w.ceiling, grade, reason, overrides_proof: false })
             .collect();
         self.overlay(&claims);
-    }
-
-    /// Notes how far each age was read again, and that the relay does not reconcile.
-    async fn learn(&mut self, floor: i64, now: i64) -> Result<(), JobError> {
-        let mut learnt = Vec::new();
-        for age_s in AGES {
-            let reached = revisit::reached(&self.facts.revisits, &self.coverage, age_s, floor);
-            let until = revisit::advance(reached, age_s, now, &self.read);
-            let mine = self.revisited.iter().filter(|revisited| revisited.age_s == age_s);
-            let (seconds, found) = mine.fold((0, 0), |(s, f), r| (s + r.seconds, f + r.found));
-            if until > floor || found > 0 {
-                learnt.push(Revisited { age_s, until, seconds, found });
-            }
-        }
-        let off = self.neg_off.then_some(now + reconcile::NEG_OFF_S);
-        let (fence, class) = (&self.attempt.fence, &self.class.name);
-        let held = self.ctx.db.sync_learn(fence, self.relay_id, now, off, class, &learnt).await?;
-        if held { Ok(()) } else { Err(lost()) }
-    }
-
-    /// Writes the coverage as it stands and when the relay is next due.
-    async fn finish(
-        mut self,
-        url: &RelayUrl,
-        end: SyncEnd,
-        floor: i64,
-        now: i64,
-    ) -> Result<Report, JobError> {
-        let due = cadence::sync(end, self.ctx.config.sync_interval, url.as_str());
-        let due = cadence::by_worth(due, end, self.tally.requests, self.tally.new_observations);
-        self.learn(floor, now).await?;
-        self.bury(TOMBSTONES_PER_PASS).await;
-        let batch = StoreBatch {
-            fence: &self.attempt.fence,
-            relay_id: self.relay_id,
-            seen_at: now,
-            delivered: &[],
-            new: &[],
-            light: self.archive.light,
-            coverage: Some(NewCoverage { class: &self.class.name, coverage: &self.coverage }),
-            next: Some((due.after, due.slack, due.why)),
-        };
-        if !self.ctx.db.sync_store(&batch).await?.held {
-            return Err(lost());
-        }
-        let mut report = self.tally.report();
-        report["end"] = json!(due.why);
-        report["proved_share"] = json!(self.coverage.proved_share(floor, now));
-        Ok(report)
     }
 }

@@ -45,7 +45,7 @@ impl Pass<'_> {
             if job == Job::Done {
                 break;
             }
-            if self.time_is_up() {
+            if self.is_over() {
                 stopped = true;
                 break;
             }

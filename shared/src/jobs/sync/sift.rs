@@ -6,10 +6,13 @@
 
 use std::sync::Arc;
 
+use std::collections::HashSet;
+
 use super::super::keep::Policy;
 use super::super::verify::{Need, Raw};
 use super::super::{JobError, lost};
 use super::Pass;
+use super::ingest::digest;
 use crate::clock;
 use crate::db::{EventRow, ForgeryRow};
 use crate::models::{EnvelopeFacts, Event, EventId, Tombstone};
@@ -33,15 +36,19 @@ pub(super) struct Checked {
 
 impl Pass<'_> {
     /// Looks up, verifies and judges a page. Its events are distinct, and their envelopes were read when they came.
-    /// What the page before has stored is passed over, since pages of a walk share a second: but for the sample, and for
-    /// what comes under another signature now.
+    /// What the page before has stored is passed over, since pages of a walk share a second: but only where it comes to the
+    /// letter as it came then. Under one of those ids anything else is read in full.
     pub(super) async fn sift(&mut self, mut page: Vec<PageEvent>) -> Result<Checked, JobError> {
         self.tally.delivered += page.len() as u64;
+        let mut altered: HashSet<EventId> = HashSet::new();
         page.retain(|event| {
             let id = event.facts().id;
-            let again = self.edge.get(&id).is_some_and(|sig| sig.as_ref() == event.sig())
-                && !self.ctx.verifier.samples(self.relay_id, &id);
+            let Some(before) = self.edge.get(&id) else { return true };
+            let again = *before == digest(event);
             self.tally.known += u64::from(again);
+            if !again {
+                altered.insert(id);
+            }
             !again
         });
         let asked: Vec<&EnvelopeFacts> = page.iter().map(PageEvent::facts).collect();
@@ -54,7 +61,7 @@ impl Pass<'_> {
             let same = held.is_some_and(|ours| {
                 ours.is_none() || event.sig().and_then(|sig| sig.first_chunk()) == ours.as_ref()
             });
-            let sampled = self.ctx.verifier.samples(self.relay_id, &facts.id);
+            let sampled = altered.contains(&facts.id) || self.ctx.verifier.samples(self.relay_id, &facts.id);
             if same && !sampled {
                 checked.delivered.push((facts.id, facts.created_at));
                 self.tally.known += 1;
@@ -81,6 +88,7 @@ impl Pass<'_> {
                 }
                 Err(error) => {
                     self.tally.bad(self.ctx, &error);
+                    self.tally.forged += 1;
                     self.tally.forged_known += u64::from(held);
                     checked.forged.push(facts.created_at);
                     forged.push(ForgeryRow { id: facts.id, reason: error.as_str(), known: held });

@@ -1,64 +1,17 @@
 //! Carries a walk ([`Walk`]) between relay and database, in the filter class of the pass.
 
+use super::class::Class;
 use super::windows::Window;
 use super::{PAGE_BYTES, PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd};
-use crate::jobs::JobError;
-use crate::models::{GapReason, Grade, Measured, Support};
-use crate::nips::{Filter, Limits, Next, Walk, WalkSpec};
+use crate::clock;
+use crate::db::ReconcileBatch;
+use crate::jobs::{JobError, lost};
+use crate::models::{EventId, GapReason, Grade};
+use crate::nips::{Filter, Limits, Next, PageEnd, Walk, WalkSpec};
 use crate::relay::{Page, RelaySocket};
 
-/// The filter class without restriction.
-pub(super) const ALL: &str = "all";
-/// First part of the name of a class restricted to kinds, which follow.
-const BY_KINDS: &str = "kinds:";
-/// Kinds of a restricted class: its name, which lists them, is part of every interval's key.
-const KINDS_MAX: i32 = 60;
-/// Asked for whether or not the archive knows them: profiles, notes, follows, direct messages, deletions, reposts,
-/// reactions, gift wraps, reports, zaps, lists, articles.
-const USUAL: [u16; 14] = [0, 1, 3, 4, 5, 6, 7, 1_059, 1_984, 9_735, 10_000, 10_002, 30_000, 30_023];
-
-/// What a pass asks for, and what its coverage speaks of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Class {
-    pub(super) name: String,
-    /// Empty: all.
-    pub(super) kinds: Vec<u16>,
-}
-
-impl Class {
-    /// Whether this relay answers only requests that name kinds.
-    pub(super) fn is_restricted(measured: &Measured) -> bool {
-        measured.without_kinds.seen == Support::Refused
-    }
-
-    /// No restriction.
-    pub(super) fn all() -> Self {
-        Self { name: ALL.to_owned(), kinds: Vec::new() }
-    }
-
-    fn of_kinds(mut kinds: Vec<u16>) -> Self {
-        kinds.sort_unstable();
-        kinds.dedup();
-        let words: Vec<String> = kinds.iter().map(u16::to_string).collect();
-        Self { name: format!("{BY_KINDS}{}", words.join(",")), kinds }
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        let kinds: Result<Vec<u16>, _> = name.strip_prefix(BY_KINDS)?.split(',').map(str::parse).collect();
-        Some(Self { name: name.to_owned(), kinds: kinds.ok()? })
-    }
-
-    /// The class of a relay that wants kinds named: the one it was begun with, or the kinds we know today. What it
-    /// holds of other kinds is of no class, and never counts as proved.
-    pub(super) async fn restricted(db: &crate::db::Db, relay_id: i32, now: i64) -> Result<Self, JobError> {
-        let begun = db.coverage_classes(relay_id).await?;
-        if let Some(class) = begun.iter().find_map(|name| Self::parse(name)) {
-            return Ok(class);
-        }
-        let known = db.dense_facts(now, KINDS_MAX - i32::try_from(USUAL.len()).unwrap_or(0), 0).await?;
-        Ok(Self::of_kinds(known.kinds.into_iter().chain(USUAL).collect()))
-    }
-}
+/// Events known to have been on the relay that one walk is held against.
+const WITNESSES: i32 = 10;
 
 impl Pass<'_> {
     /// Walks one window; returns how that ended and, if the relay ended it, with which gap.
@@ -74,19 +27,36 @@ impl Pass<'_> {
             limit: self.page_limit,
             max_requests: REQUESTS,
         });
+        let known = self.witnesses(window).await?;
+        // That the relay says nothing is no news where it has just spoken, or said nothing when it was last asked.
+        let doubted = |at| self.coverage.at(at).is_some_and(|known| known.reason() == GapReason::NotServed);
+        let silence_is_known = self.tally.delivered > 0 || known.iter().all(|(at, _)| doubted(*at));
+        walk = walk.knowing(known, silence_is_known);
         let mut gap = None;
         let mut stopped = false;
+        let mut ahead: Option<Page> = None;
         while let Next::Request(filter) = walk.next() {
-            if self.time_is_up() {
+            if ahead.is_none() && self.is_over() {
                 stopped = true;
                 break;
             }
-            let page = self.ask(socket, filter).await;
+            let by_ids = !filter.ids.is_empty();
+            let page = match ahead.take() {
+                Some(page) => page,
+                None => self.ask(socket, filter).await,
+            };
             let claims = walk.on_page(&page.facts, &page.end);
-            gap = (!page.end.is_eose()).then(|| (page.end.grade(), page.end.gap()));
+            // Who does not answer for ids has said nothing of its timeline.
+            let refuses_ids = by_ids && matches!(page.end, PageEnd::Closed { .. });
+            gap = (!page.end.is_eose() && !refuses_ids).then(|| (page.end.grade(), page.end.gap()));
             let changed = self.overlay(&claims);
-            self.store_page(page, changed).await?;
-            if !socket.is_usable() && !self.reopen(socket, &mut walk).await? {
+            let next = match walk.next() {
+                Next::Request(filter) if socket.is_usable() && !self.is_over() => Some(filter),
+                _ => None,
+            };
+            ahead = self.store_and_ask(page, changed, socket, next).await?;
+            self.note_gone(walk.take_gone()).await?;
+            if ahead.is_none() && !socket.is_usable() && !self.reopen(socket, &mut walk).await? {
                 break;
             }
         }
@@ -102,15 +72,87 @@ impl Pass<'_> {
         Ok((end, if stopped { None } else { gap }))
     }
 
+    /// What the relay is known to have had there, in the class of the pass.
+    async fn witnesses(&self, window: Window) -> Result<Vec<(i64, EventId)>, JobError> {
+        let Class { kinds, authors, mentioned, .. } = &self.class;
+        if !mentioned.is_empty() {
+            // Whom an event mentions is not kept where it could be asked for.
+            return Ok(Vec::new());
+        }
+        let stretch = (window.floor, window.ceiling);
+        Ok(self.ctx.db.relay_witnesses(self.relay_id, stretch, kinds, authors, WITNESSES).await?)
+    }
+
+    /// Notes what the relay was found not to have any more.
+    async fn note_gone(&mut self, gone: Vec<(i64, EventId)>) -> Result<(), JobError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.tally.gone += gone.len() as u64;
+        self.facts.has_gone = true;
+        let gone: Vec<(EventId, i64)> = gone.into_iter().map(|(at, id)| (id, at)).collect();
+        let batch = ReconcileBatch {
+            fence: &self.attempt.fence,
+            relay_id: self.relay_id,
+            at: clock::unix_now(),
+            claimed: &[],
+            gone: &gone,
+            unserved: &[],
+            coverage: None,
+        };
+        self.ctx.db.reconcile_store(&batch).await?.ok_or_else(lost)?;
+        Ok(())
+    }
+
+    /// Stores a page while the next one is on its way: the relay has never more than one request of ours, and no page is
+    /// read ahead before it is the turn of the one in hand.
+    async fn store_and_ask(
+        &mut self,
+        page: Page,
+        changed: bool,
+        socket: &mut RelaySocket,
+        next: Option<Filter>,
+    ) -> Result<Option<Page>, JobError> {
+        let Some(filter) = next else {
+            self.store_page(page, changed).await?;
+            return Ok(None);
+        };
+        let (filter, limits) = (self.narrow(filter), self.limits());
+        let turn = self.ctx.db.turn().await;
+        let stored = async {
+            let stored = self.store_now(page, changed).await;
+            drop(turn);
+            stored
+        };
+        let asked = async { Ok(socket.fetch(filter, limits).await) };
+        let ((), next) = tokio::try_join!(stored, asked)?;
+        self.note_asked(&next);
+        Ok(Some(next))
+    }
+
     /// One request, with what the class of the pass restricts.
-    pub(super) async fn ask(&mut self, socket: &mut RelaySocket, mut filter: Filter) -> Page {
+    pub(super) async fn ask(&mut self, socket: &mut RelaySocket, filter: Filter) -> Page {
+        let page = socket.fetch(self.narrow(filter), self.limits()).await;
+        self.note_asked(&page);
+        page
+    }
+
+    fn note_asked(&mut self, page: &Page) {
+        self.tally.requests += 1;
+        self.largest = self.largest.max(page.facts.seen.len());
+    }
+
+    fn narrow(&self, mut filter: Filter) -> Filter {
         if filter.kinds.is_empty() {
             filter.kinds.clone_from(&self.class.kinds);
         }
-        self.tally.requests += 1;
-        let page = socket.fetch(filter, self.limits()).await;
-        self.largest = self.largest.max(page.facts.seen.len());
-        page
+        if filter.authors.is_empty() {
+            filter.authors.clone_from(&self.class.authors);
+        }
+        if filter.mentioned.is_empty() {
+            filter.mentioned.clone_from(&self.class.mentioned);
+        }
+        filter
     }
 
     /// What one page may cost.
@@ -146,19 +188,5 @@ impl Pass<'_> {
             }
             Err(_) => false,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_class_is_read_back_from_its_name() {
-        let class = Class::of_kinds(vec![7, 1, 30_023, 1]);
-        assert_eq!(class.name, "kinds:1,7,30023");
-        assert_eq!(Class::parse(&class.name), Some(class));
-        assert_eq!(Class::parse("all"), None);
-        assert_eq!(Class::parse("kinds:1,x"), None);
     }
 }

@@ -34,6 +34,11 @@ const COUNT_SPAN_S: i64 = 3_600;
 const NEG_SPAN_S: i64 = 60;
 /// What nobody writes.
 const SEARCH: &str = "qxzjvkwpfhqz";
+/// What a refusal names that is about a filter.
+const FILTER_WORDS: [&str; 10] =
+    ["kind", "kinds", "filter", "filters", "author", "authors", "tag", "tags", "#p", "#e"];
+/// A key that nobody has.
+const NOBODY: [u8; 32] = [0x17; 32];
 
 /// What to do next.
 #[derive(Debug, Clone)]
@@ -61,6 +66,9 @@ enum Stage {
     Negentropy,
     Search,
     Kindless,
+    Kinds,
+    Authors,
+    Mentions,
     Default,
     At,
     Above,
@@ -82,6 +90,8 @@ pub struct Survey {
     below: Option<u32>,
     hinted: bool,
     eoses: u32,
+    /// The read probe, which names a kind, was not answered in full.
+    unread: bool,
 }
 
 impl Survey {
@@ -100,6 +110,7 @@ impl Survey {
             below: None,
             hinted: read.hint.is_some(),
             eoses: u32::from(read.eose),
+            unread: !read.eose,
         }
     }
 
@@ -128,6 +139,18 @@ impl Survey {
             (Stage::Search | Stage::Kindless, _) => {
                 self.stage = Stage::Kindless;
                 Probe::Page(Filter { limit: Some(1), ..Filter::default() }, EVENTS_MAX)
+            }
+            (Stage::Kinds, _) => {
+                let kinds = PAGE_KINDS.to_vec();
+                Probe::Page(Filter { kinds, limit: Some(1), ..Filter::default() }, EVENTS_MAX)
+            }
+            (Stage::Authors, _) => {
+                let authors = vec![NOBODY];
+                Probe::Page(Filter { authors, limit: Some(1), ..Filter::default() }, EVENTS_MAX)
+            }
+            (Stage::Mentions, _) => {
+                let mentioned = vec![NOBODY];
+                Probe::Page(Filter { mentioned, limit: Some(1), ..Filter::default() }, EVENTS_MAX)
             }
             (Stage::Default, Some(newest)) => Probe::Page(page(newest, None), EVENTS_MAX),
             (Stage::At, _) => {
@@ -162,7 +185,7 @@ impl Survey {
             _ => return,
         }
         self.stage = next;
-        let (Reply::Closed { class, .. } | Reply::Notice { class, .. }) = reply else {
+        let (Reply::Closed { class, message } | Reply::Notice { class, message }) = reply else {
             if let Reply::Cut(cut) = reply {
                 self.stop(cut.reason());
             } else if *reply == Reply::Flood {
@@ -170,7 +193,7 @@ impl Survey {
             }
             return;
         };
-        self.mind(*class);
+        self.mind(*class, message);
     }
 
     /// Takes a page.
@@ -189,6 +212,22 @@ impl Survey {
                 // A relay that holds events and answers with none has refused, only silently.
                 let none = if self.newest.is_some() { Support::Refused } else { Support::Undecided };
                 self.measured.without_kinds = kindless(narrowed(events, end, none, Support::Works));
+                // What names a kind was not answered either: perhaps it must name more.
+                let more = self.measured.without_kinds.seen == Support::Refused && self.unread;
+                self.stage = if more && self.newest.is_none() { Stage::Kinds } else { Stage::Default };
+            }
+            Stage::Kinds => {
+                self.measured.with_kinds = answered(events, end);
+                let refused = self.measured.with_kinds.seen == Support::Refused;
+                self.stage = if refused { Stage::Authors } else { Stage::Default };
+            }
+            Stage::Authors => {
+                self.measured.with_authors = answered(events, end);
+                let works = self.measured.with_authors.seen == Support::Works;
+                self.stage = if works { Stage::Default } else { Stage::Mentions };
+            }
+            Stage::Mentions => {
+                self.measured.with_mentions = answered(events, end);
                 self.stage = Stage::Default;
             }
             Stage::Default => self.on_default(facts, end, events),
@@ -206,8 +245,8 @@ impl Survey {
             self.measured.page_max = self.measured.page_max.max(events);
         }
         match end {
-            PageEnd::Closed { class, .. } => self.mind(*class),
-            PageEnd::Notice { message } => self.mind(classify(message)),
+            PageEnd::Closed { class, message } => self.mind(*class, message),
+            PageEnd::Notice { message } => self.mind(classify(message), message),
             PageEnd::Disconnected | PageEnd::Oversize | PageEnd::Violation => self.stop(end.reason()),
             _ => {}
         }
@@ -266,10 +305,11 @@ impl Survey {
         }
     }
 
-    fn mind(&mut self, class: CloseClass) {
+    fn mind(&mut self, class: CloseClass, message: &str) {
         match class {
             CloseClass::RateLimited => self.stop(Reason::RateLimited),
-            CloseClass::Blocked => self.stop(Reason::Blocked),
+            // Who blocks a filter shuts nobody out.
+            CloseClass::Blocked if !speaks_of_filter(message) => self.stop(Reason::Blocked),
             _ => {}
         }
     }
@@ -297,12 +337,19 @@ fn kindless(answer: Answer) -> Answer {
     answer
 }
 
-fn speaks_of_filter(message: &str) -> bool {
+/// Whether a filter is answered at all.
+fn answered(events: u32, end: &PageEnd) -> Answer {
+    kindless(narrowed(events, end, Support::Works, Support::Works))
+}
+
+/// Whether a refusal is about what was asked for, not about who asks or how often.
+pub fn speaks_of_filter(message: &str) -> bool {
     let lower = message.to_ascii_lowercase();
+    let mut words = lower.split(|c: char| !c.is_ascii_alphanumeric() && c != '#');
     match classify(message) {
         CloseClass::InvalidRequest | CloseClass::Unsupported => true,
         CloseClass::RateLimited | CloseClass::AuthRequired => false,
-        _ => ["kind", "filter"].iter().any(|word| lower.contains(word)),
+        _ => words.any(|word| FILTER_WORDS.contains(&word)),
     }
 }
 

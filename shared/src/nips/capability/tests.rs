@@ -240,3 +240,47 @@ fn only_a_refusal_that_speaks_of_the_filter_makes_a_relay_one_that_wants_kinds()
         assert_eq!(survey.finish(AuthSeen::None).without_kinds.seen, seen, "{end:?}");
     }
 }
+
+#[test]
+fn a_relay_that_wants_authors_or_mentions_named_is_found_out_in_a_few_requests() {
+    let closed = |message: &str| PageEnd::Closed { class: classify(message), message: message.to_owned() };
+    let blocked = "blocked: a filter must have authors or #p";
+    for (takes, seen) in [
+        (["authors", "#p"], [Support::Works, Support::Untested]),
+        (["#p", "#p"], [Support::Refused, Support::Works]),
+        (["#e", "#e"], [Support::Refused, Support::Refused]),
+    ] {
+        let mut survey = Survey::new(ReadSeen::default(), None, NOW);
+        while let Some(probe) = survey.next_probe() {
+            match probe {
+                Probe::Ask(_) => {
+                    let message = blocked.to_owned();
+                    survey.on_reply(&Reply::Closed { class: CloseClass::Blocked, message });
+                }
+                Probe::Page(filter, _) => {
+                    let named = |name: &str| match name {
+                        "authors" => !filter.authors.is_empty(),
+                        "#p" => !filter.mentioned.is_empty(),
+                        _ => false,
+                    };
+                    let taken = takes.iter().any(|name| named(name));
+                    let end = if taken { PageEnd::Eose { hint: None } } else { closed(blocked) };
+                    survey.on_page(&PageFacts::default(), &end);
+                }
+            }
+        }
+        let measured = survey.finish(AuthSeen::None);
+        assert_eq!(
+            (measured.without_kinds.seen, measured.with_kinds.seen),
+            (Support::Refused, Support::Refused)
+        );
+        assert_eq!([measured.with_authors.seen, measured.with_mentions.seen], seen);
+        assert!(measured.requests <= REQUESTS_MAX && measured.ended == Reason::None, "{measured:?}");
+    }
+}
+
+#[test]
+fn who_is_not_authorized_has_said_nothing_of_filters() {
+    assert!(!speaks_of_filter("blocked: you are not authorized"));
+    assert!(speaks_of_filter("error: query must include authors"));
+}

@@ -48,23 +48,31 @@
 //!     of any event; where it cannot, the frame counts for fullness (rule 3), and a page of nothing else is no empty
 //!     one: the rest is *partial/protocol*, and the walk stops. Where such events lie is the caller's to take out of
 //!     what is proved, for good ([`PageFacts::doubts`]).
+//! 12. **Witnesses.** The caller may name events that the relay is known to have had ([`Walk::knowing`]). One that lies in
+//!     what was proved, and did not come, contradicts it: at the end all such are asked for by id, in one request. If any
+//!     comes, or no EOSE, what was proved around each of them is *partial/not_served*, with [`Claim::overrides_proof`]. If
+//!     none comes, they are gone ([`Walk::take_gone`]), and the proof stands. A relay that brought nothing in the whole walk
+//!     is believed that only where its silence is no news; the first time it is a gap like the other. A walk that is
+//!     stopped before it can ask leaves these stretches *unknown*.
 //!
 //! # Bound
-//! Requests ≤ `3·s + 6` and ≤ `max_requests`, where `s` is the number of distinct seconds in which the relay
+//! Requests ≤ `3·s + 7` and ≤ `max_requests`, where `s` is the number of distinct seconds in which the relay
 //! delivered anything: each second is the frontier once, and costs a page, a look below and (while no order
 //! is shown) a look above; beside these, the first page, one more from the ceiling, one oversize retry, one
-//! probe, one failed test of `until` and one page asked again as meant. A relay that answers newest first in
+//! probe, one request by ids, one failed test of `until` and one page asked again as meant. A relay that answers newest first in
 //! pages of `c`, never more than `k < c` events in one second, takes ≤ `events / (c - k) + 7`, however it
 //! reads `until`.
 
 mod rules;
 mod spec;
 mod view;
+mod witness;
 
 use std::collections::HashSet;
 
 use self::spec::{Ask, Order, Reading, Suspect};
 use self::view::PageView;
+use self::witness::Witnesses;
 use super::filter::Filter;
 use super::page::{PageEnd, PageFacts};
 use crate::models::{EventId, GapReason, Grade};
@@ -111,6 +119,7 @@ pub struct Walk {
     suspect: Option<Suspect>,
     halved: bool,
     stopped: Option<(Grade, GapReason)>,
+    witnesses: Witnesses,
 }
 
 impl Walk {
@@ -138,7 +147,20 @@ impl Walk {
             suspect: None,
             halved: false,
             stopped: None,
+            witnesses: Witnesses::default(),
         }
+    }
+
+    /// The same walk, over a relay known to have had these events (time and id; few, and the oldest of the window among
+    /// them). `silence_is_known`: that it brings nothing at all would be no news.
+    #[must_use]
+    pub fn knowing(self, events: Vec<(i64, EventId)>, silence_is_known: bool) -> Self {
+        Self { witnesses: Witnesses::new(events, silence_is_known), ..self }
+    }
+
+    /// Of those events the ones that the relay was now found not to have; each is told once.
+    pub fn take_gone(&mut self) -> Vec<(i64, EventId)> {
+        self.witnesses.take_gone()
     }
 
     /// What to ask now; the same request again until its page is reported.
@@ -168,6 +190,16 @@ impl Walk {
     /// Takes the answer to the last request; returns what it settles. Without one outstanding, nothing.
     pub fn on_page(&mut self, facts: &PageFacts, end: &PageEnd) -> Vec<Claim> {
         let Some(ask) = self.outstanding.take() else { return Vec::new() };
+        if matches!(ask, Ask::Known) {
+            return self.witnesses.on_answer(facts, end.is_eose());
+        }
+        self.witnesses.see(facts);
+        let claims = self.settle(ask, facts, end);
+        self.witnesses.settle(&claims);
+        claims
+    }
+
+    fn settle(&mut self, ask: Ask, facts: &PageFacts, end: &PageEnd) -> Vec<Claim> {
         let (since, top, _) = self.window(ask);
         let asked = self.filter(ask).until;
         let page = PageView::read(facts, since, top.unwrap_or(self.ceiling), asked);
@@ -203,14 +235,15 @@ impl Walk {
 
     /// Accounts for what is unsettled: with the walk's own reason if it stopped or ran out of requests, else
     /// with the caller's for stopping it.
-    pub fn finish(self, reason_if_stopped: GapReason) -> Vec<Claim> {
+    pub fn finish(mut self, reason_if_stopped: GapReason) -> Vec<Claim> {
         let exhausted = self.plan.is_some() && self.requests >= self.max_requests;
         let (grade, reason) = match self.stopped {
             Some(stopped) => stopped,
             None if exhausted || reason_if_stopped == GapReason::None => (Grade::Unknown, GapReason::Stopped),
             None => (Grade::Unknown, reason_if_stopped),
         };
-        Claim::over(self.floor, self.frontier, grade, reason).into_iter().collect()
+        let unasked = self.witnesses.take_back(Grade::Unknown, reason);
+        Claim::over(self.floor, self.frontier, grade, reason).into_iter().chain(unasked).collect()
     }
 
     fn choose(&mut self) -> Option<Ask> {
@@ -218,10 +251,13 @@ impl Walk {
             return None;
         }
         let last_chance = self.requests + 1 == self.max_requests;
-        if (self.plan.is_none() || last_chance)
-            && let Some(suspect) = self.suspect.take()
-        {
-            return Some(Ask::Gap(suspect));
+        if self.plan.is_none() || last_chance {
+            if self.witnesses.contradict() {
+                return Some(Ask::Known);
+            }
+            if let Some(suspect) = self.suspect.take() {
+                return Some(Ask::Gap(suspect));
+            }
         }
         self.plan.take()
     }
@@ -233,11 +269,15 @@ impl Walk {
             Ask::Below { .. } => (self.floor, Some(self.frontier - 1), self.limit),
             Ask::Above { low } => (low + 1, Some(self.frontier), self.limit),
             Ask::Gap(Suspect { gap: (since, until), .. }) => (since, Some(until), 1),
+            Ask::Known => (self.floor, None, self.limit),
         }
     }
 
     /// The request as sent: rule 10 may raise its `until`.
     fn filter(&self, ask: Ask) -> Filter {
+        if matches!(ask, Ask::Known) {
+            return self.witnesses.filter();
+        }
         let (since, until, limit) = self.window(ask);
         let raised = match self.reading {
             Reading::Inclusive => false,
@@ -255,6 +295,8 @@ impl Walk {
     }
 }
 
+#[cfg(test)]
+mod known;
 #[cfg(test)]
 mod model_relay;
 #[cfg(test)]

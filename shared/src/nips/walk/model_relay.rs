@@ -42,6 +42,7 @@ pub(super) struct Failure {
 }
 
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a behaviour of its own")]
 pub(super) struct ModelRelay {
     pub(super) events: Vec<(i64, EventId)>,
     pub(super) cap: usize,
@@ -65,6 +66,10 @@ pub(super) struct ModelRelay {
     pub(super) garbles: usize,
     /// A subset's disorder is visible among the events up to here.
     pub(super) disorder_shows_up_to: i64,
+    /// Of so many requests for a stretch of time about one is answered by EOSE at once. 0: none.
+    pub(super) mutes: u64,
+    /// Nor are requests by ids served.
+    pub(super) mutes_ids: bool,
 }
 
 /// A walk's whole story.
@@ -75,6 +80,8 @@ pub(super) struct Story {
     /// What the pages put in doubt, which their caller keeps from proof.
     pub(super) doubts: Vec<(i64, i64)>,
     pub(super) filters: Vec<Filter>,
+    /// Witnesses found to be gone.
+    pub(super) gone: Vec<(i64, EventId)>,
     /// Distinct seconds in which anything was delivered.
     pub(super) seconds: usize,
 }
@@ -114,6 +121,8 @@ impl ModelRelay {
             asked: 0,
             garbles: 0,
             disorder_shows_up_to: i64::MAX,
+            mutes: 0,
+            mutes_ids: false,
         }
     }
 
@@ -140,6 +149,11 @@ impl ModelRelay {
             && !hidden
     }
 
+    fn is_mute(&self, filter: &Filter) -> bool {
+        let draw = scramble(self.mutes, id(usize::try_from(self.asked).unwrap() + 1));
+        if filter.ids.is_empty() { self.mutes > 0 && draw.is_multiple_of(self.mutes) } else { self.mutes_ids }
+    }
+
     /// Whether this one cannot be read, and if so whether its time can.
     pub(super) fn garbled(&self, event: EventId) -> Option<bool> {
         let number = usize::from_be_bytes(event.0[..8].try_into().unwrap());
@@ -149,7 +163,11 @@ impl ModelRelay {
     pub(super) fn answer(&mut self, filter: &Filter) -> (PageFacts, PageEnd) {
         let mut page: Vec<_> =
             self.events.iter().copied().filter(|&(second, _)| self.serves(second, filter)).collect();
+        page.retain(|(_, id)| filter.ids.is_empty() || filter.ids.contains(id));
         page.retain(|(_, id)| !self.served.contains(id));
+        if self.is_mute(filter) {
+            page.clear();
+        }
         let matching = page.len();
         let size = self.page_size(filter.limit.unwrap());
         match self.order {
@@ -195,13 +213,24 @@ impl ModelRelay {
 
     /// Walks the relay to the end; panics if the walk runs away or lets a page without EOSE prove anything.
     pub(super) fn walk(&mut self, spec: WalkSpec) -> Story {
+        self.walk_knowing(spec, Vec::new(), false)
+    }
+
+    /// The same, of a relay that is known to have had these.
+    pub(super) fn walk_knowing(
+        &mut self,
+        spec: WalkSpec,
+        known: Vec<(i64, EventId)>,
+        silence_is_known: bool,
+    ) -> Story {
         self.disorder_shows_up_to = spec.ceiling;
-        let mut walk = Walk::new(spec);
+        let mut walk = Walk::new(spec).knowing(known, silence_is_known);
         let mut story = Story {
             claims: Vec::new(),
             delivered: HashSet::new(),
             doubts: Vec::new(),
             filters: Vec::new(),
+            gone: Vec::new(),
             seconds: 0,
         };
         let mut seconds = HashSet::new();
@@ -215,6 +244,7 @@ impl ModelRelay {
             let claims = walk.on_page(&facts, &end);
             assert!(end.is_eose() || !claims.iter().any(|claim| claim.grade.is_proof()), "{end:?} proved");
             story.claims.extend(claims);
+            story.gone.extend(walk.take_gone());
             assert!(story.filters.len() < RUNAWAY, "the walk runs away");
         }
         story.claims.extend(walk.finish(GapReason::Stopped));

@@ -87,6 +87,8 @@ pub(super) enum Ask {
     Above { low: i64 },
     /// One event strictly inside a gap that a page showed.
     Gap(Suspect),
+    /// Events by their ids, which what was proved lacks.
+    Known,
 }
 
 /// A gap to probe, and the span that the page around it proved.

@@ -1,0 +1,167 @@
+//! What a walk goes by beside coverage: witnesses, batches of authors, and relays set aside for what they forge.
+
+use super::reconcile::items;
+use super::rows::{get, small_count};
+use super::{Actor, Db, DbError};
+use crate::models::{EventId, Fence, RelayUrl};
+
+/// Authors, or people mentioned, by whom a relay is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The filter class that asking for them makes.
+    pub class: String,
+    /// Who.
+    pub pubkeys: Vec<[u8; 32]>,
+}
+
+/// How much of what a relay serves may be forged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForgeryLimit {
+    /// Fewer than so many in a week are borne, whatever their share.
+    pub floor: u32,
+    /// And a smaller share than this, in percent; 0: any.
+    pub percent: u32,
+    /// Days for which it is set aside then; 0: never.
+    pub days: u32,
+}
+
+/// A relay that is set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AsideLine {
+    /// Since when, Unix seconds.
+    pub aside_at: i64,
+    /// Until when.
+    pub until_at: i64,
+    /// Events that did not verify in the week before.
+    pub forged: i64,
+    /// Of so many delivered.
+    pub delivered: i64,
+}
+
+impl Db {
+    /// A few events that a relay is known to have had in `[since, until]`: the oldest, and others spread over time. Empty
+    /// lists restrict nothing.
+    pub async fn relay_witnesses(
+        &self,
+        relay_id: i32,
+        (since, until): (i64, i64),
+        kinds: &[u16],
+        authors: &[[u8; 32]],
+        limit: i32,
+    ) -> Result<Vec<(i64, EventId)>, DbError> {
+        let rows = self
+            .all(
+                sqlx::query("SELECT created_at, id FROM relay_witnesses($1, $2, $3, $4, $5, $6)")
+                    .bind(relay_id)
+                    .bind(since)
+                    .bind(until)
+                    .bind(kinds.iter().copied().map(i32::from).collect::<Vec<_>>())
+                    .bind(authors.iter().map(<[u8; 32]>::as_slice).collect::<Vec<_>>())
+                    .bind(limit),
+            )
+            .await?;
+        items(&rows)
+    }
+
+    /// The batches by which a relay is asked, oldest first; `what` is `authors` or `mentions`.
+    pub async fn relay_batches(&self, relay_id: i32, what: &str) -> Result<Vec<Batch>, DbError> {
+        let query = sqlx::query("SELECT class, pubkeys FROM relay_batches($1, $2)").bind(relay_id).bind(what);
+        let rows = self.all(query).await?;
+        rows.iter().map(|row| Ok(batch(get(row, "class")?, get(row, "pubkeys")?))).collect()
+    }
+
+    /// Begins another batch, of at most `size`, where there are fewer than `most`; the inner `None`: nobody is left to make
+    /// one of. The outer: the job was not ours.
+    pub async fn relay_batch_begin(
+        &self,
+        fence: &Fence,
+        relay_id: i32,
+        at: i64,
+        what: &str,
+        (size, most): (i32, i32),
+    ) -> Result<Option<Option<Batch>>, DbError> {
+        let row = self
+            .one(
+                sqlx::query(
+                    "SELECT held, class, pubkeys FROM relay_batch_begin($1, $2, $3, $4, $5, $6, $7, $8)",
+                )
+                .bind(fence.job())
+                .bind(fence.worker())
+                .bind(fence.attempt())
+                .bind(relay_id)
+                .bind(at)
+                .bind(what)
+                .bind(size)
+                .bind(most),
+            )
+            .await?;
+        if !get::<bool>(&row, "held")? {
+            return Ok(None);
+        }
+        let class: Option<String> = get(&row, "class")?;
+        let pubkeys: Option<Vec<Vec<u8>>> = get(&row, "pubkeys")?;
+        Ok(Some(class.zip(pubkeys).map(|(class, pubkeys)| batch(class, pubkeys))))
+    }
+
+    /// Counts what of a pass was forged; whether the relay is set aside for it, or `None` when the job was not ours.
+    pub async fn forgery_weigh(
+        &self,
+        fence: &Fence,
+        relay_id: i32,
+        at: i64,
+        (delivered, forged): (u64, u64),
+        limit: ForgeryLimit,
+    ) -> Result<Option<bool>, DbError> {
+        let int = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let small = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+        let row = self
+            .one(
+                sqlx::query("SELECT held, aside FROM forgery_weigh($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")
+                    .bind(fence.job())
+                    .bind(fence.worker())
+                    .bind(fence.attempt())
+                    .bind(relay_id)
+                    .bind(at)
+                    .bind(int(delivered))
+                    .bind(int(forged))
+                    .bind(i64::from(limit.floor))
+                    .bind(small(limit.percent))
+                    .bind(small(limit.days)),
+            )
+            .await?;
+        Ok(if get(&row, "held")? { Some(get(&row, "aside")?) } else { None })
+    }
+
+    /// Until when a relay is set aside, Unix seconds, if it is.
+    pub async fn relay_aside_until(&self, relay_id: i32) -> Result<Option<i64>, DbError> {
+        get(&self.one(sqlx::query("SELECT relay_aside_until($1) AS until").bind(relay_id)).await?, "until")
+    }
+
+    /// Syncs relays again that were set aside; returns how many were.
+    pub async fn relay_forgive(&self, urls: &[RelayUrl], actor: &Actor) -> Result<u64, DbError> {
+        let urls: Vec<String> = urls.iter().map(|url| url.as_str().to_owned()).collect();
+        let query = sqlx::query("SELECT relay_forgive($1, $2, $3) AS n").bind(urls);
+        small_count(&self.one(query.bind(&actor.name).bind(&actor.why)).await?, "n")
+    }
+
+    /// Whether one relay is set aside, and why; for who may SELECT.
+    pub async fn relay_set_aside(&self, url: &RelayUrl) -> Result<Option<AsideLine>, DbError> {
+        let query = sqlx::query(
+            "SELECT aside_at, until_at, forged, delivered FROM relay_set_aside WHERE relay_url = $1",
+        );
+        let rows = self.all(query.bind(url.as_str().to_owned())).await?;
+        let line = rows.first().map(|row| {
+            Ok(AsideLine {
+                aside_at: get(row, "aside_at")?,
+                until_at: get(row, "until_at")?,
+                forged: get(row, "forged")?,
+                delivered: get(row, "delivered")?,
+            })
+        });
+        line.transpose()
+    }
+}
+
+fn batch(class: String, pubkeys: Vec<Vec<u8>>) -> Batch {
+    Batch { class, pubkeys: pubkeys.into_iter().filter_map(|key| key.try_into().ok()).collect() }
+}
