@@ -8,6 +8,7 @@ mod census;
 mod figure;
 mod idle;
 mod judge;
+mod peer;
 mod process;
 mod queue;
 mod scale;
