@@ -3,8 +3,8 @@
 //! Ours are the release binaries against a migrated, empty database, after they have settled. The reference
 //! is a lower bound of the peer: seven of its processes with everything imported and nothing running.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -12,6 +12,7 @@ use shared::db::MigrateOptions;
 use tests::pg::{Role, TestDb};
 
 use crate::figure::{Figure, Goal, Report, median};
+use crate::peer;
 use crate::process::Process;
 
 /// Services of the original that run continuously.
@@ -23,7 +24,6 @@ const GOAL_MIB: f64 = 60.0;
 
 /// Measures `n` times and takes medians.
 pub(crate) async fn run(n: u32, report: &mut Report) -> anyhow::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.to_path_buf();
     let binaries = std::env::current_exe()?.parent().context("a directory of binaries")?.to_path_buf();
     for name in ["scheduler", "worker"] {
         ensure!(
@@ -35,7 +35,7 @@ pub(crate) async fn run(n: u32, report: &mut Report) -> anyhow::Result<()> {
         bail!("no private PostgreSQL: export BIGBROTR_TEST_PG=$(tests/tools/pg.sh start)");
     };
     shared::queue::migrate(&db.url(Role::Superuser), &MigrateOptions::default()).await?;
-    let peer = peer_python(&root)?;
+    let peer = peer::python()?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..n {
         ours.push(our_rss(&binaries, &db).await?);
@@ -63,12 +63,6 @@ async fn our_rss(binaries: &Path, db: &TestDb) -> anyhow::Result<f64> {
     let processes = [start("scheduler")?, start("worker")?];
     tokio::time::sleep(SETTLE).await;
     processes.iter().map(Process::rss_mib).sum()
-}
-
-fn peer_python(root: &Path) -> anyhow::Result<PathBuf> {
-    let output = Command::new(root.join("bench/tools/peer.sh")).stderr(Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "the peer could not be installed (bench/tools/peer.sh)");
-    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }
 
 async fn peer_rss(python: &Path) -> anyhow::Result<f64> {

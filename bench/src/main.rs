@@ -8,6 +8,7 @@ mod census;
 mod figure;
 mod idle;
 mod judge;
+mod peer;
 mod process;
 mod queue;
 mod scale;
@@ -24,7 +25,7 @@ use figure::Report;
 #[derive(Parser)]
 #[command(
     about,
-    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor, mine, judge, storage, sync, ingest and scale start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own)."
+    after_help = "Example:\n  cargo build --release && cargo run --release -p bench -- idle --json\n\nidle needs a PostgreSQL superuser URL in BIGBROTR_TEST_PG; queue, validate, monitor, mine, judge, storage, sync, ingest and scale start a durable server of their own with the tools of ./test; the peer of validate and monitor needs root (a hosts file of its own). The peer of storage, sync and ingest needs the original's schema: PEER_GIT names a clone of it."
 )]
 struct Arguments {
     /// Which benchmark.

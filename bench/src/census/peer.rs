@@ -1,7 +1,6 @@
 //! The original's probes against the same fleet, in its own loop: chunks of 100, thirty at a time.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
@@ -10,6 +9,7 @@ use serde_json::Value;
 use super::Options;
 use super::mock::{Conduct, Fleet};
 use super::scene::Stage;
+use crate::peer;
 
 pub(super) const AGAINST: &str = "bigbrotr 6.6.9: its probes in its loop, once, with its fallback for unknown authorities, without database, queue and publishing";
 
@@ -36,10 +36,7 @@ pub(super) fn measure(
         let none = f64::NAN;
         return Ok(Peer { per_s: none, cpu_s_per_1k: none, peak_mib: none, missed: none, wrong: none });
     }
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools");
-    let python = Command::new(tools.join("peer.sh")).stderr(Stdio::inherit()).output()?;
-    ensure!(python.status.success(), "the peer could not be installed (bench/tools/peer.sh)");
-    let python = String::from_utf8(python.stdout)?.trim().to_owned();
+    let python = peer::python()?;
     let (mut urls, mut hosts) = (String::new(), String::from("127.0.0.1 localhost\n"));
     for (conduct, n) in relays {
         writeln!(urls, "{}", stage.fleet.url(*conduct, *n))?;
@@ -54,7 +51,7 @@ pub(super) fn measure(
         .args(["--mount", "sh", "-c", script, "sh"])
         .arg(&names)
         .arg(&python)
-        .arg(tools.join("peer_census.py"))
+        .arg(peer::tool("peer_census.py"))
         .arg(what)
         .arg(&list)
         .stderr(Stdio::inherit())

@@ -2,16 +2,14 @@
 //! without a question asked.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::ensure;
 use shared::db::EventRow;
 use sqlx::{Executor as _, PgConnection};
 use tests::pg::{Role, TestDb};
 
-use super::ours::{BATCH, Fed, Ours, number};
+use super::ours::{BATCH, Fed, Ours};
 use super::workload::{Slice, hex, relay_url};
+use crate::peer;
 use crate::process::family_cpu_s;
 use crate::queue::Cluster;
 
@@ -26,34 +24,7 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) async fn open(cluster: &Cluster) -> anyhow::Result<Self> {
-        let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/peer_sql.sh");
-        let said = Command::new(tool).stderr(Stdio::inherit()).output()?;
-        ensure!(said.status.success(), "the peer's schema is missing (bench/tools/peer_sql.sh)");
-        let mut files: Vec<PathBuf> = std::fs::read_dir(String::from_utf8(said.stdout)?.trim())?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| {
-                path.extension().is_some_and(|extension| extension == "sql")
-                    && !path.ends_with("99_verify.sql")
-            })
-            .collect();
-        files.sort();
-        let test = TestDb::empty_in(&cluster.url).await;
-        // As it configures its server; and no compilation, which would cost it.
-        test.execute(&format!(
-            "ALTER DATABASE \"{0}\" SET enable_partitionwise_join = on; ALTER DATABASE \"{0}\" SET enable_partitionwise_aggregate = on;
-             ALTER DATABASE \"{0}\" SET jit = off",
-            test.name
-        ))
-        .await;
-        let lz4 = number(&test, "SELECT count(*) FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)").await?;
-        for file in files {
-            let mut sql = std::fs::read_to_string(file)?;
-            // A server built without it compresses what is long in its other way.
-            if lz4 < 1.0 {
-                sql = sql.replace("SET COMPRESSION lz4", "SET COMPRESSION pglz");
-            }
-            test.execute(&sql).await;
-        }
+        let test = peer::schema(cluster).await?;
         let connection = test.connect(Role::Superuser).await;
         Ok(Self { test, connection, postmaster: cluster.postmaster })
     }

@@ -3,15 +3,11 @@
 use shared::clock;
 use tests::pg::Role;
 
-use super::relay::Relay;
-use super::scene::{Cost, Scene, items};
-use super::{CAP, Options, PEER, edges, least_bytes, number, observations};
+use super::scene::{Cost, Scene};
+use super::{Options, edges, least_bytes, many, number, observations, peer};
 use crate::figure::{Figure, Goal, Report, median};
 use crate::process::family_cpu_s;
 use crate::queue::cluster::Cluster;
-
-/// Copies of each event.
-const COPIES: usize = 5;
 
 /// What the database costs when rows come by `COPY`, processor seconds per thousand observations.
 async fn copied(cluster: &Cluster, scene: &Scene, held: f64) -> anyhow::Result<f64> {
@@ -46,21 +42,15 @@ async fn copied(cluster: &Cluster, scene: &Scene, held: f64) -> anyhow::Result<f
 
 /// See the module.
 pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    let cluster = Cluster::start("")?;
     let end = clock::unix_now() - 3_600;
+    let peer = peer::ForIngest::measure(options, end).await?;
+    let cluster = Cluster::start("")?;
     let (mut first, mut again, mut copy, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut missing = 0.0_f64;
     let fleet = options.share(200);
     let mut held = 0.0;
     for _ in 0..options.n {
-        let pool = items(61, options.share(100_000), end, None);
-        let mut relays = Vec::new();
-        for n in 0..fleet {
-            let own = pool.iter().enumerate().filter(|(i, _)| {
-                (0..COPIES).any(|copy| (i * (2 * copy + 3) + copy * 37 + i / fleet) % fleet == n)
-            });
-            relays.push(Relay::start(n, own.map(|(_, item)| item.clone()).collect(), CAP).await?);
-        }
+        let relays = many(fleet, options.share(100_000), end).await?;
         held = observations(&relays);
         let mut scene = Scene::start(&cluster, &relays).await?;
         let cost = scene.pass(&cluster, &relays).await?;
@@ -90,8 +80,8 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     add(
         "cpu_s_per_1k",
         per_1k(&first, |c| c.worker_cpu_s),
-        options.peer(0.34),
-        PEER,
+        peer.cpu_s_per_1k,
+        peer.against,
         "s",
         Goal::AtMost(0.012),
     );
@@ -106,16 +96,16 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     add(
         "duplicates_cpu_s_per_1k",
         per_1k(&again, |c| c.worker_cpu_s),
-        options.peer(0.34),
-        PEER,
+        peer.duplicates_cpu_s_per_1k,
+        peer.against,
         "s",
         Goal::AtMost(0.006),
     );
     add(
         "duplicates_pg_cpu_s_per_1k",
         per_1k(&again, |c| c.pg_cpu_s),
-        options.peer(0.075),
-        PEER,
+        peer.duplicates_pg_cpu_s_per_1k,
+        peer.against,
         "s",
         Goal::Stated,
     );

@@ -63,6 +63,11 @@ impl Relay {
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.counts.requests.load(Ordering::SeqCst), self.counts.bytes.load(Ordering::SeqCst))
     }
+
+    /// The same of all of these.
+    pub(super) fn counted(relays: &[Self]) -> (u64, u64) {
+        relays.iter().map(Self::counts).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+    }
 }
 
 async fn serve(stream: TcpStream, items: &[Arc<Item>], counts: &Counts, cap: usize) -> anyhow::Result<()> {

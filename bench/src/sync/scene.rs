@@ -95,10 +95,9 @@ impl Scene {
 
     /// Syncs every relay until each is up to date, with what these relays counted meanwhile.
     pub(super) async fn pass(&mut self, cluster: &Cluster, relays: &[Relay]) -> anyhow::Result<Cost> {
-        let counted = || relays.iter().map(Relay::counts).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-        let before = counted();
+        let before = Relay::counted(relays);
         let cost = self.run(cluster).await?;
-        let after = counted();
+        let after = Relay::counted(relays);
         let number = |n: u64| u32::try_from(n).map(f64::from);
         Ok(Cost { requests: number(after.0 - before.0)?, bytes: number(after.1 - before.1)?, ..cost })
     }
