@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use futures_util::{SinkExt as _, StreamExt as _};
 use nostr::event::Event;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
@@ -125,6 +126,9 @@ impl Session<'_> {
             && (exception.request == 0 || exception.request == request)
         {
             return self.closed(sub, &exception.message).await;
+        }
+        if script.unanswered == Some(request) {
+            return Ok(());
         }
         if let Some(refusal) = self.refusal(script, frame) {
             return self.refuse(script, refusal, |message| json!(["CLOSED", sub, message])).await;
@@ -318,7 +322,12 @@ fn page<'a>(script: &'a Script, frame: &Value) -> Vec<&'a Stored> {
     if script.answer == Answer::OldestFirst {
         return script.events.iter().rev().filter(asked).take(limit).collect();
     }
-    script.events.iter().filter(asked).take(limit).collect()
+    let mut events: Vec<&Stored> = script.events.iter().filter(asked).collect();
+    if let Answer::Subset(seed) = script.answer {
+        events.sort_by_cached_key(|event| Sha256::digest(format!("{seed} {frame} {}", event.json)));
+    }
+    events.truncate(limit);
+    events
 }
 
 /// The filter as a relay reads it that takes `until` as exclusive, or as it is.
