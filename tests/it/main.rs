@@ -83,6 +83,8 @@ mod pooler;
 #[cfg(test)]
 mod programs;
 #[cfg(test)]
+mod proof;
+#[cfg(test)]
 mod proxy;
 #[cfg(test)]
 mod publish;
@@ -90,6 +92,8 @@ mod publish;
 mod queue;
 #[cfg(test)]
 mod reconcile;
+#[cfg(test)]
+mod resume;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]

@@ -313,7 +313,12 @@ impl RelaySocket {
     async fn finish(&mut self, sub: &str, end: &PageEnd) {
         match end {
             PageEnd::Closed { .. } => {}
-            PageEnd::Disconnected | PageEnd::Oversize | PageEnd::Violation => self.spent = true,
+            // Of what was too much or took too long, the rest is still on its way, and in that of the next page.
+            PageEnd::Disconnected
+            | PageEnd::Oversize
+            | PageEnd::Violation
+            | PageEnd::TooMany
+            | PageEnd::Timeout { idle: false } => self.spent = true,
             _ => self.spent |= self.ws.send_text(frame::close(sub)).await.is_err(),
         }
     }

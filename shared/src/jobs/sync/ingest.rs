@@ -81,6 +81,12 @@ const TOMBSTONES_AT_ONCE: i32 = 2_000;
 impl Pass<'_> {
     /// Stores one page with the coverage it proves, if it changed, in one fenced transaction.
     pub(super) async fn store_page(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
+        let stored = self.store_events(page, changed).await;
+        self.room.leave();
+        stored
+    }
+
+    async fn store_events(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
         self.tally.bytes += page.bytes;
         self.tally.mismatched += u64::from(page.facts.mismatched);
         self.note_unread(&page.facts);

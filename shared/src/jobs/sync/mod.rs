@@ -6,11 +6,15 @@
 //! anything but proof becomes a recorded gap. A relay that compares sets (NIP-77) is reconciled instead, by
 //! [`crate::nips::neg::Reconcile`], and whatever is old enough is read again for what came late.
 
+mod claims;
 mod dense;
 mod doubts;
 mod ingest;
+#[cfg(test)]
+mod passes;
 mod reconcile;
 mod revisit;
+mod room;
 mod sift;
 mod walking;
 mod windows;
@@ -43,10 +47,11 @@ const FULL: Duration = Duration::from_secs(600);
 const REQUESTS: u32 = 10_000;
 /// Most events taken in one page: a relay that ignores `limit` is cut off here.
 const PAGE_EVENTS: usize = 5_000;
-/// Most bytes taken in one page: what a worker slot may hold at once.
-const PAGE_BYTES: u64 = 16 * 1024 * 1024;
 /// Frames borne that are not about our subscription.
 const PAGE_STRAY: u32 = 1_000;
+
+/// Of the time of a pass one in so many parts is left to dense seconds.
+const SPLIT_SHARE: u64 = 5;
 
 /// Most intervals kept of one relay and class: a relay that invents gaps without end costs itself proofs, not us rows.
 const INTERVALS: usize = 8_192;
@@ -74,6 +79,7 @@ struct Pass<'a> {
     facts: SyncFacts,
     tally: Tally,
     until_ms: u64,
+    split_ms: u64,
     /// Events asked for per page.
     page_limit: u32,
     /// Events of the largest page the relay is known to have served.
@@ -95,6 +101,7 @@ struct Pass<'a> {
     /// The relay takes `until` as exclusive, as far as its pages or its survey tell.
     until_exclusive: bool,
     revisited: Vec<Revisited>,
+    room: room::Room,
 }
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
@@ -225,6 +232,7 @@ impl<'a> Pass<'a> {
             facts,
             tally: Tally::default(),
             until_ms: clock::monotonic_ms().saturating_add(time_box),
+            split_ms: time_box / SPLIT_SHARE,
             page_limit: capability::page_limit(ctx.config.page_limit, &measured),
             page_shown: usize::try_from(measured.page_max).unwrap_or(usize::MAX),
             reconciles,
@@ -236,6 +244,7 @@ impl<'a> Pass<'a> {
             edge: HashMap::new(),
             until_exclusive: measured.until == Until::Exclusive,
             revisited: Vec::new(),
+            room: room::Room::default(),
         }
     }
 }
@@ -243,6 +252,12 @@ impl<'a> Pass<'a> {
 impl Pass<'_> {
     fn time_is_up(&self) -> bool {
         self.attempt.stop.is_cancelled() || clock::monotonic_ms() >= self.until_ms
+    }
+
+    /// The same for reading, which leaves a share of the time to splitting where there is something to split.
+    fn reading_is_over(&self) -> bool {
+        let left_ms = if self.dense.is_empty() { 0 } else { self.split_ms };
+        self.time_is_up() || clock::monotonic_ms().saturating_add(left_ms) >= self.until_ms
     }
 
     /// Reads the windows, newest first, and then again what is old enough, until all is read, the time is up, or
@@ -285,7 +300,7 @@ impl Pass<'_> {
         windows: &[Window],
     ) -> Result<SyncEnd, JobError> {
         for (index, window) in windows.iter().enumerate() {
-            if self.time_is_up() {
+            if self.reading_is_over() {
                 return Ok(SyncEnd::More);
             }
             let (end, gap) = if self.reconciles {
@@ -308,12 +323,6 @@ impl Pass<'_> {
     fn overlay(&mut self, claims: &[Claim]) -> bool {
         let now = clock::unix_now();
         for claim in claims {
-            if claim.grade.is_proof() || claim.grade == Grade::Partial {
-                self.read.push((claim.since, claim.until));
-            }
-            if claim.reason == GapReason::DenseSecond {
-                self.dense.insert(claim.since);
-            }
             match Interval::new(claim.since, claim.until, claim.grade, claim.reason, now) {
                 Ok(interval) if claim.overrides_proof => self.coverage.overrule(interval),
                 Ok(interval) => self.coverage.overlay(interval),
@@ -321,6 +330,7 @@ impl Pass<'_> {
                     tracing::error!(error = %error, ?claim, "the planner made a claim that is none");
                 }
             }
+            self.note_claim(claim);
         }
         for claim in claims {
             self.keep_doubts(claim.since, claim.until);

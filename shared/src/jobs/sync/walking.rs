@@ -1,7 +1,7 @@
 //! Carries a walk ([`Walk`]) between relay and database, in the filter class of the pass.
 
 use super::windows::Window;
-use super::{PAGE_BYTES, PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd};
+use super::{PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd};
 use crate::jobs::JobError;
 use crate::models::{GapReason, Grade, Measured, Support};
 use crate::nips::{Filter, Limits, Next, Walk, WalkSpec};
@@ -72,23 +72,27 @@ impl Pass<'_> {
             ceiling: window.ceiling,
             open_top: window.open_top,
             limit: self.page_limit,
+            page_shown: self.page_shown,
             max_requests: REQUESTS,
         });
         let mut gap = None;
         let mut stopped = false;
         while let Next::Request(filter) = walk.next() {
-            if self.time_is_up() {
+            if self.reading_is_over() {
                 stopped = true;
+                break;
+            }
+            if !socket.is_usable() && !self.reconnect(socket).await? {
+                gap = Some((Grade::Unknown, GapReason::Disconnected));
                 break;
             }
             let page = self.ask(socket, filter).await;
             let claims = walk.on_page(&page.facts, &page.end);
-            gap = (!page.end.is_eose()).then(|| (page.end.grade(), page.end.gap()));
+            // A page that was too much is asked for in less time, and stops nothing.
+            let ended = !page.end.is_eose() && (walk.is_stopped() || !page.end.is_too_much());
+            gap = ended.then(|| (page.end.grade(), page.end.gap()));
             let changed = self.overlay(&claims);
             self.store_page(page, changed).await?;
-            if !socket.is_usable() && !self.reopen(socket, &mut walk).await? {
-                break;
-            }
         }
         self.until_exclusive = walk.reads_exclusive().unwrap_or(self.until_exclusive);
         let rest = walk.finish(gap.map_or(GapReason::Stopped, |(_, reason)| reason));
@@ -108,7 +112,7 @@ impl Pass<'_> {
             filter.kinds.clone_from(&self.class.kinds);
         }
         self.tally.requests += 1;
-        let page = socket.fetch(filter, self.limits()).await;
+        let page = self.fetch(socket, filter).await;
         self.largest = self.largest.max(page.facts.seen.len());
         page
     }
@@ -120,14 +124,9 @@ impl Pass<'_> {
             idle_ms: u64::try_from(config.page_idle.as_millis()).unwrap_or(u64::MAX),
             total_ms: u64::try_from(config.page_total.as_millis()).unwrap_or(u64::MAX),
             max_events: PAGE_EVENTS,
-            max_bytes: PAGE_BYTES,
+            max_bytes: self.room.bytes(),
             max_stray_frames: PAGE_STRAY,
         }
-    }
-
-    /// A new connection for a walk that has more to ask (after an oversize page it asks for less, once).
-    async fn reopen(&self, socket: &mut RelaySocket, walk: &mut Walk) -> Result<bool, JobError> {
-        Ok(matches!(walk.next(), Next::Request(_)) && self.reconnect(socket).await?)
     }
 
     /// A new connection in place of a spent one, where the fleet has a place on that machine.
