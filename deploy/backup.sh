@@ -11,6 +11,8 @@ cd "$(dirname "$0")/.."
 say() { echo "backup: $*" >&2; }
 
 take() {
+    # The file holds everything, the roles' passwords as verifiers too: it is for whoever took it.
+    umask 077
     # Through a pipe: no folder of this machine must belong to the server's user.
     if ! docker compose exec -T postgres pg_basebackup -U postgres -D - -F t -X fetch -c fast >"$1.part"; then
         rm -f "$1.part"

@@ -88,6 +88,7 @@ DECLARE
 BEGIN
     looked := 0; deleted := 0;
     IF NOT EXISTS (SELECT FROM tombstone t WHERE t.settled < 2) OR NOT pg_try_advisory_xact_lock(7328) THEN RETURN NEXT; RETURN; END IF;
+    IF NOT rollup_settle(5000) THEN RETURN NEXT; RETURN; END IF;
     -- By id, at once; and once more when whatever did not know of it yet has been stored.
     WITH due AS MATERIALIZED (
         SELECT t.pubkey, t.target FROM tombstone t

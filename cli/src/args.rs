@@ -189,8 +189,8 @@ pub(crate) struct Migrate {
   grep wss: notes | bigbrotr seed -
 
 Blank lines and lines that begin with # are skipped. Malformed lines are reported on
-standard error with their numbers and lose nothing else; the exit code is 1 only when
-no line was valid.")]
+standard error with their numbers and lose nothing else; the exit code is 1 when no
+line was valid or a file could not be read.")]
 pub(crate) struct Seed {
     /// Files with one URL a line; - is standard input
     #[arg(value_name = "FILE")]
@@ -242,7 +242,7 @@ pub(crate) enum Queue {
 A running job is stopped by its worker within its poll interval, about a second. The target comes back by its schedule.
 Exit code 1 when no job is meant.")]
     Cancel(Select),
-    /// Make jobs that wait after a failure due now, and enqueue dead ones anew
+    /// Make jobs that were put back, by a failure or to wait, due now, and enqueue dead ones anew
     #[command(after_help = "EXAMPLES:
   bigbrotr queue retry --network tor --yes
   bigbrotr queue retry --kind sync --since 86400 --yes    what died within a day
@@ -251,9 +251,9 @@ Without --yes a pattern or a filter shows what would be done. Exit code 1 when n
     Retry {
         #[command(flatten)]
         select: Select,
-        /// Dead jobs of the last so many seconds
-        #[arg(long, value_name = "S", default_value_t = 3_600)]
-        since: u32,
+        /// Dead jobs of the last so many seconds [default: 3600]; alone, of every queue
+        #[arg(long, value_name = "S")]
+        since: Option<u32>,
     },
     /// Do relays, candidates or tasks before everything else
     #[command(after_help = "EXAMPLES:

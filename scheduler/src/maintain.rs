@@ -8,7 +8,7 @@ use shared::clock;
 use shared::config::SchedulerOptions;
 use shared::db::{Db, DbError, Pace, ScheduleTarget};
 use shared::jobs::{alerts, publish};
-use shared::models::{JobKind, LOCAL};
+use shared::models::{JobKind, LOCAL, Unkept, tombstones};
 
 use crate::lead::Lead;
 
@@ -25,6 +25,11 @@ const ORPHANS: u32 = 1_000;
 const SWEEP: u32 = 5_000;
 /// How long one round does what the policies ask for, milliseconds: the other steps have their turn.
 const RETAIN_MS: u64 = 20_000;
+/// How long one round makes events expire, and reviews what was archived before, milliseconds each.
+const EXPIRE_MS: u64 = 5_000;
+/// Events of one piece of either.
+const EXPIRE: u32 = 500;
+const REVIEW: u32 = 2_000;
 /// Between two pieces of that.
 const BREATH: Duration = Duration::from_millis(20);
 
@@ -46,11 +51,14 @@ enum Step {
     Statistics,
     Documents,
     Retention,
+    Review,
+    Expiry,
     Orphans,
+    Drift,
 }
 
 impl Step {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 19] = [
         Self::Tasks,
         Self::Limits,
         Self::Archive,
@@ -66,13 +74,16 @@ impl Step {
         Self::Statistics,
         Self::Documents,
         Self::Retention,
+        Self::Review,
+        Self::Expiry,
         Self::Orphans,
+        Self::Drift,
     ];
 
     /// What a number of it means; none where the number says nothing to an operator.
     const fn counts(self) -> Option<&'static str> {
         match self {
-            Self::Tasks | Self::Hosts | Self::Statistics => None,
+            Self::Tasks | Self::Hosts | Self::Statistics | Self::Drift => None,
             Self::Limits => Some("limits of the fleet published"),
             Self::Partitions => Some("partitions made"),
             Self::History => Some("days of history dropped"),
@@ -85,6 +96,8 @@ impl Step {
             Self::Documents => Some("documents deleted"),
             Self::Archive => Some("settings of the archive published"),
             Self::Retention => Some("events or observations retired"),
+            Self::Review => Some("deletions and expirations found in what was archived before"),
+            Self::Expiry => Some("events expired"),
             Self::Orphans => Some("orphaned events deleted"),
         }
     }
@@ -111,7 +124,7 @@ impl Maintenance {
             match self.step(step).await {
                 Ok(n) if n > 0 => done.extend(step.counts().map(|what| format!("{n} {what}"))),
                 Ok(_) => {}
-                Err(error) if error.is_passing() => return Err(error),
+                Err(error @ (DbError::Unavailable(_) | DbError::Login(_))) => return Err(error),
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
@@ -160,10 +173,17 @@ impl Maintenance {
             Step::Statistics => db.statistics_maintain().await.map(|_| 0),
             Step::Documents => db.orphan_metadata_delete(ORPHANS).await,
             Step::Retention => self.retain().await,
+            Step::Review => self.review().await,
+            Step::Expiry => self.expire().await,
             Step::Orphans => match db.orphan_event_sweep(SWEEP).await {
                 // Found, and not to be had at this moment: the round comes by again.
                 Err(error) if error.is_busy() => Ok(0),
                 swept => swept,
+            },
+            // A queue without one of its indexes works, and ever more slowly.
+            Step::Drift => match db.queue_drift().await? {
+                drift if drift.is_empty() => Ok(0),
+                drift => Err(DbError::Schema(drift.join(", "))),
             },
         }
     }
@@ -198,6 +218,41 @@ impl Maintenance {
                 Err(error) if error.is_busy() => break,
                 Err(error) => return Err(error),
             }
+        }
+        Ok(done)
+    }
+
+    /// What was archived before anybody noted when it expires, or what it asks to have deleted: once through the archive.
+    async fn review(&self) -> Result<u64, DbError> {
+        let until_ms = clock::monotonic_ms() + EXPIRE_MS;
+        let deletes = self.options.unkept.contains(&Unkept::Deleted);
+        let mut found = 0;
+        while clock::monotonic_ms() < until_ms && self.lead.stands(self.term) {
+            let Some(piece) = self.db.archive_review_take(REVIEW).await? else { break };
+            let asked = piece.requests.iter().filter(|_| deletes);
+            let stones: Vec<_> = asked.flat_map(tombstones).collect();
+            let (stones, expiries) = self.db.archive_review_store(&piece, &stones).await?;
+            found += stones + expiries;
+            tokio::time::sleep(BREATH).await;
+        }
+        Ok(found)
+    }
+
+    /// Takes the bodies of events whose own time has come, where the operator does not keep them.
+    async fn expire(&self) -> Result<u64, DbError> {
+        if !self.options.unkept.contains(&Unkept::Expired) {
+            return Ok(0);
+        }
+        let until_ms = clock::monotonic_ms() + EXPIRE_MS;
+        let mut done = 0;
+        while clock::monotonic_ms() < until_ms && self.lead.stands(self.term) {
+            match self.db.event_expire(EXPIRE).await {
+                Ok((0, _)) => break,
+                Ok((_, expired)) => done += expired,
+                Err(error) if error.is_busy() => break,
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(BREATH).await;
         }
         Ok(done)
     }

@@ -22,7 +22,7 @@ use super::support::{claim_target, handle, migrated, register, value};
 
 /// How a webhook answers one request.
 #[derive(Debug, Clone)]
-enum Answers {
+pub(crate) enum Answers {
     Status(u16),
     To(SocketAddr),
     Hang,
@@ -31,17 +31,17 @@ enum Answers {
 }
 
 /// A webhook that keeps what it is told.
-struct Webhook {
-    address: SocketAddr,
-    told: Arc<Mutex<Vec<Value>>>,
+pub(crate) struct Webhook {
+    pub address: SocketAddr,
+    pub told: Arc<Mutex<Vec<Value>>>,
     /// Head and body of each request, as they came.
-    raw: Arc<Mutex<Vec<(String, String)>>>,
+    pub raw: Arc<Mutex<Vec<(String, String)>>>,
     script: Arc<Mutex<VecDeque<Answers>>>,
     _server: JoinSet<()>,
 }
 
 impl Webhook {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (told, script) =
@@ -59,11 +59,11 @@ impl Webhook {
         Self { address, told, raw, script, _server: server }
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}/hooks/secret-path", self.address)
     }
 
-    fn answers(&self, answers: &[Answers]) {
+    pub(crate) fn answers(&self, answers: &[Answers]) {
         self.script.lock().unwrap().extend(answers.iter().cloned());
     }
 

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::jobs::{config, context, run};
 use super::support::{handle, job, migrated, value};
 
-fn url(text: &str) -> RelayUrl {
+pub(super) fn url(text: &str) -> RelayUrl {
     RelayUrl::parse(text, &AddressPolicy::local()).unwrap()
 }
 
@@ -24,23 +24,23 @@ fn actor() -> Actor {
     Actor { name: "tester".to_owned(), why: "a test".to_owned() }
 }
 
-async fn candidates(db: &Db, urls: &[&str]) -> u64 {
+pub(super) async fn candidates(db: &Db, urls: &[&str]) -> u64 {
     let new: Vec<_> = urls.iter().map(|text| NewCandidate { url: url(text), source: "seed" }).collect();
     db.candidate_insert(&new).await.unwrap()
 }
 
-async fn candidate_urls(test: &TestDb) -> String {
+pub(super) async fn candidate_urls(test: &TestDb) -> String {
     value(test, "SELECT string_agg(url, ' ' ORDER BY url) FROM candidate").await
 }
 
 /// A web server that gives every request the answer of its path; ends when dropped.
-struct Lists {
+pub(super) struct Lists {
     addr: std::net::SocketAddr,
     _tasks: JoinSet<()>,
 }
 
 impl Lists {
-    async fn start(answers: &[(&'static str, String)]) -> Self {
+    pub(super) async fn start(answers: &[(&'static str, String)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let answers: Arc<Vec<(&'static str, String)>> = Arc::new(answers.to_vec());
@@ -66,13 +66,13 @@ impl Lists {
         Self { addr, _tasks: tasks }
     }
 
-    fn source(&self, path: &str, expression: &str) -> HttpSource {
+    pub(super) fn source(&self, path: &str, expression: &str) -> HttpSource {
         HttpSource::parse(&format!("http://{}{path} {expression}", self.addr), &AddressPolicy::local())
             .unwrap()
     }
 }
 
-fn ok(body: &str) -> String {
+pub(super) fn ok(body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
@@ -133,48 +133,6 @@ async fn a_source_that_leads_astray_is_reported_and_costs_the_others_nothing() {
     assert_eq!(value(&test, states).await, "7 6");
     let again = run(&ctx, JobKind::Discover, "http").await.unwrap();
     assert_eq!((&again["waiting"], &again["new_candidates"]), (&7.into(), &0.into()), "{again}");
-}
-
-#[tokio::test]
-async fn one_host_has_a_limited_number_of_urls_and_the_rest_is_counted() {
-    let Some(test) = migrated().await else { return };
-    let entries: Vec<String> = (0..50).map(|i| format!("wss://spam.example/npub{i:03}")).collect();
-    let body = serde_json::json!([entries, ["wss://spam.example", "wss://other.example"]]).to_string();
-    let lists = Lists::start(&[("/", ok(&body))]).await;
-    let ctx =
-        context(&test, JobsConfig { sources: vec![lists.source("/", "[][]")], urls_per_host: 5, ..config() });
-    let report = run(&ctx, JobKind::Discover, "http").await.unwrap();
-    assert_eq!(report["new_candidates"], 6, "{report}");
-    assert_eq!(
-        candidate_urls(&test).await,
-        "wss://other.example wss://spam.example wss://spam.example/npub000 wss://spam.example/npub001 wss://spam.example/npub002 wss://spam.example/npub003"
-    );
-    assert_eq!(value(&test, "SELECT host || ' ' || refused FROM candidate_refusal").await, "spam.example 46");
-    // Whoever names one on purpose is not concerned.
-    assert_eq!(candidates(&ctx.db, &["wss://spam.example/mine"]).await, 1);
-}
-
-#[tokio::test]
-async fn endless_hosts_below_one_domain_are_cut_off_and_counted_as_one() {
-    let Some(test) = migrated().await else { return };
-    let mut entries: Vec<String> = (0..40).map(|i| format!("wss://r{i:02}.wild.example")).collect();
-    entries.extend((0..3).map(|i| format!("wss://r{i}.shop.co.uk")));
-    entries.extend((0..3).map(|i| format!("wss://r{i}.{i}.co.uk")));
-    let body = serde_json::json!(entries).to_string();
-    let lists = Lists::start(&[("/", ok(&body))]).await;
-    let jobs =
-        JobsConfig { sources: vec![lists.source("/", "[]")], urls_per_host: 5, urls_per_site: 7, ..config() };
-    let ctx = context(&test, jobs);
-    handle(&test, Role::Writer).relay_insert(&[(url("wss://own.wild.example"), 1)]).await.unwrap();
-    let report = run(&ctx, JobKind::Discover, "http").await.unwrap();
-    // Six beside the relay that is there already, three of one shop, three shops.
-    assert_eq!(report["new_candidates"], 6 + 3 + 3, "{report}");
-    let refused = "SELECT host || ' ' || refused FROM candidate_refusal";
-    assert_eq!(value(&test, refused).await, "*.wild.example 34", "one row, whatever they are called");
-    let reader = handle(&test, Role::Reader);
-    let sources = reader.candidate_sources(&url("wss://r39.wild.example")).await.unwrap();
-    assert_eq!((sources.refused_on_host, sources.refused_on_site), (None, Some(34)));
-    assert_eq!(candidates(&ctx.db, &["wss://mine.wild.example"]).await, 1, "named on purpose");
 }
 
 #[tokio::test]
@@ -352,6 +310,18 @@ async fn pairs_that_share_something_are_shown_with_it_and_the_view_stays_cheap()
     assert_eq!(value(&test, of).await, "wss://r1.example document,host,pubkey");
     let pair = "SELECT string_agg(array_to_string(evidence, ','), ' ') FROM relay_alias WHERE relay_url = 'wss://r2.example' AND other_url = 'wss://r3.example'";
     assert_eq!(value(&test, pair).await, "pubkey", "what a hundred hosts have in common is no evidence");
+    test.execute(
+        "UPDATE host_address SET address = '10.99.0.1' WHERE host IN ('r7.example', 'r9.example');
+         INSERT INTO metadata (id, type, data)
+         SELECT sha256(('s' || i)::bytea), 'nip66_ssl', json_build_object('data', json_build_object('ssl_fingerprint', 'SHA256:' || repeat('AB:', 31) || 'AB', 'n', i))
+         FROM generate_series(7, 9, 2) i;
+         INSERT INTO relay_check_latest (relay_id, kind, vantage_id, checked_at, outcome, reason, metadata_id)
+         SELECT r.id, 'ssl', 1, 1, 'ok', 'none', sha256(('s' || substring(r.url FROM 'r([0-9]+)'))::bytea)
+         FROM relay r WHERE r.url IN ('wss://r7.example', 'wss://r9.example')",
+    )
+    .await;
+    let pair = "SELECT string_agg(array_to_string(evidence, ','), ' ') FROM relay_alias WHERE relay_url = 'wss://r7.example' AND other_url = 'wss://r9.example'";
+    assert_eq!(value(&test, pair).await, "address,certificate");
     let begun = shared::clock::monotonic_ms();
     let pairs: u64 = value(&test, "SELECT count(*)::text FROM relay_alias").await.parse().unwrap();
     let took = shared::clock::monotonic_ms() - begun;

@@ -139,7 +139,7 @@ async fn no_event_is_imported_without_where_it_was_seen() {
     let Some(test) = migrated().await else { return };
     let event = Event::parse(&Factory::new(73).events(1)[0].as_json()).unwrap();
     let writer = handle(&test, Role::Writer);
-    let refused = writer.event_import(&[EventRow::from(event)], &[], 5).await.unwrap_err();
+    let refused = writer.event_import(&[EventRow::from(event)], &[], false, 5).await.unwrap_err();
     assert!(refused.to_string().contains("was seen on no relay"), "{refused}");
     assert_eq!(value(&test, "SELECT count(*)::text FROM event").await, "0");
 }
@@ -187,10 +187,18 @@ async fn a_deletion_request_in_a_dump_counts_whenever_it_comes() {
     let first = [beside.as_json(), ask(1, &[&held, &beside]).as_json(), ask(2, &[&late, &others]).as_json()];
     fs::write(&file, first.join("\n")).unwrap();
     let (code, found, said) = import(&test, &[&file, "--relay", RELAY]);
-    assert_eq!((code, &found["new_events"], &found["deleted"]), (Some(0), &json!(2), &json!(1)), "{said}");
+    assert_eq!(
+        (code, &found["new_events"], &found["unkept"]["deleted"]),
+        (Some(0), &json!(2), &json!(1)),
+        "{said}"
+    );
     fs::write(&file, [late.as_json(), others.as_json()].join("\n")).unwrap();
     let (code, found, said) = import(&test, &[&file, "--relay", RELAY]);
-    assert_eq!((code, &found["new_events"], &found["deleted"]), (Some(0), &json!(1), &json!(1)), "{said}");
+    assert_eq!(
+        (code, &found["new_events"], &found["unkept"]["deleted"]),
+        (Some(0), &json!(1), &json!(1)),
+        "{said}"
+    );
     test.execute("SELECT tombstone_step(100)").await;
     let fates = "SELECT string_agg(fate || ' ' || n, ', ' ORDER BY fate) FROM (SELECT fate, count(*) AS n FROM event GROUP BY 1) x";
     // The two requests and the other author's note stay.

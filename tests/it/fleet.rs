@@ -119,15 +119,15 @@ const ALIVE: &str = "SELECT count(*)::text FROM relay_state WHERE state = 'alive
 async fn real_relays_are_found_checked_and_archived_and_a_second_run_adds_nothing() {
     let Some(test) = migrated().await else { return };
     let mut programs = Vec::new();
-    for kind in Kind::ALL {
+    for kind in Kind::here() {
         let Some(program) = Program::start(kind).await else { return };
         programs.push(program);
     }
     let events = Factory::new(21).events(900);
     let mut pairs = 0;
     for (i, program) in programs.iter().enumerate() {
-        // Each event on one or two of the three.
-        let part: Vec<_> = events.iter().skip(i * 300).take(450).cloned().collect();
+        // Each event on one or two of the first three.
+        let part: Vec<_> = events.iter().skip(i % 3 * 300).take(450).cloned().collect();
         pairs += publish(&program.url, &part).await.unwrap().accepted.len();
     }
     let distinct: BTreeSet<_> = events.iter().map(|event| event.id).collect();
@@ -137,8 +137,9 @@ async fn real_relays_are_found_checked_and_archived_and_a_second_run_adds_nothin
     let fleet = Fleet::start(&environment, 1, 1);
     until(&test, EVENTS, &distinct.len().to_string()).await;
     until(&test, PAIRS, &pairs.to_string()).await;
-    until(&test, ALIVE, "3").await;
-    until(&test, PROVED, "3").await;
+    let all = programs.len().to_string();
+    until(&test, ALIVE, &all).await;
+    until(&test, PROVED, &all).await;
     until(&test, VIEWS, "13").await;
     until(&test, "SELECT count(*)::text FROM event_unmined", "0").await;
     fleet.stop().await;
@@ -147,7 +148,7 @@ async fn real_relays_are_found_checked_and_archived_and_a_second_run_adds_nothin
     // Again, everything due at once: nothing is added.
     test.execute("UPDATE schedule SET due_at = now(); TRUNCATE job_history").await;
     let fleet = Fleet::start(&environment, 1, 1);
-    until(&test, "SELECT count(*)::text FROM job_history WHERE kind = 'sync' AND state = 'complete'", "3")
+    until(&test, "SELECT count(*)::text FROM job_history WHERE kind = 'sync' AND state = 'complete'", &all)
         .await;
     fleet.stop().await;
     assert_eq!(

@@ -5,7 +5,7 @@ use serde_json::Value;
 use shared::config::Config;
 use shared::db::{Fate, Sample, SetLine};
 use shared::jobs::{JobError, JobsConfig};
-use shared::models::{EventId, JobKind};
+use shared::models::{EventId, JobKind, Target, Tombstone};
 use shared::telemetry::Metrics;
 use sqlx::{AssertSqlSafe, Connection as _};
 use tests::factory::Factory;
@@ -47,29 +47,31 @@ async fn a_fate_takes_the_body_and_the_event_stays_known() {
     let author = events[2].pubkey.to_bytes();
     let request = factory.sign(2, 5, vec![], "", shared::clock::unix_now() - 60);
     archive(&db, "wss://one.example", std::slice::from_ref(&request)).await;
+    let stone =
+        |pubkey: [u8; 32], target, until| Tombstone { pubkey, target, until, request: known(&request).0 };
     let ids = [all[2].0, all[3].0, known(&request).0, unknown.0];
-    assert_eq!(db.event_tombstone(&author, &ids).await.unwrap(), 1);
+    let stones: Vec<_> = ids.iter().map(|id| stone(author, Target::Event(*id), 0)).collect();
+    assert_eq!(db.tombstone_add(&stones).await.unwrap(), 4);
+    assert_eq!(db.tombstone_step(25).await.unwrap(), 1);
     // NIP-62: up to a second, in pieces.
     let until = events[60].created_at.as_secs().cast_signed();
     let author = events[4].pubkey.to_bytes();
     let meant = events.iter().filter(|event| {
         event.pubkey == events[4].pubkey && event.created_at.as_secs().cast_signed() <= until
     });
-    let (mut at, mut gone) = (None, 0);
-    loop {
-        let (next, deleted) = db.event_vanish(&author, until, at, 25).await.unwrap();
-        gone += deleted;
-        if next.is_none() {
-            break;
-        }
-        at = next;
+    db.tombstone_add(&[stone(author, Target::All, until)]).await.unwrap();
+    test.execute("UPDATE tombstone SET noted_at = now() - interval '1 hour'").await;
+    let mut gone = 0;
+    for _ in 0..10 {
+        gone += db.tombstone_step(25).await.unwrap();
     }
+    assert_eq!(value(&test, "SELECT count(*)::text FROM tombstone WHERE settled < 2").await, "0");
     assert!(gone > 0);
     assert_eq!(gone, meant.count() as u64);
     let fates = "SELECT string_agg(fate || ' ' || n, ', ' ORDER BY fate) FROM (SELECT fate, count(*) AS n FROM event GROUP BY 1) x";
     assert_eq!(value(&test, fates).await, format!("0 {}, 2 {}, 3 2", 121 - 2 - 1 - gone, 1 + gone));
-    let fates: Vec<i16> = db.event_resolve(&all[..3]).await.unwrap().iter().map(|known| known.fate).collect();
-    assert_eq!(fates, [3, 3, 2]);
+    let newest = "SELECT string_agg(fate::text, ' ' ORDER BY created_at DESC) FROM (SELECT fate, created_at FROM event WHERE kind <> 5 ORDER BY created_at DESC LIMIT 3) x";
+    assert_eq!(value(&test, newest).await, "3 3 2");
     assert_eq!(value(&test, "SELECT count(*)::text FROM event_relay").await, "121", "who has them is known");
     test.execute("SELECT all_statistics_refresh()").await;
     assert_eq!(value(&test, "SELECT event_count::text FROM event_stats").await, (118 - gone).to_string());
@@ -167,7 +169,7 @@ async fn every_view_is_right_in_a_lightweight_archive_and_what_is_lost_is_said_b
 }
 
 /// A scheduler that leads, with these variables, after one round.
-async fn led(test: &TestDb, more: &[(&str, &str)]) -> (Scheduler, Metrics) {
+pub(crate) async fn led(test: &TestDb, more: &[(&str, &str)]) -> (Scheduler, Metrics) {
     let url = test.url(Role::Writer);
     let mut environment = environment(&url, &url);
     environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));

@@ -11,6 +11,8 @@ mod beyond;
 #[cfg(test)]
 mod board;
 #[cfg(test)]
+mod caps;
+#[cfg(test)]
 mod chaos;
 #[cfg(test)]
 mod cli;
@@ -31,6 +33,8 @@ mod dump;
 #[cfg(test)]
 mod eighteen;
 #[cfg(test)]
+mod expiry;
+#[cfg(test)]
 mod factory;
 #[cfg(test)]
 mod fleet;
@@ -49,6 +53,8 @@ mod judge;
 #[cfg(test)]
 mod keep;
 #[cfg(test)]
+mod kept;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod locks;
@@ -60,6 +66,8 @@ mod manners;
 mod metrics;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod moment;
 #[cfg(test)]
 mod names;
 #[cfg(test)]
@@ -123,6 +131,8 @@ mod support;
 #[cfg(test)]
 mod tidy;
 #[cfg(test)]
+mod told;
+#[cfg(test)]
 mod transfer;
 #[cfg(test)]
 mod traps;
@@ -134,6 +144,10 @@ mod turns;
 mod upgrade;
 #[cfg(test)]
 mod upgrade17;
+#[cfg(test)]
+mod upgrade28;
+#[cfg(test)]
+mod upkeep;
 #[cfg(test)]
 mod uptime;
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! NIP-05 from a profile in the archive to a relay that is alive, over HTTPS; and the pace of those that are asked.
 
+use std::net::SocketAddr;
+
 use serde_json::json;
 use shared::jobs::{HttpSource, JobsConfig};
 use shared::models::{AddressPolicy, Fence, JobKind};
@@ -7,6 +9,9 @@ use tests::factory::Factory;
 use tests::pg::Role;
 use tests::scripted::{Script, ScriptedRelay};
 use tests::world::{Plan, World};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use super::fleet::{seed_relays, until};
 use super::jobs::{config, context, run};
@@ -93,13 +98,36 @@ async fn a_profile_in_the_archive_leads_over_https_to_a_relay_that_is_alive() {
     assert_eq!(value(&test, "SELECT count(*)::text FROM host_state WHERE host = '11.22.33.2'").await, "1");
 }
 
+/// Leads whoever asks to `to`; on another machine than the scripted relays are.
+async fn redirecting(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.9.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // A request has one head, which comes in one piece.
+            stream.read(&mut [0; 4_096]).await.ok();
+            let answer = format!("HTTP/1.1 302 Found\r\nLocation: http://{to}/\r\nContent-Length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.ok();
+        }
+    });
+    (address, tasks)
+}
+
 #[tokio::test]
-async fn a_list_whose_machine_has_no_place_for_another_job_keeps_its_turn() {
+async fn a_list_keeps_its_turn_when_a_machine_on_the_way_to_it_has_no_place_for_another_job() {
+    let list = ScriptedRelay::start(Script::honest(&[], 1).saying(&json!(["wss://a.example"]))).await;
+    let (elsewhere, _tasks) = redirecting(list.address()).await;
+    for first in [list.address(), elsewhere] {
+        keeps_its_turn(&list, first).await;
+    }
+}
+
+async fn keeps_its_turn(list: &ScriptedRelay, first: SocketAddr) {
     let Some(test) = polite().await else { return };
     test.execute("UPDATE fleet_limit SET host_jobs = 1, host_spacing_ms = 0, block_spacing_ms = 0").await;
-    let list = ScriptedRelay::start(Script::honest(&[], 1).saying(&json!(["wss://a.example"]))).await;
-    let address = list.address();
-    let source = HttpSource::parse(&format!("http://{address}/ [*]"), &AddressPolicy::local()).unwrap();
+    let (address, before) = (list.address(), list.counts().connections);
+    let source = HttpSource::parse(&format!("http://{first}/ [*]"), &AddressPolicy::local()).unwrap();
     let ctx = context(&test, JobsConfig { sources: vec![source], ..config() });
     let db = handle(&test, Role::Writer);
     let (claimed, _) = claim_one(&db, "w2", JobKind::Monitor, "ws://127.0.0.1:9").await;
@@ -107,7 +135,7 @@ async fn a_list_whose_machine_has_no_place_for_another_job_keeps_its_turn() {
     assert!(db.host_permit(&other, "127.0.0.1", address.ip()).await.unwrap().held);
     let report = run(&ctx, JobKind::Discover, "http").await.unwrap();
     assert_eq!((&report["waiting"], &report["new_candidates"]), (&1.into(), &0.into()), "{report}");
-    assert_eq!(list.counts().connections, 0);
+    assert_eq!(list.counts().connections, before, "asked first at {first}");
     db.worker_stop("w2").await.unwrap();
     test.execute("DELETE FROM apalis.jobs").await;
     let report = run(&ctx, JobKind::Discover, "http").await.unwrap();

@@ -75,6 +75,14 @@ async fn why_names_what_keeps_a_job_from_running() {
     assert!(second.contains(&"behind".to_owned()), "{second:?}");
     test.execute("UPDATE fleet_limit SET host_jobs = 1").await;
     assert!(reasons(&test, "wss://a.example/b").await.contains(&"host-busy".to_owned()));
+    // Another machine of an address block of which one runs, and one is all it bears.
+    test.execute(
+        "UPDATE apalis.jobs SET host = '192.0.2.1' WHERE status = 'Running';
+         UPDATE apalis.jobs SET host = '192.0.2.9' WHERE target = 'wss://a.example/b'; UPDATE fleet_limit SET block_jobs = 1",
+    )
+    .await;
+    let full = reasons(&test, "wss://a.example/b").await;
+    assert!(full.contains(&"block-busy".to_owned()) && !full.contains(&"host-busy".to_owned()), "{full:?}");
 }
 
 #[tokio::test]
@@ -244,6 +252,18 @@ async fn the_sample_counts_what_ended_once() {
     );
     let line = handle(&test, Role::Reader).queue_stats().await.unwrap();
     assert_eq!(line.iter().map(|line| line.done_per_min).sum::<u64>(), 7);
+    // Nobody led for nine minutes: what ended in them is no minute's work.
+    test.execute(
+        "DELETE FROM queue_sample; INSERT INTO queue_sample (sampled_at, kind, network, complete, cancelled, dead, run_s, wait_s)
+             VALUES (now() - interval '9 min', 'sync', 'clearnet', 0, 0, 0, 0, 0);
+         INSERT INTO job_history SELECT 'k' || n, 'sync', 'clearnet', 't', 'complete', 1, 'w', now(), now(), now(), now() - interval '10 s' - n * interval '1 s', '{}'
+         FROM generate_series(1, 500) n",
+    )
+    .await;
+    db.queue_sample_take().await.unwrap();
+    let line = handle(&test, Role::Reader).queue_stats().await.unwrap();
+    let done = line.iter().map(|line| line.done_per_min).sum::<u64>();
+    assert!((50..70).contains(&done), "one a second: {done} a minute");
 }
 
 #[tokio::test]

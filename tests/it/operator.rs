@@ -94,9 +94,16 @@ async fn a_retry_previews_what_it_does_and_a_pattern_or_a_filter_needs_a_second_
     assert_eq!((code, &done["woken"], &done["enqueued"]), (0, &1.into(), &1.into()), "what the preview said");
     assert_eq!(live().await, "5 5");
     let (code, said) = admin(&["queue", "retry", "--kind", "sync", "--yes"]);
-    assert!(code == 1 && said.contains("nothing meant by that waits"), "{code} {said}");
+    assert!(code == 1 && said.contains("nothing meant by that was put back"), "{code} {said}");
     let (code, _) = admin(&["queue", "retry", "wss://old.example", "--since", "86400"]);
     assert_eq!(code, 0, "a longer memory finds the older one");
+    ended(&test, "wss://dead.example/3", Verdict::Kill).await;
+    let (code, said) = admin(&["queue", "retry", "--yes"]);
+    assert!(code == 2 && said.contains("name a job"), "{code} {said}");
+    let (code, said) = admin(&["queue", "retry", "--since", "60"]);
+    assert!(code == 0 && said.contains("nothing was done"), "a span is a filter: {said}");
+    let (code, said) = admin(&["queue", "retry", "--since", "60", "--yes"]);
+    assert!(code == 0 && said.contains("1 dead ones are enqueued"), "of every queue: {said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -215,4 +222,20 @@ async fn every_command_for_operators_works_as_the_role_the_document_names() {
         assert_eq!(code == 0, looks, "{line}, as the reader: {said}");
     }
     assert!(ran > 8);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_command_of_a_runbook_is_one() {
+    let Some(test) = migrated().await else { return };
+    let document =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/MONITORING.md")).unwrap();
+    let named: std::collections::BTreeSet<&str> =
+        document.split('`').filter_map(|span| span.strip_prefix("bigbrotr ")).collect();
+    assert!(named.len() > 8, "{named:?}");
+    for command in named {
+        let arguments: Vec<&str> = command.split(' ').collect();
+        let (code, said) = says(&test, Role::Admin, &arguments);
+        // What it speaks of may be missing here; how it is called may not be wrong.
+        assert!(code < 2, "{command}: {said}");
+    }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use shared::db::{Db, DbError, EventRow, Fate, NewCoverage, Pace, SetLine, StoreBatch, Stored};
 use shared::models::{
-    AddressPolicy, Coverage, Event, EventId, Fence, GapReason, Grade, Interval, JobKind, RelayUrl, Retention,
+    AddressPolicy, Coverage, EnvelopeFacts, Event, EventId, Fence, GapReason, Grade, Interval, JobKind,
+    RelayUrl, Retention, Target, Tombstone,
 };
 use sqlx::Connection as _;
 use tests::factory::Factory;
@@ -20,7 +21,14 @@ fn url(n: usize) -> RelayUrl {
     RelayUrl::parse(&format!("wss://r{n}.example"), &AddressPolicy::public()).unwrap()
 }
 
-/// What a sync job does with a page, from resolving to storing.
+/// Which events of a page are known.
+async fn known(db: &Db, page: &[Event]) -> Result<Vec<bool>, DbError> {
+    let facts: Vec<EnvelopeFacts> = page.iter().map(Event::facts).collect();
+    let known = db.event_known(&facts.iter().collect::<Vec<_>>()).await?;
+    Ok((0..page.len()).map(|i| known.known(i).is_some()).collect())
+}
+
+/// What a sync job does with a page, from looking up to storing.
 async fn store(
     db: &Db,
     fence: &Fence,
@@ -29,12 +37,11 @@ async fn store(
     coverage: Option<&Coverage>,
 ) -> Result<Stored, DbError> {
     let asked: Vec<(EventId, i64)> = page.iter().map(|event| (event.id(), event.created_at())).collect();
-    let known = db.event_resolve(&asked).await?;
-    let is_known = |i: usize| known.iter().any(|known| known.position == i);
+    let known = known(db, page).await?;
     let new: Vec<EventRow> = page
         .iter()
         .enumerate()
-        .filter(|(i, _)| !is_known(*i))
+        .filter(|(i, _)| !known[*i])
         .map(|(_, event)| EventRow::from(event.clone()))
         .collect();
     store_as(db, fence, relay_id, &asked, &new, coverage).await
@@ -75,7 +82,7 @@ async fn an_event_that_is_deleted_while_it_comes_again_is_not_covered() {
         value(&test, "SELECT id::text FROM relay WHERE url = 'wss://r1.example'").await.parse().unwrap();
     let (_, fence) = claim_one(&db, "w1", JobKind::Sync, "wss://r1.example").await;
     // It is known when the page comes, and seen on no relay any more.
-    assert_eq!(db.event_resolve(&asked).await.unwrap().len(), 3);
+    assert_eq!(known(&db, &page).await.unwrap(), [true; 3]);
     test.execute("DELETE FROM event_relay WHERE event_key = (SELECT min(event_key) FROM event)").await;
     assert_eq!(db.orphan_event_delete(100).await.unwrap(), 1);
     let mut coverage = Coverage::empty();
@@ -221,7 +228,15 @@ async fn writers_deleters_retention_and_moves_at_once_leave_nothing_without_what
             let event = &pool[dice.roll(pool.len())];
             let done = match dice.roll(5) {
                 0 => db.event_fate_set(&[(event.id(), event.created_at())], Fate::Expired).await,
-                1 => db.event_tombstone(event.pubkey(), &[event.id()]).await,
+                1 => {
+                    let target = Target::Event(event.id());
+                    let request = EventId([7; 32]);
+                    let stone = Tombstone { pubkey: *event.pubkey(), target, until: 0, request };
+                    match db.tombstone_add(&[stone]).await {
+                        Ok(_) => db.tombstone_step(200).await,
+                        Err(error) => Err(error),
+                    }
+                }
                 2 => db.orphan_event_delete(50).await,
                 3 => db.orphan_event_sweep(100).await,
                 _ => {

@@ -63,6 +63,14 @@ async fn npm_relay_refuses_a_forged_signature() {
 }
 
 #[tokio::test]
+async fn what_the_extended_profile_builds_publishes_reads_back_and_refuses_forgeries() {
+    for kind in Kind::here().into_iter().filter(|kind| !Kind::ALL.contains(kind)) {
+        publishes_and_reads_back(kind).await;
+        refuses_a_forged_signature(kind).await;
+    }
+}
+
+#[tokio::test]
 async fn a_program_ends_with_its_handle() {
     let Some(program) = Program::start(Kind::Local).await else { return };
     let (url, pid) = (program.url.clone(), program.pid());

@@ -15,21 +15,21 @@ use super::fleet::environment;
 use super::support::{handle, job, migrated, register, registration, value};
 
 /// A scheduler of the test's own pace, and what it shows.
-fn scheduler(url: &str) -> (Scheduler, Metrics) {
+pub(super) fn scheduler(url: &str) -> (Scheduler, Metrics) {
     let config = Config::load(None, &environment(url, url)).unwrap();
     let (db, metrics) = (shared::db::Db::lazy(url, "test scheduler", 3).unwrap(), Metrics::new());
     (Scheduler::new(db, metrics.clone(), config.scheduler_options()), metrics)
 }
 
 /// A round, and what it began.
-async fn round(scheduler: &mut Scheduler) {
+pub(super) async fn round(scheduler: &mut Scheduler) {
     scheduler.gauge_soon();
     scheduler.tick().await.unwrap();
     scheduler.settle().await;
 }
 
 /// What `/metrics` says of a metric with these labels.
-fn shown(metrics: &Metrics, name: &str, labels: &[&str]) -> Option<String> {
+pub(super) fn shown(metrics: &Metrics, name: &str, labels: &[&str]) -> Option<String> {
     let text = metrics.encode();
     let mut lines = text.lines().filter(|line| line.starts_with(name));
     let line = lines.find(|line| labels.iter().all(|label| line.contains(label)))?;

@@ -20,7 +20,7 @@ use super::cli::bigbrotr;
 use super::fleet::binary;
 use super::support::{handle, migrated, value};
 
-const RELAYS: [&str; 3] = ["wss://one.example", "wss://three.example", "wss://two.example"];
+pub(crate) const RELAYS: [&str; 3] = ["wss://one.example", "wss://three.example", "wss://two.example"];
 
 /// A folder of one test, gone when it passes.
 pub(crate) struct Folder(PathBuf);

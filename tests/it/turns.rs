@@ -1,18 +1,27 @@
 //! Whose turn it is where permits are few: every worker that has work comes to one, and none waits for ever.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use shared::db::{Claimed, Db, Exchange, Finished, NewJob, Wanted};
+use shared::jobs::{Attempt, Handler, JobError, Report};
 use shared::models::{JobKind, Verdict};
+use shared::net::Traffic;
+use shared::queue::{self, QueueOptions};
+use shared::telemetry::{Health, Metrics};
 use sqlx::{PgConnection, Row as _};
 use tests::pg::Role;
+use tokio_util::sync::CancellationToken;
 
+use super::fleet::until;
 use super::model::{at, rows};
-use super::support::{handle, job, migrated, register};
+use super::support::{handle, job, migrated, register, value};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -183,4 +192,49 @@ async fn every_worker_has_its_turn_within_a_bound_and_never_do_more_run_than_may
         let (longest, bound) = watch(&mut db, &fleet).await;
         assert!(longest <= bound, "{longest} s without a permit, {bound} s are the bound: {fleet:?}");
     }
+}
+
+/// The seam: jobs that run until they are told to stop.
+struct Busy;
+
+impl Handler for Busy {
+    fn run(&self, _: Attempt) -> BoxFuture<'static, Result<Report, JobError>> {
+        std::future::pending().boxed()
+    }
+}
+
+#[tokio::test]
+async fn what_runs_in_a_full_queue_counts_against_the_permits_of_its_network() {
+    const RUNNING: &str = "SELECT count(*)::text FROM apalis.jobs WHERE status = 'Running'";
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    test.execute("UPDATE network_limit SET permits = 5 WHERE network = 'tor'").await;
+    let options = QueueOptions {
+        worker: "full".to_owned(),
+        vantage: "test".to_owned(),
+        queues: vec![("monitor.tor".to_owned(), 4), ("sync.tor".to_owned(), 4)],
+        lease: LEASE,
+        poll: Duration::from_millis(50),
+        grace: Duration::ZERO,
+        listen_url: None,
+        traffic: Traffic::default(),
+    };
+    let (stop, metrics) = (CancellationToken::new(), Metrics::new());
+    let work =
+        queue::run(db.clone(), options, Arc::new(Busy), metrics.clone(), Health::default(), stop.clone());
+    let watch = async {
+        db.job_enqueue(&tor(9)).await.unwrap();
+        until(&test, RUNNING, "4").await;
+        let syncs: Vec<NewJob> =
+            tor(9).into_iter().map(|job| NewJob { kind: JobKind::Sync, ..job }).collect();
+        db.job_enqueue(&syncs).await.unwrap();
+        until(&test, RUNNING, "5").await;
+        for _ in 0..20 {
+            // bound: 20 looks, in which it asks for more a few times each
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(value(&test, RUNNING).await, "5", "five permits");
+        }
+        stop.cancel();
+    };
+    tokio::join!(work, watch);
 }

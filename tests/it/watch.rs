@@ -37,16 +37,16 @@ const EXPORTER: [&str; 16] = [
     "pg_stat_database_xact_rollback",
 ];
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-fn read(path: &str) -> String {
+pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// Files of a folder with this ending, by name.
-fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
+pub(crate) fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
     let mut found: Vec<_> = entries.filter(|path| path.to_string_lossy().ends_with(ending)).collect();
     found.sort();
@@ -59,12 +59,12 @@ fn text_of(paths: &[PathBuf]) -> String {
 }
 
 /// Whether a program of Debian's packages is here, or a visible skip.
-fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
     tests::require(found.then_some(()), &format!("{program} (tests/tools/setup.sh)")).is_some()
 }
 
-fn run(program: &str, args: &[&str]) -> (bool, String) {
+pub(crate) fn run(program: &str, args: &[&str]) -> (bool, String) {
     let Output { status, stdout, stderr } = Command::new(program)
         .args(args)
         .current_dir(root())
@@ -243,7 +243,7 @@ fn whatever_is_asked_for_is_exported_and_whatever_is_exported_is_explained_once(
 }
 
 /// A folder that is gone with its handle, unless the test is failing.
-struct Folder(PathBuf);
+pub(crate) struct Folder(pub PathBuf);
 
 impl Drop for Folder {
     fn drop(&mut self) {
@@ -254,12 +254,12 @@ impl Drop for Folder {
 }
 
 /// A loopback address nobody listens on at this moment.
-fn free() -> String {
+pub(crate) fn free() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 /// The shipped configuration, with addresses in the place of service names and a second in the place of every 15.
-fn configuration(addresses: &[(&str, &[&String])]) -> String {
+pub(crate) fn configuration(addresses: &[(&str, &[&String])]) -> String {
     let mut text = read("deploy/prometheus/prometheus.yml").replace("15s", "1s").replace("10s", "1s");
     let rules = root().join("deploy/prometheus/rules").display().to_string();
     text = text.replace("rules/*.yml", &format!("{rules}/*.yml"));

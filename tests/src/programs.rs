@@ -26,11 +26,19 @@ pub enum Kind {
     Npm,
     /// `nostr-relay-builder`'s LocalRelay, in memory, in the binary `testrelay`.
     Local,
+    /// `nostr-rs-relay`, with SQLite; of the extended profile, which builds it (`EXTENDED=1 ./test`).
+    Rust,
 }
 
 impl Kind {
-    /// Every program.
+    /// Every program that is always there.
     pub const ALL: [Self; 3] = [Self::Python, Self::Npm, Self::Local];
+
+    /// Those, and in the extended profile what it builds, too.
+    pub fn here() -> Vec<Self> {
+        let extended = crate::env::var("EXTENDED").is_some_and(|value| value == "1");
+        Self::ALL.into_iter().chain(extended.then_some(Self::Rust)).collect()
+    }
 
     /// The word `tests/tools/relay.sh` knows it by.
     pub const fn as_str(self) -> &'static str {
@@ -38,6 +46,7 @@ impl Kind {
             Self::Python => "python",
             Self::Npm => "npm",
             Self::Local => "local",
+            Self::Rust => "rust",
         }
     }
 
@@ -47,6 +56,7 @@ impl Kind {
             Self::Python => crate::env::testbed().map(|dir| dir.join("nostr-relay/installed")),
             Self::Npm => crate::env::testbed().map(|dir| dir.join("npm/installed")),
             Self::Local => crate::env::testrelay(),
+            Self::Rust => crate::env::testbed().map(|dir| dir.join("nostr-rs-relay/installed")),
         }
     }
 }

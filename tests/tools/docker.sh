@@ -9,7 +9,9 @@
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
-home=$testbed/docker
+# Where it really is: runc takes no path that leads over a link.
+mkdir -p "$testbed/docker"
+home=$(readlink -f "$testbed/docker")
 root=$home/root
 state=$home/state # where the running one has its socket, and what the machine was before
 suite=trixie
@@ -126,7 +128,6 @@ stop() {
 }
 
 PATH=$PATH:/usr/sbin:/sbin
-mkdir -p "$home"
 case ${1:-} in
 setup) exec 9>"$home/lock"; flock 9; setup ;;
 start) exec 9>"$home/lock"; flock 9; start ;;

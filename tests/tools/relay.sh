@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs one relay program in the foreground, in place of this shell:  relay.sh python|npm|local PORT STATE_DIR
+# Runs one relay program in the foreground, in place of this shell:  relay.sh python|npm|local|rust PORT STATE_DIR
 # Its data live in STATE_DIR; it listens on 127.0.0.1, or on HOST. `local` needs TESTRELAY, the path of that binary.
 # Why a script: the Rust tests and three-relays.sh must start the very same programs in the very same way.
 set -euo pipefail
@@ -41,5 +41,19 @@ npm)
 local)
     exec "${TESTRELAY:?the path of the testrelay binary}" local --host "$host" --port "$port"
     ;;
-*) die "usage: relay.sh python|npm|local PORT STATE_DIR" ;;
+rust)
+    # As it ships, but for the address, the port and events of any age.
+    cat >config.toml <<TOML
+[info]
+relay_url = "ws://$host:$port/"
+name = "nostr-rs-relay"
+[network]
+address = "$host"
+port = $port
+[options]
+reject_future_seconds = 0
+TOML
+    exec "$testbed/nostr-rs-relay/nostr-rs-relay" --config config.toml --db "$state"
+    ;;
+*) die "usage: relay.sh python|npm|local|rust PORT STATE_DIR" ;;
 esac

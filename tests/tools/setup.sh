@@ -5,6 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 relay_py_version=1.14
+relay_rs_version=0.8.12
 kubernetes_validate_version=1.37.0
 newer_postgres_version=18.6.3
 npm_packages=(@nostr-relay/core@0.0.40 @nostr-relay/validator@0.0.40 @nostr-relay/event-repository-sqlite@0.0.40 ws@8.23.0)
@@ -121,6 +122,27 @@ npm_relay() {
     echo "${npm_packages[*]}" >"$home/installed"
 }
 
+# nostr-rs-relay, of the extended profile: a quarter of an hour of building. Its lock file names a release of `time` that the
+# compilers of today refuse.
+rust_relay() {
+    local home=$testbed/nostr-rs-relay source
+    [ "$(cat "$home/installed" 2>/dev/null)" = $relay_rs_version ] && return
+    have protoc || apt_install protobuf-compiler
+    say "building nostr-rs-relay $relay_rs_version in $home"
+    rm -rf "$home" && mkdir -p "$home/fetch/src"
+    printf '[package]\nname = "fetch"\nversion = "0.0.0"\nedition = "2021"\n[dependencies]\nnostr-rs-relay = "=%s"\n[workspace]\n' $relay_rs_version >"$home/fetch/Cargo.toml"
+    : >"$home/fetch/src/lib.rs"
+    {
+        source=$(cargo metadata --format-version 1 --manifest-path "$home/fetch/Cargo.toml" \
+            | grep -o '"manifest_path":"[^"]*/nostr-rs-relay-[^"]*"' | head -n 1 | cut -d'"' -f4) \
+            && cp -r "$(dirname "$source")" "$home/source" \
+            && (cd "$home/source" && cargo update -p time@0.3.25 --precise 0.3.36 && cargo build --release --locked --target-dir "$home/build") \
+            && mv "$home/build/release/nostr-rs-relay" "$home/nostr-rs-relay"
+    } >"$testbed/nostr-rs-relay.log" 2>&1 || { tail -n 5 "$testbed/nostr-rs-relay.log" >&2; lack "could not build nostr-rs-relay"; return 0; }
+    rm -rf "$home/fetch" "$home/source" "$home/build"
+    echo $relay_rs_version >"$home/installed"
+}
+
 mkdir -p "$testbed"
 exec 9>"$testbed/setup.lock"
 flock 9
@@ -131,3 +153,4 @@ python_relay
 kubernetes_schemas
 newer_postgres
 npm_relay
+if [ "${EXTENDED:-0}" = 1 ]; then rust_relay; fi

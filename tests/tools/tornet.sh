@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # A Tor network of this machine's own, and one onion service in it; nothing leaves loopback.
-#   tornet.sh DIR PORT   writes the network into DIR, a new folder, and prints the names of its processes
+#   tornet.sh DIR PORT                   writes the network into DIR, a new folder, and prints the names of its processes
+#   tornet.sh DIR HOST:PORT ADDRESS      the same at another address than 127.0.0.1, for whoever else can reach that
 # Three directory authorities, which are relays too, more relays, the service, and a client with a SOCKS5 port.
 # Each process is `tor --defaults-torrc /dev/null -f DIR/NAME/torrc`, in the foreground; all of them must run. The
-# service leads to 127.0.0.1:PORT, its name appears in DIR/service/onion/hostname; the client's address is in DIR/socks.
+# service leads to 127.0.0.1:PORT, its name appears in DIR/service/onion/hostname; the client's address is in DIR/socks,
+# and what the torrc of another client needs to say in DIR/network.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 authorities=(a1 a2 a3)
 relays=(r1 r2 r3 r4)
+ports=()
 
 # The part of a torrc that all have. $1: its directory
 general() {
@@ -18,10 +21,7 @@ Log notice file $1/log
 RunAsDaemon 0
 ShutdownWaitLength 0
 SafeLogging 0
-# Short intervals, addresses of loopback, no patience for the statistics of a real network.
-TestingTorNetwork 1
-PathsNeededToBuildCircuits 0.67
-$(cat "$dir/authorities")
+$(cat "$dir/network")
 CONF
 }
 
@@ -29,8 +29,8 @@ CONF
 carrying() {
     cat <<CONF
 Nickname $1
-Address 127.0.0.1
-ORPort 127.0.0.1:$2
+Address $here
+ORPort $here:$2
 AssumeReachable 1
 SocksPort 0
 ExitRelay 1
@@ -43,7 +43,7 @@ CONF
 # The part of one that says who is in the network. $1: its port for directories
 voting() {
     cat <<CONF
-DirPort 127.0.0.1:$1
+DirPort $here:$1
 AuthoritativeDirectory 1
 V3AuthoritativeDirectory 1
 # Only the first votes of a network are so close; the later ones must have time to become known.
@@ -64,28 +64,41 @@ CONF
 make_authority() {
     local name=$1 home=$dir/$1 or=$2 at=$3 identity fingerprint
     mkdir -p -m 700 "$home/keys"
-    echo secret | tor-gencert --create-identity-key --passphrase-fd 0 -m 12 -a "127.0.0.1:$at" \
+    echo secret | tor-gencert --create-identity-key --passphrase-fd 0 -m 12 -a "$here:$at" \
         -i "$home/keys/authority_identity_key" -s "$home/keys/authority_signing_key" \
         -c "$home/keys/authority_certificate" >"$home/gencert.log" 2>&1 || { cat "$home/gencert.log" >&2; die "tor-gencert failed"; }
     identity=$(sed -n 's/^fingerprint //p' "$home/keys/authority_certificate")
     # A tor that is asked who it is wants to know an authority first: any.
     fingerprint=$(tor --quiet --defaults-torrc /dev/null -f /dev/null --ignore-missing-torrc --list-fingerprint --DataDirectory "$home" \
-        --ORPort "$or" --Nickname "$name" --Address 127.0.0.1 \
+        --ORPort "$or" --Nickname "$name" --Address "$here" \
         --DirAuthority "none 127.0.0.1:1 $(printf 'F%.0s' {1..40})" | sed -n 's/^[a-z0-9]* //p' | tr -d ' ' | tail -1)
-    echo "DirAuthority $name orport=$or no-v2 v3ident=$identity 127.0.0.1:$at $fingerprint"
+    echo "DirAuthority $name orport=$or no-v2 v3ident=$identity $here:$at $fingerprint"
+}
+
+# Sets `port` to a free one that was not given before.
+new_port() {
+    port=$(free_port)
+    while [[ " ${ports[*]} " == *" $port "* ]]; do port=$(free_port); done
+    ports+=("$port")
 }
 
 make_network() {
-    local service_port=$1 name home at=() or=() socks i
+    local target=$1 name home at=() or=() socks i
     have tor && have tor-gencert || die "tor is not installed (tests/tools/setup.sh)"
     mkdir -p -m 700 "$dir"
     for i in "${!authorities[@]}"; do
-        at+=("$(free_port)") or+=("$(free_port)")
+        new_port; at+=("$port")
+        new_port; or+=("$port")
         make_authority "${authorities[$i]}" "${or[$i]}" "${at[$i]}" >"$dir/line.$i" &
     done
     wait
-    cat "$dir"/line.* >"$dir/authorities"
-    [ "$(wc -l <"$dir/authorities")" = ${#authorities[@]} ] || die "an authority could not be made"
+    [ "$(cat "$dir"/line.* | wc -l)" = ${#authorities[@]} ] || die "an authority could not be made"
+    {
+        echo "# Short intervals, addresses that are not public, no patience for the statistics of a real network."
+        echo "TestingTorNetwork 1"
+        echo "PathsNeededToBuildCircuits 0.67"
+        cat "$dir"/line.*
+    } >"$dir/network"
     for i in "${!authorities[@]}"; do
         home=$dir/${authorities[$i]}
         { general "$home"; carrying "${authorities[$i]}" "${or[$i]}"; voting "${at[$i]}"; } >"$home/torrc"
@@ -93,21 +106,23 @@ make_network() {
     for name in "${relays[@]}"; do
         home=$dir/$name
         mkdir -m 700 "$home"
-        { general "$home"; carrying "$name" "$(free_port)"; } >"$home/torrc"
+        new_port
+        { general "$home"; carrying "$name" "$port"; } >"$home/torrc"
     done
-    socks=$(free_port)
+    new_port; socks=$port
     mkdir -m 700 "$dir"/{client,service}
     { general "$dir/client"; echo "SocksPort 127.0.0.1:$socks"; } >"$dir/client/torrc"
     {
         general "$dir/service"
         echo "SocksPort 0"
         echo "HiddenServiceDir $dir/service/onion"
-        echo "HiddenServicePort 80 127.0.0.1:$service_port"
+        echo "HiddenServicePort 80 $target"
     } >"$dir/service/torrc"
     echo "127.0.0.1:$socks" >"$dir/socks"
     printf '%s\n' "${authorities[@]}" "${relays[@]}" client service
 }
 
-dir=${1:-}
-[ -n "$dir" ] && [ -n "${2:-}" ] || die "usage: tornet.sh DIR PORT"
-make_network "$2"
+dir=${1:-} target=${2:-} here=${3:-127.0.0.1}
+[ -n "$dir" ] && [ -n "$target" ] || die "usage: tornet.sh DIR PORT | DIR HOST:PORT ADDRESS"
+case $target in *:*) ;; *) target=127.0.0.1:$target ;; esac
+make_network "$target"

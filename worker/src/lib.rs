@@ -35,11 +35,6 @@ pub async fn run(
     let jobs = config.jobs_config();
     let dialer = Dialer::new(config.net_config()?)?;
     let options = QueueOptions { traffic: dialer.traffic(), ..config.queue_options(&worker) };
-    for network in config.enabled_networks() {
-        if !dialer.serves(network) {
-            tracing::warn!(network = %network, "this worker has no proxy for a network that is enabled: it leaves its relays to others");
-        }
-    }
     let ctx = Ctx {
         direct,
         dialer,

@@ -3,7 +3,7 @@
 
 use anyhow::Context;
 use shared::clock;
-use shared::models::{EventId, tag_hash};
+use shared::models::{EventId, event_key, tag_hash};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tests::pg::{Role, TestDb};
 
@@ -150,13 +150,20 @@ pub(super) fn questions(ours: &Ours, slice: &Slice, month: u32) -> anyhow::Resul
     Ok(questions)
 }
 
-/// Asked of ours through the function the jobs use.
+/// Asked of ours through the function that resolves observations.
 pub(super) async fn known(postmaster: u32, ours: &Ours, asked: &[(EventId, i64)]) -> anyhow::Result<Cost> {
-    repeat(postmaster, async || {
-        ours.db.event_resolve(asked).await?;
-        Ok(())
-    })
-    .await
+    let mut connection = ours.test.connect(Role::Superuser).await;
+    repeat(postmaster, async || resolve(&mut connection, asked).await).await
+}
+
+/// One call of `event_resolve`, which no program makes by itself: the functions that store do.
+pub(super) async fn resolve(connection: &mut PgConnection, asked: &[(EventId, i64)]) -> anyhow::Result<()> {
+    sqlx::query("SELECT o, fate FROM event_resolve($1, $2)")
+        .bind(asked.iter().map(|(id, _)| id.as_bytes().to_vec()).collect::<Vec<_>>())
+        .bind(asked.iter().map(|(id, at)| event_key(*at, id)).collect::<Vec<_>>())
+        .fetch_all(connection)
+        .await?;
+    Ok(())
 }
 
 /// The same ids of the peer's table.

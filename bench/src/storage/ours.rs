@@ -1,10 +1,8 @@
 //! Our archive, fed as a sync job feeds it: ask which events are known, store what is new with the observations.
 
-use std::collections::HashSet;
-
 use anyhow::{Context, ensure};
 use shared::db::{Db, EventRow, StoreBatch};
-use shared::models::{EventId, Fence};
+use shared::models::{EnvelopeFacts, EventId, Fence};
 use sqlx::Row as _;
 use tests::pg::{Role, TestDb};
 
@@ -93,12 +91,12 @@ impl Ours {
                 let rows: Vec<&EventRow> = batch.iter().map(|at| &slice.events[*at as usize]).collect();
                 let asked: Vec<(EventId, i64)> =
                     rows.iter().map(|row| (row.event.id(), row.event.created_at())).collect();
-                let known: HashSet<usize> =
-                    self.db.event_resolve(&asked).await?.iter().map(|known| known.position).collect();
+                let facts: Vec<EnvelopeFacts> = rows.iter().map(|row| row.event.facts()).collect();
+                let known = self.db.event_known(&facts.iter().collect::<Vec<_>>()).await?;
                 let new: Vec<EventRow> = rows
                     .iter()
                     .enumerate()
-                    .filter(|(at, _)| !known.contains(at))
+                    .filter(|(at, _)| known.known(*at).is_none())
                     .map(|(_, row)| (*row).clone())
                     .collect();
                 let stored = self

@@ -28,6 +28,17 @@ pub(crate) enum Candidate {
         /// The URL, in any spelling
         url: String,
     },
+    /// Hosts, domains and hosters that have as many URLs as one may have, and how often another was named
+    #[command(after_help = "EXAMPLES:
+  bigbrotr candidate capped
+  bigbrotr candidate capped --json
+
+The limits are discover.urls_per_host, discover.urls_per_site and discover.urls_per_hoster.")]
+    Capped {
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
+    },
     /// Give candidates that were given up another life; no sighting does
     #[command(after_help = "EXAMPLES:
   bigbrotr candidate revive wss://relay.example --why 'its operator wrote to us'")]

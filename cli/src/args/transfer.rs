@@ -57,7 +57,7 @@ pub(crate) struct Export {
     /// How to write [default: jsonl]
     #[arg(long, value_enum)]
     pub(crate) format: Option<Format>,
-    /// Only what had been seen by then [default: now, or two minutes ago while relays are being synced]
+    /// Only what had been seen by then [default: now; while relays are being synced it waits, two minutes at most, until that is stored]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) as_of: Option<i64>,
     /// Events per file; a file of events is also cut at 256 MiB of text [default: 250000]

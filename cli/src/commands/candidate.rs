@@ -20,6 +20,7 @@ pub(crate) async fn candidate(session: &Session, config: &Config, args: &Candida
     match args {
         Candidate::List { state, source, limit } => list(&db, state.as_deref(), *source, *limit, json).await,
         Candidate::Show { url } => show(&db, &parse(url)?, json).await,
+        Candidate::Capped { limit } => capped(&db, *limit, json).await,
         Candidate::Revive { urls, by } => {
             let urls = urls.iter().map(|url| parse(url)).collect::<Result<Vec<_>, _>>()?;
             let revived = db.candidate_revive(&urls, &actor(by, &session.user())).await?;
@@ -109,14 +110,17 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     let found = found.into_iter().next().transpose()?;
     let sources = db.candidate_sources(url).await?;
     if found.is_none() && sources.lines.is_empty() {
-        let why = match (sources.refused_on_host, sources.refused_on_site) {
-            (Some(n), _) => {
+        let why = match (sources.refused_on_host, sources.refused_on_site, sources.refused_on_hoster) {
+            (Some(n), _, _) => {
                 format!("; {n} URLs of {} were not taken: it has as many as one host may have", url.host())
             }
-            (None, Some(n)) => {
+            (None, Some(n), _) => {
                 format!("; {n} URLs of its domain were not taken: it has as many as one may have")
             }
-            (None, None) => String::new(),
+            (None, None, Some(n)) => {
+                format!("; {n} URLs of its hoster were not taken: it has as many as one may have")
+            }
+            (None, None, None) => String::new(),
         };
         return Err(Fail::Failed(format!("{url} is no candidate and never was{why}")));
     }
@@ -126,6 +130,7 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
         value["sources"] = sources.lines.iter().map(source_json).collect();
         value["refused_on_host"] = sources.refused_on_host.into();
         value["refused_on_site"] = sources.refused_on_site.into();
+        value["refused_on_hoster"] = sources.refused_on_hoster.into();
         line(&value.to_string());
         return Ok(());
     }
@@ -147,6 +152,25 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     if let Some(refused) = sources.refused_on_site {
         line(&format!("{refused} URLs of other hosts of its domain were not taken"));
     }
+    if let Some(refused) = sources.refused_on_hoster {
+        line(&format!("{refused} URLs of other customers of its hoster were not taken"));
+    }
+    Ok(())
+}
+
+async fn capped(db: &Db, limit: u32, json: bool) -> Result<(), Fail> {
+    let capped = db.candidate_capped(limit).await?;
+    if json {
+        for c in &capped {
+            let of =
+                json!({ "name": c.name, "refused": c.refused, "last_url": c.last_url, "last_at": c.last_at });
+            line(&of.to_string());
+        }
+        return Ok(());
+    }
+    let mut rows = vec![row(["NAME", "NOT TAKEN", "LATEST", "FOR EXAMPLE"])];
+    rows.extend(capped.iter().map(|c| row([&c.name, &c.refused.to_string(), &utc(c.last_at), &c.last_url])));
+    table(&rows);
     Ok(())
 }
 

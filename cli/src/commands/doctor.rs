@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use shared::clock;
 use shared::config::{Config, redact_url};
-use shared::db::{Board, Db, DbError, JobLine, JobListener};
+use shared::db::{Board, Db, DbError, JobListener};
 
 use crate::Session;
 use crate::args::Doctor;
@@ -21,8 +21,6 @@ const SNAPSHOT_AGE: i64 = 1_000_000;
 const VIEW_AGE_S: i64 = 86_400;
 /// Alerts counted that wait.
 const ALERTS: u32 = 1_000;
-/// Live jobs read for what they wait for.
-const JOBS: u32 = 1_000;
 
 /// How a finding is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,10 +82,12 @@ pub(crate) async fn doctor(session: &Session, config: &Config, args: &Doctor) ->
     server(&db, &url, &mut findings).await?;
     if schema(&db, &mut findings).await? {
         fleet(&db, &mut findings).await?;
-        judgement(&db, config.jobs_config().vantages_for_down, &mut findings).await?;
+        // What a scheduler has said goes for the fleet; until then each worker goes by its own configuration.
+        let for_down = db.vantages_for_down().await?.unwrap_or(config.jobs_config().vantages_for_down);
+        judgement(&db, for_down, &mut findings).await?;
         queues(&db, &mut findings).await?;
         order(&db, &mut findings).await?;
-        listening(config.listen_url(), &mut findings).await;
+        listening(&db, config.listen_url(), &mut findings).await?;
         views(&db, &mut findings).await?;
         doctor_archive::keeping(&db, config.archive_max_bytes(), &mut findings).await?;
         verify(&db, events, &mut findings).await?;
@@ -234,8 +234,7 @@ async fn queues(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
         let mark = if queue.dead_per_min > 0 { Mark::Note } else { Mark::Ok };
         findings.add(mark, "queue", text, super::queue::queue_json(&queue));
     }
-    let jobs = db.job_list(None, None, JOBS).await?;
-    if let Some(note) = network_note(&jobs) {
+    if let Some(note) = network_note(db).await? {
         findings.add(Mark::Problem, "network", note, Value::Null);
     } else {
         let text = "no job waits for our own network".to_owned();
@@ -288,37 +287,37 @@ async fn order(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
 }
 
 /// Whether new jobs can be heard of.
-async fn listening(url: Option<&str>, findings: &mut Findings) {
+async fn listening(db: &Db, url: Option<&str>, findings: &mut Findings) -> Result<(), DbError> {
+    let (hear, all) = db.listening_workers().await?;
+    findings.add(
+        Mark::Ok,
+        "listen",
+        format!("{hear} of {all} workers hear of new jobs, the others poll, which suffices"),
+        json!({ "listening": hear, "workers": all }),
+    );
     let (mark, text) = match url {
-        None => (Mark::Ok, "no direct connection is configured: workers poll, which suffices".to_owned()),
+        None => return Ok(()),
         Some(url) => match JobListener::connect(url).await {
             Ok(_) => (Mark::Ok, "a notification came back over the direct connection".to_owned()),
             Err(error) => (Mark::Problem, format!("new jobs cannot be heard of, workers poll: {error}")),
         },
     };
     findings.add(mark, "listen", text, Value::Null);
+    Ok(())
 }
 
 /// What live jobs say of our own way out, if any waits for it.
-pub(crate) fn network_note(jobs: &[JobLine]) -> Option<String> {
-    let waits = |job: &&JobLine| {
-        job.result.as_deref().is_some_and(|text| {
-            ["our own way into", "has answered us lately", "fail all at once"]
-                .iter()
-                .any(|word| text.contains(word))
-        })
-    };
-    let waiting: Vec<&JobLine> = jobs.iter().filter(|job| job.state != "running").filter(waits).collect();
-    let mut networks: Vec<&str> = waiting.iter().map(|job| job.network.as_str()).collect();
-    networks.sort_unstable();
-    networks.dedup();
-    (!waiting.is_empty()).then(|| {
+pub(crate) async fn network_note(db: &Db) -> Result<Option<String>, DbError> {
+    let waiting = db.jobs_without_way().await?;
+    let networks: Vec<&str> = waiting.iter().map(|(network, _)| network.as_str()).collect();
+    let jobs: u64 = waiting.iter().map(|(_, jobs)| jobs).sum();
+    Ok((jobs > 0).then(|| {
         format!(
             "our own network seems not to work ({}): {} jobs wait for it, and no relay is called down meanwhile",
             networks.join(", "),
-            waiting.len()
+            commas(jobs)
         )
-    })
+    }))
 }
 
 async fn views(db: &Db, findings: &mut Findings) -> Result<(), DbError> {

@@ -7,6 +7,9 @@ use shared::models::{AddressPolicy, RelayUrl};
 use crate::args::{By, Hold, Queue, Select};
 use crate::output::{Fail, line, row, table, utc, warn};
 
+/// A retry is about jobs that died within so many seconds, unless it says otherwise.
+const DEAD_S: u32 = 3_600;
+
 /// The role a subcommand needs.
 pub(super) const fn role(args: &Queue) -> &'static str {
     match args {
@@ -69,14 +72,17 @@ async fn held(db: &Db, mode: &str, hold: &Hold, user: &str, json: bool) -> Resul
     Ok(())
 }
 
-fn selection(select: &Select) -> Result<Selection, Fail> {
-    let selection = Selection {
+fn selection(select: &Select, all: bool) -> Result<Selection, Fail> {
+    let mut selection = Selection {
         which: select.which.as_ref().map(|which| canonical(which)),
         kind: select.kind.map(|kind| kind.as_str().to_owned()),
         network: select.network.clone(),
     };
     if selection.which.is_none() && selection.kind.is_none() && selection.network.is_none() {
-        return Err(Fail::Usage("name a job, a target, --kind or --network".to_owned()));
+        if !all {
+            return Err(Fail::Usage("name a job, a target, --kind or --network".to_owned()));
+        }
+        selection.which = Some("*".to_owned());
     }
     Ok(selection)
 }
@@ -126,7 +132,7 @@ fn names_one(select: &Select) -> bool {
 }
 
 async fn cancel(db: &Db, select: &Select, user: &str, json: bool) -> Result<(), Fail> {
-    let selection = selection(select)?;
+    let selection = selection(select, false)?;
     let none = "no live job is meant by that".to_owned();
     let (jobs, sample) = db.job_preview(&selection).await?;
     let meant = Meant { jobs, sample, what: "live jobs are meant", none: none.clone() };
@@ -147,11 +153,12 @@ async fn cancel(db: &Db, select: &Select, user: &str, json: bool) -> Result<(), 
     Ok(())
 }
 
-async fn retry(db: &Db, select: &Select, since: u32, user: &str, json: bool) -> Result<(), Fail> {
-    let selection = selection(select)?;
-    let none = format!("nothing meant by that waits after a failure, or died within the last {since} s");
+async fn retry(db: &Db, select: &Select, since: Option<u32>, user: &str, json: bool) -> Result<(), Fail> {
+    let selection = selection(select, since.is_some())?;
+    let since = since.unwrap_or(DEAD_S);
+    let none = format!("nothing meant by that was put back, or died within the last {since} s");
     let (jobs, sample) = db.job_retry_preview(&selection, f64::from(since)).await?;
-    let what = "jobs that wait after a failure, or are dead, are meant";
+    let what = "jobs that were put back, or are dead, are meant";
     if !agreed(select, &Meant { jobs, sample, what, none: none.clone() }, json)? {
         return Ok(());
     }
@@ -162,7 +169,7 @@ async fn retry(db: &Db, select: &Select, since: u32, user: &str, json: bool) -> 
     say(
         json,
         &json!({ "woken": woken, "enqueued": enqueued }),
-        &format!("{woken} that waited after a failure are due now, {enqueued} dead ones are enqueued anew"),
+        &format!("{woken} that were put back are due now, {enqueued} dead ones are enqueued anew"),
     );
     Ok(())
 }

@@ -14,8 +14,6 @@ use crate::output::{bytes, commas, line};
 const LINE_EVERY_S: u64 = 10;
 /// Seconds between two looks at what jobs wait for.
 const NOTE_EVERY_S: u64 = 3;
-/// Live jobs read for that.
-const JOBS: u32 = 1_000;
 /// Columns of the block: wider lines would wrap and not be erased.
 const COLUMNS: usize = 79;
 
@@ -98,7 +96,7 @@ impl Progress {
             fleet.events.max(before + self.metrics.events_received.get_or_create(&NEW_EVENTS).get());
         if self.noted_s.is_none_or(|at| now_s >= at + NOTE_EVERY_S) {
             self.noted_s = Some(now_s);
-            self.note = network_note(&self.db.job_list(None, None, JOBS).await?);
+            self.note = network_note(&self.db).await?;
         }
         let elapsed_s = now_s.saturating_sub(self.began_s);
         let full = Fill::of(fleet.database_bytes, self.max_bytes).rests();

@@ -281,6 +281,13 @@ pub(super) const KEYS: &[Key] = &[
         "URLs that one host may have among relays and candidates; others named for it are counted and not taken.",
     ),
     int("discover.urls_per_site", 1_024, 1, 1_000_000, "The same of a domain and all hosts below it."),
+    int(
+        "discover.urls_per_hoster",
+        16_384,
+        1,
+        1_000_000,
+        "The same of a hoster, under whose domain strangers register names as under a public suffix.",
+    ),
     key(
         "discover.ports",
         Kind::List(Item::Port),

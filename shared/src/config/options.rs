@@ -13,7 +13,7 @@ use crate::checks::{Looks, Speak};
 use crate::db::FleetLimits;
 use crate::jobs::alerts::Secret;
 use crate::jobs::{ARCHIVE, HTTP, HttpSource, JobsConfig, NIP05, WriteTo};
-use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl, Retention};
+use crate::models::{AddressPolicy, JobKind, LOCAL, Network, RelayUrl, Retention, Unkept};
 use crate::net::{NetConfig, NetworkConfig, Traffic};
 use crate::queue::QueueOptions;
 use crate::telemetry::LogOptions;
@@ -38,6 +38,8 @@ pub struct SchedulerOptions {
     pub archive_light: bool,
     /// What is not kept; published while leading.
     pub retention: Retention,
+    /// Classes that are not kept.
+    pub unkept: Vec<Unkept>,
     /// Days finished jobs are remembered.
     pub history_days: u16,
     /// Days single checks are kept.
@@ -196,11 +198,12 @@ impl Config {
             source_interval: self.seconds("discover.source_interval_s"),
             urls_per_host: self.number("discover.urls_per_host"),
             urls_per_site: self.number("discover.urls_per_site"),
+            urls_per_hoster: self.number("discover.urls_per_hoster"),
             ports: self.list("discover.ports").iter().filter_map(|text| text.parse().ok()).collect(),
             nip05_per_day: self.number("discover.nip05_per_day"),
             archive_days: self.archive_days(),
             archive_max_bytes: self.archive_max_bytes(),
-            unkept: self.list("archive.unkept").iter().filter_map(|word| word.parse().ok()).collect(),
+            unkept: self.unkept(),
             page_limit: self.number("sync.page_limit"),
             page_idle: self.seconds("sync.page_idle_s"),
             page_total: self.seconds("sync.page_total_s"),
@@ -332,6 +335,7 @@ impl Config {
             archive_max_bytes: self.archive_max_bytes(),
             archive_light: self.archive_light(),
             retention: self.retention().clone(),
+            unkept: self.unkept(),
             limits: self.fleet_limits(),
             discover_tasks: self.discover_tasks(),
             publish: self.publishes(),
@@ -340,6 +344,11 @@ impl Config {
             hours_days: self.days("monitor.hours_days"),
             alerts: self.alerts(),
         }
+    }
+
+    /// Classes of events that are not kept.
+    fn unkept(&self) -> Vec<Unkept> {
+        self.list("archive.unkept").iter().filter_map(|word| word.parse().ok()).collect()
     }
 
     /// Whether somebody is told of changes of liveness.

@@ -20,15 +20,6 @@ impl From<Event> for EventRow {
     }
 }
 
-/// What the database says about an event that was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KnownEvent {
-    /// Position in the question, from 0.
-    pub position: usize,
-    /// 0 archived, 1 skipped, 2 deleted, 3 expired.
-    pub fate: i16,
-}
-
 /// Coverage to write, and when the relay is next due.
 #[derive(Debug, Clone)]
 pub struct NewCoverage<'a> {
@@ -134,29 +125,6 @@ impl CoverageColumns {
 }
 
 impl Db {
-    /// Which of these events are known; unknown ones are absent from the answer.
-    pub async fn event_resolve(&self, events: &[(EventId, i64)]) -> Result<Vec<KnownEvent>, DbError> {
-        if events.is_empty() {
-            return Ok(Vec::new());
-        }
-        let rows = self
-            .all(
-                sqlx::query("SELECT o, fate FROM event_resolve($1, $2)")
-                    .bind(events.iter().map(|(id, _)| id.as_bytes().as_slice()).collect::<Vec<_>>())
-                    .bind(events.iter().map(|(id, at)| event_key(*at, id)).collect::<Vec<_>>()),
-            )
-            .await?;
-        rows.iter()
-            .map(|row| {
-                let position: i32 = get(row, "o")?;
-                Ok(KnownEvent {
-                    position: usize::try_from(position).unwrap_or(1).saturating_sub(1),
-                    fate: get(row, "fate")?,
-                })
-            })
-            .collect()
-    }
-
     /// Stores one batch of a sync job in one fenced transaction.
     pub async fn sync_store(&self, batch: &StoreBatch<'_>) -> Result<Stored, DbError> {
         let new = Columns::of(batch.new.iter(), batch.light);

@@ -112,6 +112,21 @@ pub struct Sources {
     pub refused_on_host: Option<u64>,
     /// URLs of hosts below its domain that were not taken, when any was.
     pub refused_on_site: Option<u64>,
+    /// URLs of other customers of its hoster that were not taken, when any was.
+    pub refused_on_hoster: Option<u64>,
+}
+
+/// Who has as many URLs as one may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CappedLine {
+    /// A host, or `*.domain` for a domain or a hoster with all hosts below it.
+    pub name: String,
+    /// How many more were named.
+    pub refused: u64,
+    /// One of the latest.
+    pub last_url: String,
+    /// When that was, Unix seconds.
+    pub last_at: i64,
 }
 
 /// An exclusion, as `relay excluded` shows it.
@@ -149,7 +164,11 @@ SELECT source, origin, first_seen_at, last_seen_at, seen_count FROM candidate_so
 ORDER BY first_seen_at, source, origin LIMIT $2";
 
 const REFUSED: &str = "
-SELECT CASE WHEN x.host = $1 THEN 'host' ELSE 'site' END AS what, x.refused FROM candidate_refusal x WHERE x.host IN ($1, '*.' || url_site($2))";
+SELECT CASE x.host WHEN $1 THEN 'host' WHEN '*.' || $4 THEN 'hoster' ELSE 'site' END AS what, x.refused
+FROM candidate_refusal x WHERE x.host IN ($1, '*.' || coalesce($3, url_site($2)), '*.' || $4)";
+
+const CAPPED: &str = "
+SELECT host, refused, last_url, last_at FROM candidate_refusal ORDER BY refused DESC, host LIMIT $1";
 
 const EXCLUSIONS: &str = "
 SELECT x.target, x.kind, x.why, x.actor, x.excluded_at, coalesce(k.known, 0) AS known
@@ -264,12 +283,34 @@ impl Db {
             })
         });
         let lines = lines.collect::<Result<_, DbError>>()?;
-        let refused = self.all(sqlx::query(REFUSED).bind(url.host()).bind(url.as_str())).await?;
+        let query = sqlx::query(REFUSED).bind(url.host()).bind(url.as_str());
+        let refused = self.all(query.bind(url.site()).bind(url.hoster())).await?;
         let refused = |what: &str| {
             let row = refused.iter().find(|row| get::<String>(row, "what").is_ok_and(|it| it == what));
             row.map(|row| count(row, "refused")).transpose()
         };
-        Ok(Sources { lines, refused_on_host: refused("host")?, refused_on_site: refused("site")? })
+        Ok(Sources {
+            lines,
+            refused_on_host: refused("host")?,
+            refused_on_site: refused("site")?,
+            refused_on_hoster: refused("hoster")?,
+        })
+    }
+
+    /// Who has as many URLs as one may have, the most refused first, at most a page of 1,000 or `limit`.
+    pub async fn candidate_capped(&self, limit: u32) -> Result<Vec<CappedLine>, DbError> {
+        let limit = i32::try_from(limit).unwrap_or(PAGE).min(PAGE);
+        let rows = self.all(sqlx::query(CAPPED).bind(limit)).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(CappedLine {
+                    name: get(row, "host")?,
+                    refused: count(row, "refused")?,
+                    last_url: get(row, "last_url")?,
+                    last_at: get(row, "last_at")?,
+                })
+            })
+            .collect()
     }
 
     /// Gives candidates a new life; returns how many.

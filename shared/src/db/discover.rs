@@ -62,6 +62,8 @@ pub struct Found<'a> {
     pub per_host: u32,
     /// URLs that one domain may have, all hosts below it together.
     pub per_site: u32,
+    /// URLs that the customers of one hoster may have together.
+    pub per_hoster: u32,
     /// When the task is next due, its slack, and why; `None` leaves that alone.
     pub next: Option<(Duration, Duration, &'a str)>,
 }
@@ -71,7 +73,7 @@ pub struct Found<'a> {
 pub struct Sighted {
     /// New candidates.
     pub new: u64,
-    /// Not taken: their host, or its domain, has as many as one may have.
+    /// Not taken: their host, its domain or its hoster has as many as one may have.
     pub over_cap: u64,
     /// Not taken: excluded by an operator.
     pub excluded: u64,
@@ -110,7 +112,7 @@ impl Db {
             .one(
                 sqlx::query(
                     "SELECT held, new_candidates, over_cap, left_alone FROM discover_store($1, $2, $3, $4, $5, $6, $7, $8, \
-                     $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+                     $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)",
                 )
                 .bind(fence.job())
                 .bind(fence.worker())
@@ -131,7 +133,10 @@ impl Db {
                 .bind(found.asked.iter().map(|a| i32::try_from(a.relays).unwrap_or(i32::MAX)).collect::<Vec<_>>())
                 .bind(found.state.as_ref().map(|(key, _)| key))
                 .bind(found.state.as_ref().map(|(_, value)| value))
-                .bind(i32::try_from(found.per_site).unwrap_or(i32::MAX)),
+                .bind(i32::try_from(found.per_site).unwrap_or(i32::MAX))
+                .bind(sightings().map(|s| s.url.site().map(str::to_owned)).collect::<Vec<_>>())
+                .bind(sightings().map(|s| s.url.hoster().map(str::to_owned)).collect::<Vec<_>>())
+                .bind(i32::try_from(found.per_hoster).unwrap_or(i32::MAX)),
             )
             .await?;
         let held: bool = get(&row, "held")?;

@@ -3,7 +3,8 @@
 //! No snapshot is held, neither for hours nor through a pooler: what belongs to a data set is said by the rows
 //! themselves. An event belongs to it when it is archived and an observation of it was made by `as_of`; observations
 //! are written once and never changed, so the same scope gives the same rows whenever it is read, and again after an
-//! interruption. What an operator or a policy deletes meanwhile is the exception, and is not there.
+//! interruption. Two things are exceptions: what an operator or a policy deletes meanwhile is not there, and an import of
+//! another archive's export adds observations with their old times.
 
 use std::collections::BTreeMap;
 
@@ -18,8 +19,6 @@ const BATCH: i32 = 1_000;
 const BATCH_BYTES: i64 = 8 * 1024 * 1024;
 /// Observations per round trip, if every relay has every event.
 const OBSERVATIONS: usize = 50_000;
-/// How long after its time of seeing an observation is there at the latest, seconds: twice the limit of a statement.
-const SETTLE_S: i64 = 120;
 /// An event whose key was taken has one of the next: by so much the stretch of keys is wider than that of time.
 const KEY_SLACK: i64 = 1 << 12;
 /// At the end of all keys the free one is looked for this far below (`event_insert`).
@@ -189,22 +188,6 @@ WHERE c.until_at >= $1 AND c.since_at <= $2 AND c.observed_at <= $3 AND (cardina
 GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4";
 
 impl Db {
-    /// The latest `as_of` that nothing can be added to any more: a second ago where no sync job runs, else as long ago
-    /// as the slowest statement may take. On a standby that is reckoned from the last transaction it has replayed.
-    pub async fn export_as_of(&self) -> Result<i64, DbError> {
-        let row = self
-            .one(
-                sqlx::query(
-                    "SELECT extract(epoch FROM CASE WHEN pg_is_in_recovery()
-                            THEN coalesce(pg_last_xact_replay_timestamp(), (pg_control_checkpoint()).checkpoint_time) ELSE now() END)::bigint
-                        - CASE WHEN EXISTS (SELECT FROM jobs_running WHERE kind = 'sync') THEN $1 ELSE 1 END AS as_of",
-                )
-                .bind(SETTLE_S),
-            )
-            .await?;
-        get(&row, "as_of")
-    }
-
     /// Every relay by its id.
     pub async fn export_relays(&self) -> Result<BTreeMap<i32, String>, DbError> {
         let rows = self.all(sqlx::query("SELECT id, url FROM relay")).await?;

@@ -16,8 +16,8 @@ pub struct ImportedObservation {
     pub created_at: i64,
     /// Where it was seen.
     pub relay: RelayUrl,
-    /// When, Unix seconds.
-    pub seen_at: i64,
+    /// When, Unix seconds; `None`: as it is stored.
+    pub seen_at: Option<i64>,
     /// Whether the relay only claimed it.
     pub claimed: bool,
 }
@@ -35,14 +35,15 @@ pub struct Imported {
 
 impl Db {
     /// Stores new, verified events and the observations of new and known ones, in one transaction. Every new event must
-    /// have an observation.
+    /// have an observation. `light`: whether the archive is a lightweight one.
     pub async fn event_import(
         &self,
         new: &[EventRow],
         observed: &[ImportedObservation],
+        light: bool,
         now: i64,
     ) -> Result<Imported, DbError> {
-        let events = Columns::of(new.iter(), self.archive_get(None).await?.light);
+        let events = Columns::of(new.iter(), light);
         let mut positions: BTreeMap<&RelayUrl, i32> = BTreeMap::new();
         for observation in observed {
             let next = i32::try_from(positions.len()).unwrap_or(i32::MAX).saturating_add(1);

@@ -214,7 +214,7 @@ impl Db {
     }
 }
 
-type Statement<'q> = Query<'q, Postgres, PgArguments>;
+pub(super) type Statement<'q> = Query<'q, Postgres, PgArguments>;
 
 /// Binds the arrays of `event_note`.
 fn noted<'q>(query: Statement<'q>, events: &'q [(Arc<Event>, i16)]) -> Statement<'q> {
@@ -228,7 +228,7 @@ fn noted<'q>(query: Statement<'q>, events: &'q [(Arc<Event>, i16)]) -> Statement
 }
 
 /// Binds the arrays of `tombstone_add`.
-fn laid<'q>(query: Statement<'q>, stones: &'q [Tombstone]) -> Statement<'q> {
+pub(super) fn laid<'q>(query: Statement<'q>, stones: &'q [Tombstone]) -> Statement<'q> {
     let parts: Vec<(i16, i32, &[u8])> = stones
         .iter()
         .map(|stone| match &stone.target {

@@ -2,6 +2,8 @@
 //!
 //! Every deed is one bounded batch in one transaction; whoever wants all of it calls again.
 
+use std::collections::HashMap;
+
 use sqlx::postgres::PgRow;
 
 use super::operate::Actor;
@@ -9,7 +11,7 @@ use super::pace::Pace;
 use super::rows::{count, get, small_count};
 use super::{Db, DbError};
 use crate::clock;
-use crate::models::{EventId, KindRule, Retention, event_key};
+use crate::models::{EventId, KindRule, RelayUrl, Retention, event_key};
 
 /// What a sync must know of the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +26,20 @@ pub struct ArchiveState {
     pub max_bytes: Option<u64>,
     /// Kinds that are not kept.
     pub kinds: Vec<KindRule>,
+}
+
+/// Times below which nothing is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Horizons {
+    all: i64,
+    relays: HashMap<String, i64>,
+}
+
+impl Horizons {
+    /// First second of this relay that is kept; 0: all is.
+    pub fn before(&self, relay: &RelayUrl) -> i64 {
+        self.relays.get(relay.as_str()).map_or(self.all, |before| self.all.max(*before))
+    }
 }
 
 /// Why a known event has no body, as an operator or a protocol decides it.
@@ -164,6 +180,21 @@ impl Db {
         archive_state(&row)
     }
 
+    /// Every horizon.
+    pub async fn archive_horizons(&self) -> Result<Horizons, DbError> {
+        let rows = self.all(sqlx::query("SELECT scope, before_at FROM archive_horizons()")).await?;
+        let mut horizons = Horizons::default();
+        for row in &rows {
+            let (scope, before): (String, i64) = (get(row, "scope")?, get(row, "before_at")?);
+            if scope == "all" {
+                horizons.all = before;
+            } else {
+                horizons.relays.insert(scope, before);
+            }
+        }
+        Ok(horizons)
+    }
+
     /// Publishes the disk budget; whether that changed it.
     pub async fn archive_budget_set(&self, max_bytes: Option<u64>) -> Result<bool, DbError> {
         let max = max_bytes.map(|max| i64::try_from(max).unwrap_or(i64::MAX));
@@ -255,39 +286,6 @@ impl Db {
             )
             .await?;
         small_count(&row, "n")
-    }
-
-    /// NIP-09: the author's events of these ids become deleted; returns how many.
-    pub async fn event_tombstone(&self, author: &[u8; 32], ids: &[EventId]) -> Result<u64, DbError> {
-        let row = self
-            .one(
-                sqlx::query("SELECT event_tombstone($1, $2) AS n")
-                    .bind(author.to_vec())
-                    .bind(ids.iter().map(|id| id.as_bytes().to_vec()).collect::<Vec<_>>()),
-            )
-            .await?;
-        small_count(&row, "n")
-    }
-
-    /// NIP-62: looks at the next `look` events above the key `after` (`None`: from the first on) and makes the author's,
-    /// up to the second `until`, deleted. Returns where to go on (`None`: the end) and how many it was.
-    pub async fn event_vanish(
-        &self,
-        author: &[u8; 32],
-        until: i64,
-        after: Option<i64>,
-        look: u32,
-    ) -> Result<(Option<i64>, u64), DbError> {
-        let row = self
-            .one(
-                sqlx::query("SELECT next_key, deleted FROM event_vanish($1, $2, $3, $4)")
-                    .bind(author.to_vec())
-                    .bind(until)
-                    .bind(after.unwrap_or(-1))
-                    .bind(i32::try_from(look).unwrap_or(i32::MAX)),
-            )
-            .await?;
-        Ok((get(&row, "next_key")?, small_count(&row, "deleted")?))
     }
 
     /// Makes an archive without events lightweight; whether it is lightweight now.

@@ -23,6 +23,7 @@ mod lead;
 mod listen;
 mod maintain;
 mod migrate;
+mod moment;
 mod monitors;
 mod observe;
 mod operate;
@@ -31,6 +32,7 @@ mod presence;
 mod publish;
 mod read;
 mod reconcile;
+mod review;
 mod rows;
 mod uptime;
 mod verify;
@@ -46,9 +48,9 @@ use sqlx::{ConnectOptions, Connection, Postgres};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use alerts::{AlertLine, AlertRow, Delivery};
-pub use archive::{EventRow, KnownEvent, NewCoverage, StoreBatch, Stored};
+pub use archive::{EventRow, NewCoverage, StoreBatch, Stored};
 pub use candidates::{
-    CandidateLine, CandidateRow, ExclusionLine, NewCandidate, SourceLine, Sources, ValidateResult,
+    CandidateLine, CandidateRow, CappedLine, ExclusionLine, NewCandidate, SourceLine, Sources, ValidateResult,
 };
 pub use capability::{CapabilityResult, CapabilityRow, DifferenceLine, WriteRow};
 pub use discover::{Asked, Found, Sighted, Sighting, UnminedEvent};
@@ -61,7 +63,7 @@ pub use inspect::{HorizonLine, LeaderLine, Unsettled};
 pub use jobs::{Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Unreadable, Wanted};
 
 pub use judge::{CheckRow, MonitorResult, OpinionRow, RelayRow};
-pub use keep::{ArchiveState, Fate, LightenPlan, PlanLine, RetentionStep};
+pub use keep::{ArchiveState, Fate, Horizons, LightenPlan, PlanLine, RetentionStep};
 pub use lead::{Tick, TickKind};
 pub use listen::JobListener;
 pub use maintain::Rescued;
@@ -76,12 +78,15 @@ pub use presence::{MonthLine, PresenceLine, ShareLine};
 pub use publish::{DeliveryRow, NewPublication, PendingPublication, PublicationLine, PublishingRelay, Visit};
 pub use read::{CoverageLine, FleetStats, JobLine, QueueLine, RelayLine, RelayPage};
 pub use reconcile::{ReconcileBatch, Revisited, SyncBegin, SyncFacts};
+pub use review::ReviewPiece;
 pub use uptime::{LivenessLine, Percentiles, ReliabilityLine, UptimeLine};
 pub use verify::{Corruption, Sample, SetLine, VerifyProgress, VerifyReport};
 pub use views::{Backlog, Counted, VIEWS};
 
 /// Longest a single statement may take before it counts as lost.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// SQLSTATE of a statement that the server gave up.
+const QUERY_CANCELED: &str = "57014";
 /// By how much the server's limit is shorter than ours, milliseconds.
 const MARGIN_MS: u128 = 2_000;
 /// Longest we wait for a free connection, or for a new one.
@@ -207,6 +212,12 @@ impl Db {
         };
         match tokio::time::timeout(self.timeout, work).await {
             Ok(Err(sqlx::Error::PoolTimedOut)) => Err(self.why_unreachable().await),
+            Ok(Err(sqlx::Error::Database(error)))
+                if error.code().as_deref() == Some(QUERY_CANCELED)
+                    && error.message().contains("statement timeout") =>
+            {
+                Err(DbError::Timeout { seconds: self.timeout.as_secs() })
+            }
             Ok(result) => result.map_err(DbError::from),
             Err(_) => Err(DbError::Timeout { seconds: self.timeout.as_secs() }),
         }

@@ -15,6 +15,9 @@ pub struct Selection {
     pub network: Option<String>,
 }
 
+/// What a job says that was put back because our own way into its network does not work.
+const OWN_WAY: [&str; 3] = ["our own way into", "has answered us lately", "fail all at once"];
+
 /// Who does something, and why.
 #[derive(Debug, Clone)]
 pub struct Actor {
@@ -284,19 +287,34 @@ impl Db {
         rows.iter().map(|row| get(row, "queue")).collect()
     }
 
-    /// What is not as it should be with the queue's table: indexes missing or invalid, triggers that came back.
-    pub async fn queue_drift(&self) -> Result<Vec<String>, DbError> {
-        let rows = self
-            .all(sqlx::query(
-                "SELECT 'index ' || i.name || ' of apalis.jobs is missing' AS drift FROM unnest(ARRAY['bigbrotr_ready', \
-                 'bigbrotr_ready_host', 'bigbrotr_later', 'bigbrotr_host', 'bigbrotr_host_now', 'bigbrotr_running', \
-                 'bigbrotr_running_block', 'bigbrotr_cancel']) i(name) WHERE to_regclass('apalis.' || i.name) IS NULL \
-                 UNION ALL SELECT 'index ' || c.relname || ' is invalid' FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid \
-                 WHERE x.indrelid = 'apalis.jobs'::regclass AND NOT x.indisvalid \
-                 UNION ALL SELECT 'trigger ' || t.tgname || ' notifies for every row' FROM pg_trigger t \
-                 WHERE t.tgrelid = 'apalis.jobs'::regclass AND NOT t.tgisinternal",
+    /// Jobs that were put back because our own way into their network does not work: how many per network.
+    pub async fn jobs_without_way(&self) -> Result<Vec<(String, u64)>, DbError> {
+        let words: Vec<&str> = OWN_WAY.to_vec();
+        let rows = self.all(sqlx::query("SELECT network, jobs FROM jobs_put_back($1)").bind(words)).await?;
+        rows.iter().map(|row| Ok((get(row, "network")?, count(row, "jobs")?))).collect()
+    }
+
+    /// Live workers that hear of new jobs, and live workers.
+    pub async fn listening_workers(&self) -> Result<(u64, u64), DbError> {
+        let row = self
+            .one(sqlx::query(
+                "SELECT count(*) FILTER (WHERE w.listens) AS hear, count(*) AS n FROM apalis.workers w \
+                 WHERE w.worker_type = 'bigbrotr' AND w.lease_until > now()",
             ))
             .await?;
+        Ok((count(&row, "hear")?, count(&row, "n")?))
+    }
+
+    /// Vantages that must agree that a relay is down, as a scheduler has said for the fleet; none until one has.
+    pub async fn vantages_for_down(&self) -> Result<Option<u32>, DbError> {
+        let row = self.one(sqlx::query("SELECT vantages_for_down AS n FROM fleet_limit")).await?;
+        let n: Option<i32> = get(&row, "n")?;
+        Ok(n.and_then(|n| u32::try_from(n).ok()))
+    }
+
+    /// What is not as it should be with the queue's table: indexes missing or invalid, triggers that came back.
+    pub async fn queue_drift(&self) -> Result<Vec<String>, DbError> {
+        let rows = self.all(sqlx::query("SELECT d AS drift FROM queue_drift() d")).await?;
         rows.iter().map(|row| get(row, "drift")).collect()
     }
 

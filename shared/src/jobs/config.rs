@@ -37,6 +37,8 @@ pub struct JobsConfig {
     pub urls_per_host: u32,
     /// And one domain with everything below it.
     pub urls_per_site: u32,
+    /// And one hoster that gives strangers names under its domain.
+    pub urls_per_hoster: u32,
     /// Ports of clearnet URLs that strangers name; others are not taken.
     pub ports: Vec<PortRange>,
     /// NIP-05 domains asked in a day; 0 asks none.
@@ -106,6 +108,7 @@ impl Default for JobsConfig {
             source_interval: Duration::from_secs(86_400),
             urls_per_host: 32,
             urls_per_site: 1_024,
+            urls_per_hoster: 16_384,
             ports: PortRange::usual(),
             nip05_per_day: 240,
             archive_days: None,

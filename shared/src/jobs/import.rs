@@ -3,16 +3,19 @@
 //! The gap it closes: an archive that begins empty although somebody has the events. Invariants: nothing is stored
 //! whose id and signature do not verify; a line that is refused costs its neighbours nothing; an event comes with an
 //! observation or not at all, because what no relay was seen to hold is an orphan and is deleted. A dump proves no
-//! stretch of time, so it adds no coverage. What is known as skipped, deleted or expired stays that, and a deletion request
-//! in it counts as one that a relay delivers.
+//! stretch of time, so it adds no coverage. What is known as skipped, deleted or expired stays that, and what is not kept
+//! of what relays deliver is not kept here either: [`super::keep`] decides for both, and what lies below a horizon is
+//! left alone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use super::Verifier;
+use super::keep::{Judged, Policy};
 use super::verify::{Need, Raw};
 use crate::clock;
-use crate::db::{Db, DbError, EventRow, Imported, ImportedObservation};
-use crate::models::{EnvelopeFacts, Event, EventError, EventId, RelayUrl, Tombstone, Unkept, tombstones};
+use crate::db::{Db, DbError, EventRow, Horizons, Imported, ImportedObservation};
+use crate::models::{EnvelopeFacts, Event, EventError, EventId, RelayUrl, Unkept};
 
 /// A line of a file that may be an event.
 #[derive(Debug, Clone)]
@@ -58,8 +61,12 @@ pub struct Outcome {
     pub new: Imported,
     /// Unknown events that no sighting names: not stored.
     pub unobserved: u64,
-    /// New events that their authors asked to have deleted: known, without a body.
-    pub deleted: u64,
+    /// Unknown events older than what is kept, of the archive or of every relay that had them: not stored.
+    pub retired: u64,
+    /// New events of classes that are not kept: known, without a body.
+    pub unkept: BTreeMap<&'static str, u64>,
+    /// New events of kinds that are not kept, or not for so long: likewise.
+    pub skipped: u64,
     /// Events the database refused.
     pub quarantined: u64,
     /// Lines refused, with their reasons.
@@ -92,7 +99,7 @@ pub async fn import(
     let (mut places, mut raw) = (Vec::new(), Vec::new());
     for (position, (facts, line)) in scanned.into_iter().enumerate() {
         let is_known = known.known(position).is_some();
-        places.push((line.number, is_known));
+        places.push((line.number, is_known, known.is_marked(position)));
         let need = if is_known { Need::Hash } else { Need::Text };
         raw.push(Raw { id: facts.id, sig: None, text: line.text, need });
     }
@@ -101,59 +108,64 @@ pub async fn import(
         .await
         .map_err(|error| DbError::Unavailable(format!("verifying stopped: {error}")))?;
     let mut good: HashMap<EventId, i64> = HashMap::new();
-    let mut new: Vec<EventRow> = Vec::new();
-    for ((number, is_known), verdict) in places.into_iter().zip(verdicts) {
+    let mut fresh: Vec<(Arc<Event>, bool)> = Vec::new();
+    for ((number, is_known, marked), verdict) in places.into_iter().zip(verdicts) {
         match verdict {
             Err(error) => outcome.bad.push((number, error)),
             // The first that verifies counts, not the first that comes: a forgery before the original hides nothing.
             Ok(event) if good.insert(event.id(), event.created_at()).is_some() => outcome.repeated += 1,
             Ok(_) if is_known => outcome.known += 1,
-            Ok(event) => new.push(EventRow { event }),
+            Ok(event) => fresh.push((event, marked)),
         }
     }
     outcome.bad.sort_unstable_by_key(|(number, _)| *number);
     outcome.good = good.len() as u64;
     let observed = observations(&good, seen);
-    let named: HashSet<EventId> = observed.iter().map(|observation| observation.id).collect();
-    let before = new.len();
-    new.retain(|row| named.contains(&row.event.id()));
-    outcome.unobserved = (before - new.len()) as u64;
-    if unkept.contains(&Unkept::Deleted) {
-        outcome.deleted = bury(db, &mut new).await?;
+    let kept = kept(observed, &mut fresh, &db.archive_horizons().await?, &mut outcome);
+    let archive = db.archive_get(None).await?;
+    let policy = Policy { unkept, kinds: &archive.kinds };
+    // An import has no fence that could be lost.
+    let Judged { new, noted, unkept, skipped, .. } = policy.judge(db, None, fresh).await?.unwrap_or_default();
+    (outcome.unkept, outcome.skipped) = (unkept, skipped);
+    // First, so that they are known when their observations are stored.
+    if !noted.is_empty() {
+        db.import_note(&noted).await?;
     }
-    store(db, &new, &observed, &mut outcome).await?;
+    Store { db, light: archive.light, now: clock::unix_now() }.all(&new, &kept, &mut outcome).await?;
     Ok(outcome)
 }
 
-/// Notes the deletions that the new events ask for, and leaves of them only what nobody asked to have deleted; the others
-/// are remembered without a body, as a sync job does. Returns how many.
-async fn bury(db: &Db, new: &mut Vec<EventRow>) -> Result<u64, DbError> {
-    let stones: Vec<Tombstone> = new.iter().flat_map(|row| tombstones(&row.event)).collect();
-    if !stones.is_empty() {
-        db.tombstone_add(&stones).await?;
-    }
-    let hits = db.tombstone_hits(&new.iter().map(|row| &*row.event).collect::<Vec<_>>()).await?;
-    if hits.is_empty() {
-        return Ok(0);
-    }
-    let hits: HashSet<usize> = hits.into_iter().collect();
-    let (dead, rest): (Vec<_>, Vec<_>) =
-        std::mem::take(new).into_iter().enumerate().partition(|(at, _)| hits.contains(at));
-    new.extend(rest.into_iter().map(|(_, row)| row));
-    let dead: Vec<_> = dead.into_iter().map(|(_, row)| (row.event, Unkept::Deleted.fate())).collect();
-    db.import_note(&dead).await?;
-    Ok(dead.len() as u64)
+/// The observations that no horizon has retired; of the events those that one of them names.
+fn kept(
+    mut observed: Vec<ImportedObservation>,
+    fresh: &mut Vec<(Arc<Event>, bool)>,
+    horizons: &Horizons,
+    outcome: &mut Outcome,
+) -> Vec<ImportedObservation> {
+    let named = |observed: &[ImportedObservation]| -> HashSet<EventId> {
+        observed.iter().map(|observation| observation.id).collect()
+    };
+    let before = named(&observed);
+    observed.retain(|observation| observation.created_at >= horizons.before(&observation.relay));
+    let after = named(&observed);
+    fresh.retain(|(event, _)| {
+        let (was_named, is_named) = (before.contains(&event.id()), after.contains(&event.id()));
+        outcome.unobserved += u64::from(!was_named);
+        outcome.retired += u64::from(was_named && !is_named);
+        is_named
+    });
+    observed
 }
 
 fn observations(good: &HashMap<EventId, i64>, seen: &Seen) -> Vec<ImportedObservation> {
     match seen {
         Seen::On(relay) => {
-            let seen_at = clock::unix_now();
             let observe = |(id, at): (&EventId, &i64)| ImportedObservation {
                 id: *id,
                 created_at: *at,
                 relay: relay.clone(),
-                seen_at,
+                // By the clock of the database, in the transaction: an export that begins meanwhile waits for it.
+                seen_at: None,
                 claimed: true,
             };
             good.iter().map(observe).collect()
@@ -165,7 +177,7 @@ fn observations(good: &HashMap<EventId, i64>, seen: &Seen) -> Vec<ImportedObserv
                     id: sighting.id,
                     created_at: *good.get(&sighting.id)?,
                     relay: sighting.relay.clone(),
-                    seen_at: sighting.seen_at,
+                    seen_at: Some(sighting.seen_at),
                     claimed: sighting.claimed,
                 })
             })
@@ -173,69 +185,81 @@ fn observations(good: &HashMap<EventId, i64>, seen: &Seen) -> Vec<ImportedObserv
     }
 }
 
-/// Stores a batch; if the database refuses a value, the batch is halved until the event at fault stands alone.
-async fn store(
-    db: &Db,
-    new: &[EventRow],
-    observed: &[ImportedObservation],
-    outcome: &mut Outcome,
-) -> Result<(), DbError> {
-    if observed.is_empty() {
-        return Ok(());
-    }
-    let now = clock::unix_now();
-    match db.event_import(new, observed, now).await {
-        Ok(imported) => {
-            add(&mut outcome.new, imported);
+/// How a batch is stored.
+struct Store<'a> {
+    db: &'a Db,
+    light: bool,
+    now: i64,
+}
+
+impl Store<'_> {
+    /// Stores a batch; if the database refuses a value, the batch is halved until the event at fault stands alone.
+    async fn all(
+        &self,
+        new: &[EventRow],
+        observed: &[ImportedObservation],
+        outcome: &mut Outcome,
+    ) -> Result<(), DbError> {
+        if observed.is_empty() {
             return Ok(());
         }
-        Err(error) if error.is_data() && !new.is_empty() => {
-            tracing::warn!(error = %error, "looking for the event the database refuses");
-        }
-        Err(error) => return Err(error),
-    }
-    let mut of: BTreeMap<EventId, Vec<ImportedObservation>> = BTreeMap::new();
-    for observation in observed {
-        of.entry(observation.id).or_default().push(observation.clone());
-    }
-    let mut parts: Vec<&[EventRow]> = vec![new];
-    while let Some(part) = parts.pop() {
-        let theirs: Vec<ImportedObservation> =
-            part.iter().flat_map(|row| of.get(&row.event.id()).cloned().unwrap_or_default()).collect();
-        match db.event_import(part, &theirs, now).await {
-            Ok(imported) => add(&mut outcome.new, imported),
-            Err(error) if error.is_data() && part.len() > 1 => {
-                let (left, right) = part.split_at(part.len() / 2);
-                parts.extend([left, right]);
+        match self.part(new, observed).await {
+            Ok(imported) => {
+                add(&mut outcome.new, imported);
+                return Ok(());
             }
-            Err(error) if error.is_data() => {
-                let (Some(row), Some(first)) = (part.first(), theirs.first()) else { return Err(error) };
-                quarantine(db, &row.event, first, now, &error).await?;
-                outcome.quarantined += 1;
+            Err(error) if error.is_data() && !new.is_empty() => {
+                tracing::warn!(error = %error, "looking for the event the database refuses");
             }
             Err(error) => return Err(error),
         }
+        let mut of: BTreeMap<EventId, Vec<ImportedObservation>> = BTreeMap::new();
+        for observation in observed {
+            of.entry(observation.id).or_default().push(observation.clone());
+        }
+        let mut parts: Vec<&[EventRow]> = vec![new];
+        while let Some(part) = parts.pop() {
+            let theirs: Vec<ImportedObservation> =
+                part.iter().flat_map(|row| of.get(&row.event.id()).cloned().unwrap_or_default()).collect();
+            match self.part(part, &theirs).await {
+                Ok(imported) => add(&mut outcome.new, imported),
+                Err(error) if error.is_data() && part.len() > 1 => {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    parts.extend([left, right]);
+                }
+                Err(error) if error.is_data() => {
+                    let (Some(row), Some(first)) = (part.first(), theirs.first()) else { return Err(error) };
+                    self.quarantine(&row.event, first, &error).await?;
+                    outcome.quarantined += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let fresh: HashSet<EventId> = new.iter().map(|row| row.event.id()).collect();
+        let rest: Vec<ImportedObservation> =
+            observed.iter().filter(|observation| !fresh.contains(&observation.id)).cloned().collect();
+        add(&mut outcome.new, self.part(&[], &rest).await?);
+        Ok(())
     }
-    let fresh: HashSet<EventId> = new.iter().map(|row| row.event.id()).collect();
-    let rest: Vec<ImportedObservation> =
-        observed.iter().filter(|observation| !fresh.contains(&observation.id)).cloned().collect();
-    add(&mut outcome.new, db.event_import(&[], &rest, now).await?);
-    Ok(())
-}
 
-async fn quarantine(
-    db: &Db,
-    event: &Event,
-    seen: &ImportedObservation,
-    now: i64,
-    why: &DbError,
-) -> Result<(), DbError> {
-    db.relay_insert(&[(seen.relay.clone(), now)]).await?;
-    // An excluded relay has no row to be read; the event is counted all the same.
-    if let Some(relay) = db.relay_get(&seen.relay, "").await? {
-        db.event_quarantine_insert(relay.id, seen.seen_at, &why.to_string(), event).await?;
+    async fn part(&self, new: &[EventRow], observed: &[ImportedObservation]) -> Result<Imported, DbError> {
+        self.db.event_import(new, observed, self.light, self.now).await
     }
-    Ok(())
+
+    async fn quarantine(
+        &self,
+        event: &Event,
+        seen: &ImportedObservation,
+        why: &DbError,
+    ) -> Result<(), DbError> {
+        self.db.relay_insert(&[(seen.relay.clone(), self.now)]).await?;
+        // An excluded relay has no row to be read; the event is counted all the same.
+        if let Some(relay) = self.db.relay_get(&seen.relay, "").await? {
+            let seen_at = seen.seen_at.unwrap_or(self.now);
+            self.db.event_quarantine_insert(relay.id, seen_at, &why.to_string(), event).await?;
+        }
+        Ok(())
+    }
 }
 
 fn add(sum: &mut Imported, more: Imported) {

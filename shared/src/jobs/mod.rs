@@ -12,6 +12,7 @@ mod discover;
 mod egress;
 mod heard;
 pub mod import;
+mod keep;
 pub mod liveness;
 mod monitor;
 mod permit;
@@ -188,6 +189,9 @@ impl From<DbError> for JobError {
 
 /// How long a job waits for a network that does not work, when the breaker cannot be asked.
 const SICK: Duration = Duration::from_secs(15);
+
+/// The field of a report of an attempt that had nothing to ask its relay: why.
+pub const SKIPPED: &str = "skipped";
 
 /// How an attempt ended, for the queue.
 #[derive(Debug, Clone)]

@@ -52,11 +52,9 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
 async fn probe(ctx: &Ctx, target: &Target) -> ProbeVerdict {
     let network = target.url().network();
     match RelaySocket::open(&ctx.dialer, target).await {
-        Ok(mut socket) => {
+        Ok(socket) => {
             ctx.egress.record(network, None, false);
-            let verdict = socket.probe(ctx.dialer.config().network(network).connect_timeout_ms).await;
-            socket.close().await;
-            verdict
+            socket.probe_and_part(ctx.dialer.config().network(network).connect_timeout_ms).await
         }
         Err(failure) => ProbeVerdict::unreached(&failure),
     }

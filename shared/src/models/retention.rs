@@ -51,7 +51,7 @@ impl KindRule {
 
     /// Whether an event of this kind and time (Unix seconds) is not kept any more at `now`.
     pub const fn skips(&self, kind: u16, created_at: i64, now: i64) -> bool {
-        // A whole UTC day at a time, as `retention_before` in SQL.
+        // A whole UTC day at a time, as `retention_before` in SQL, which gives a day 15 minutes more.
         let before = if self.days == 0 { i64::MAX } else { (now / DAY_S - self.days as i64) * DAY_S };
         self.from <= kind && kind <= self.to && created_at < before
     }

@@ -13,6 +13,7 @@ mod config;
 mod dial;
 mod failure;
 mod http;
+mod proven;
 mod resolve;
 mod seen;
 mod server;
@@ -39,7 +40,7 @@ pub use server::{HttpServer, Reply, ask, serve};
 pub use stream::Stream;
 pub use tls::TlsFacts;
 pub use traffic::Traffic;
-pub use web::{Web, WebFailure, WebReply, check_url};
+pub use web::{NoReply, Web, WebFailure, WebReply, check_url};
 pub use ws::{Text, WsRead, WsStream};
 pub use zone::ZoneFacts;
 

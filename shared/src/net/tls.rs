@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::failure::{DialFailure, NetError};
+use super::proven;
 use crate::clock;
 use crate::models::Reason;
 
@@ -63,6 +64,7 @@ impl Tls {
         let mut provider = ring::default_provider();
         // As browsers ask: SHA-256 has instructions of its own nearly everywhere, SHA-384 costs ten times as much.
         provider.cipher_suites.sort_by_key(|suite| cipher(*suite).1);
+        provider.signature_verification_algorithms.all = proven::algorithms();
         let provider = Arc::new(provider);
         let authorities = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .build()

@@ -16,7 +16,7 @@ use reqwest::{Client, RequestBuilder, Response, Url, redirect, retry};
 use rustls::crypto::ring;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::USER_AGENT;
 use super::dial::Dialer;
@@ -32,6 +32,21 @@ const TYPE_CHARS: usize = 100;
 
 /// Why nothing came back: a [`DialFailure`] like that of any other connection.
 pub type WebFailure = DialFailure;
+
+/// Why a request ended without an answer.
+#[derive(Debug)]
+pub enum NoReply<T> {
+    /// What came back was none, or nothing did.
+    Failed(WebFailure),
+    /// A machine on the way was not to be dialled now.
+    KeptOff(T),
+}
+
+impl<T> From<WebFailure> for NoReply<T> {
+    fn from(failure: WebFailure) -> Self {
+        Self::Failed(failure)
+    }
+}
 
 /// A whole answer; any status is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,33 +91,45 @@ impl Web {
         Ok(Self { dialer: dialer.clone(), client, limit })
     }
 
-    /// GETs `url`, following at most three redirects, each checked like the first URL.
+    /// GETs `url`, following at most three redirects, each checked like the first URL. Before each machine is dialled
+    /// `place` is asked with its host and address; what it gives ends the request. What is dialled passes the guard again.
     ///
     /// # Errors
     /// Why there is no answer; a status other than 200 is an answer.
-    pub async fn get(&self, url: &str, max_bytes: usize) -> Result<WebReply, WebFailure> {
-        self.within(async {
-            let mut at = self.admit(url)?;
-            for _ in 0..=HOPS_MAX {
+    pub async fn get<T, F>(
+        &self,
+        url: &str,
+        max_bytes: usize,
+        place: impl Fn(String, IpAddr) -> F,
+    ) -> Result<WebReply, NoReply<T>>
+    where
+        F: Future<Output = Option<T>>,
+    {
+        let mut left = self.limit;
+        let mut at = self.admit(url)?;
+        for _ in 0..=HOPS_MAX {
+            let (host, address) = within(&mut left, self.limit, self.machine(&at)).await?;
+            if let Some(kept_off) = place(host, address).await {
+                return Err(NoReply::KeptOff(kept_off));
+            }
+            let hop = async {
                 let request = self.client.get(at.clone()).header(ACCEPT, "application/json, */*;q=0.1");
                 let response = self.send(request).await?;
                 match location(&response) {
-                    Some(next) => at = self.admit(next_hop(&at, &next)?.as_str())?,
-                    None => return self.collect(response, &at, max_bytes).await,
+                    Some(next) => Ok(Hop::To(self.admit(next_hop(&at, &next)?.as_str())?)),
+                    None => self.collect(response, &at, max_bytes).await.map(Hop::End),
                 }
+            };
+            match within(&mut left, self.limit, hop).await? {
+                Hop::To(next) => at = next,
+                Hop::End(reply) => return Ok(reply),
             }
-            Err(refused("more than 3 redirects"))
-        })
-        .await
+        }
+        Err(refused("more than 3 redirects").into())
     }
 
-    /// The machine that [`Web::get`] will ask first, to ask for a start on it: host and address. What is dialled passes
-    /// the guard again.
-    ///
-    /// # Errors
-    /// Why nothing may be asked there, or our resolver cannot tell.
-    pub async fn machine(&self, url: &str) -> Result<(String, IpAddr), WebFailure> {
-        let at = self.admit(url)?;
+    /// The machine behind a URL, by the resolver of the dial.
+    async fn machine(&self, at: &Url) -> Result<(String, IpAddr), WebFailure> {
         let relay = RelayUrl::parse(
             &format!("wss://{}", at.host_str().unwrap_or_default()),
             &self.dialer.config().policy,
@@ -125,7 +152,8 @@ impl Web {
         header: Option<(&'static str, &str)>,
         max_bytes: usize,
     ) -> Result<WebReply, WebFailure> {
-        self.within(async {
+        let mut left = self.limit;
+        within(&mut left, self.limit, async {
             let at = self.admit(url)?;
             let mut request =
                 self.client.post(at.clone()).header(CONTENT_TYPE, "application/json").body(body);
@@ -136,17 +164,6 @@ impl Web {
             self.collect(response, &at, max_bytes).await
         })
         .await
-    }
-
-    async fn within<T>(&self, work: impl Future<Output = Result<T, WebFailure>>) -> Result<T, WebFailure> {
-        // Boxed: the future of a request is large, and callers hold it across awaits.
-        match timeout(self.limit, Box::pin(work)).await {
-            Ok(result) => result,
-            Err(_) => Err(DialFailure::new(
-                Reason::TotalTimeout,
-                format!("no whole answer within {} s", self.limit.as_secs_f32()),
-            )),
-        }
     }
 
     /// The URL, if its scheme, its host and a literal address in it may be asked.
@@ -188,6 +205,28 @@ impl fmt::Debug for Web {
             .field("limit", &self.limit)
             .finish_non_exhaustive()
     }
+}
+
+/// Where one request of several leads.
+enum Hop {
+    To(Url),
+    End(WebReply),
+}
+
+/// Does `work` in what is `left` of `limit`, and takes what it took from that.
+async fn within<T>(
+    left: &mut Duration,
+    limit: Duration,
+    work: impl Future<Output = Result<T, WebFailure>>,
+) -> Result<T, WebFailure> {
+    let begun = Instant::now();
+    // Boxed: the future of a request is large, and callers hold it across awaits.
+    let done = timeout(*left, Box::pin(work)).await;
+    *left = left.saturating_sub(begun.elapsed());
+    done.unwrap_or_else(|_| {
+        let why = format!("no whole answer within {} s", limit.as_secs_f32());
+        Err(DialFailure::new(Reason::TotalTimeout, why))
+    })
 }
 
 /// Whether a text could be asked for under `policy`, without asking: for checking a configuration.

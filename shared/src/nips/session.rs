@@ -209,6 +209,12 @@ impl Subscription {
         self.bytes
     }
 
+    /// The NOTICE that refuses, if one came and no new event since.
+    pub fn refusal(&self) -> Option<&str> {
+        let (class, message) = self.notice.as_ref()?;
+        (*class != CloseClass::Error).then_some(message)
+    }
+
     /// Whether the relay sent an AUTH challenge (NIP-42).
     pub const fn saw_auth(&self) -> bool {
         self.saw_auth

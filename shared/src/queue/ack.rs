@@ -8,7 +8,7 @@ use super::backend::Ticket;
 use super::run::{Shared, network_label};
 use crate::clock;
 use crate::db::{DbError, Finished, Unreadable};
-use crate::jobs::Ending;
+use crate::jobs::{Ending, SKIPPED, spec};
 use crate::models::{Network, Verdict};
 use crate::telemetry::Labels;
 
@@ -18,12 +18,17 @@ pub(super) struct Ended {
     pub(super) ending: Ending,
     /// Delay before the next attempt: drawn once, so that saying it again says the same.
     pub(super) delay: Duration,
+    /// The database was told, and its answer did not come.
+    pub(super) told: bool,
 }
 
 impl Ended {
     pub(super) fn new(ticket: Ticket, ending: Ending) -> Self {
-        let delay = ending.delay.unwrap_or_else(|| backoff(ticket.claimed.attempt));
-        Self { ticket, ending, delay }
+        let claimed = &ticket.claimed;
+        let delay = ending.delay.unwrap_or_else(|| {
+            backoff(failures(claimed.attempt, claimed.max_attempts, spec(claimed.kind).max_attempts))
+        });
+        Self { ticket, ending, delay, told: false }
     }
 }
 
@@ -134,11 +139,13 @@ pub(super) async fn close(shared: &Shared, batch: &[Ended]) {
     }
 }
 
-/// The networks that probing jobs of the batch have found to work.
+/// The networks that probing jobs of the batch have found to work. A job that had nothing to ask there has found nothing:
+/// the next one probes.
 fn proved(batch: &[Ended]) -> Vec<Network> {
+    let asked = |ending: &Ending| ending.verdict == Verdict::Complete && ending.result.get(SKIPPED).is_none();
     let mut networks: Vec<Network> = batch
         .iter()
-        .filter(|ended| ended.ticket.claimed.probe && ended.ending.verdict == Verdict::Complete)
+        .filter(|ended| ended.ticket.claimed.probe && asked(&ended.ending))
         .filter_map(|ended| ended.ticket.claimed.network.parse().ok())
         .collect();
     networks.sort_unstable_by_key(|network| network.as_str());
@@ -185,6 +192,11 @@ fn strip_nul(value: &mut Value) {
     }
 }
 
+/// The how-manieth of its attempts that count this one is: whoever snoozes, or is asked for anew, is given one more.
+fn failures(attempt: i32, max_attempts: i32, of_kind: u16) -> i32 {
+    attempt.saturating_sub(max_attempts.saturating_sub(i32::from(of_kind))).max(1)
+}
+
 /// Delay before the next attempt when the handler names none: 5 s, 15 s, 45 s … at most 15 min, ± 25 %.
 fn backoff(attempt: i32) -> Duration {
     let steps = u32::try_from(attempt.clamp(1, 10) - 1).unwrap_or(0);
@@ -212,6 +224,12 @@ pub(super) fn settle(shared: &Shared, batch: &[Ended], held: &[String]) {
                     job.verdict = %ended.ending.verdict, reason = %ended.ending.result, "a job did not complete"
                 );
             }
+        } else if ended.told {
+            tracing::info!(
+                job.id = claimed.job,
+                job.attempt = claimed.attempt,
+                "an attempt was acknowledged when no answer came, or its lease was lost since; its history says which"
+            );
         } else {
             shared.metrics.jobs_lost.inc();
             tracing::warn!(
@@ -257,23 +275,7 @@ mod tests {
         Ended::new(Ticket { claimed, claimed_ms: 7, slot, holding }, ending)
     }
 
-    fn sick(network: Network, why: &str) -> Ended {
-        ended(network.as_str(), JobError::Sick { network, why: why.to_owned() }.into())
-    }
-
-    #[test]
-    fn every_network_that_a_batch_has_probed_is_proved() {
-        let done = || Ending::complete(json!({}));
-        let mut batch = vec![ended("tor", done()), ended("clearnet", done()), ended("tor", done())];
-        batch.push(ended("i2p", Ending::retry("no")));
-        assert_eq!(proved(&batch), [Network::Clearnet, Network::Tor]);
-    }
-
-    #[tokio::test]
-    async fn a_breaker_that_could_not_be_opened_is_owed_and_its_reason_is_storable() {
-        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("postgres://u@{}/x", server.local_addr().unwrap());
-        let hung_up = std::thread::spawn(move || drop(server.accept()));
+    fn worker(url: &str) -> Shared {
         let options = QueueOptions {
             worker: "w".to_owned(),
             vantage: "test".to_owned(),
@@ -284,8 +286,29 @@ mod tests {
             listen_url: None,
             traffic: Traffic::default(),
         };
-        let db = Db::lazy(&url, "test", 1).unwrap().with_timeout(Duration::from_secs(1));
-        let shared = Shared::new(db, options, Metrics::new(), Health::default());
+        let db = Db::lazy(url, "test", 1).unwrap().with_timeout(Duration::from_secs(1));
+        Shared::new(db, options, Metrics::new(), Health::default())
+    }
+
+    fn sick(network: Network, why: &str) -> Ended {
+        ended(network.as_str(), JobError::Sick { network, why: why.to_owned() }.into())
+    }
+
+    #[test]
+    fn every_network_that_a_batch_has_probed_is_proved() {
+        let done = || Ending::complete(json!({}));
+        let mut batch = vec![ended("tor", done()), ended("clearnet", done()), ended("tor", done())];
+        batch.push(ended("i2p", Ending::retry("no")));
+        batch.push(ended("loki", Ending::complete(json!({ SKIPPED: "the relay is down" }))));
+        assert_eq!(proved(&batch), [Network::Clearnet, Network::Tor]);
+    }
+
+    #[tokio::test]
+    async fn a_breaker_that_could_not_be_opened_is_owed_and_its_reason_is_storable() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("postgres://u@{}/x", server.local_addr().unwrap());
+        let hung_up = std::thread::spawn(move || drop(server.accept()));
+        let shared = worker(&url);
         let mut batch = [sick(Network::Tor, "the proxy said \0"), sick(Network::Tor, "later")];
         let mut owed = Trips::new();
         trip(&shared, &mut batch, &mut owed).await;
@@ -296,6 +319,15 @@ mod tests {
         assert_eq!(reported(&[], owed.clone()), owed, "and without the batch it is still owed");
         batch[1].ticket.claimed_ms = 9;
         assert_eq!(reported(&batch, owed)[0].claimed_ms, 9, "the newest attempt counts");
+    }
+
+    #[tokio::test]
+    async fn what_was_said_before_and_holds_no_more_is_not_called_lost() {
+        let shared = worker("postgres://u@127.0.0.1:1/x");
+        let done = |name: &str| ended(name, Ending::complete(json!({})));
+        let said_again = Ended { told: true, ..done("a") };
+        settle(&shared, &[said_again, done("b"), done("c")], &["c".to_owned()]);
+        assert_eq!(shared.metrics.jobs_lost.get(), 1, "b alone");
     }
 
     #[test]
@@ -316,5 +348,14 @@ mod tests {
             );
         }
         assert!(backoff(4) > backoff(1));
+    }
+
+    #[test]
+    fn what_was_put_back_is_no_failure() {
+        assert_eq!((failures(1, 3, 3), failures(3, 3, 3)), (1, 3));
+        // Six snoozes, then the first failure; asked for anew after nine attempts, then the second.
+        assert_eq!((failures(7, 9, 3), failures(11, 12, 3)), (1, 2));
+        // A limit that was lowered since.
+        assert_eq!(failures(1, 5, 3), 1);
     }
 }

@@ -11,7 +11,7 @@ use super::held::Why;
 use super::lanes::Lanes;
 use super::run::{EXCHANGE, QUEUES, Shared};
 use crate::clock;
-use crate::db::{Claimed, DbError, Exchange, Exchanged, Unreadable, Wanted};
+use crate::db::{Claimed, DbError, Exchange, Exchanged, Unreadable};
 use crate::telemetry::Outage;
 
 /// Attempts acknowledged per call; what ends while one is under way goes with the next.
@@ -40,8 +40,8 @@ pub(super) async fn run(
         if stop.is_cancelled() {
             lanes.clear();
         }
-        let wanted: Vec<Wanted> = lanes.wanted(&batch).into_iter().filter(|wanted| wanted.free > 0).collect();
-        let mut exchange = Exchange { wanted, turn: lanes.turn(), ..Exchange::default() };
+        let mut exchange =
+            Exchange { wanted: lanes.wanted(&batch), turn: lanes.turn(), ..Exchange::default() };
         if clock::monotonic_ms().saturating_sub(peaks_ms) >= millis(shared.options.lease / 3) {
             exchange.peaks = lanes.take_peaks();
             peaks_ms = clock::monotonic_ms();
@@ -75,6 +75,7 @@ pub(super) async fn run(
             Err(error) => {
                 outage.failed(&error, "acknowledging and claiming again when the database answers");
                 shared.metrics.queue_errors.inc();
+                batch.iter_mut().for_each(|ended| ended.told = true);
                 shared.turn(EXCHANGE);
                 if lanes.served() {
                     shared.turn(QUEUES);

@@ -3,7 +3,7 @@
 //! A slot is claimed for when it is free. Tasks of no host that take a few milliseconds are the exception: some
 //! more of them are held ready, or each would pay for a call of its own ([`LaneState::ahead`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -160,25 +160,31 @@ impl Lanes {
         self.turn
     }
 
-    /// What to claim when the tickets of `ended` are as good as gone.
+    /// What to claim when the tickets of `ended` are as good as gone: all lanes of each network that has a free slot, for
+    /// what runs in a full one counts against the network's permits, too.
     pub(super) fn wanted(&mut self, ended: &[Ended]) -> Vec<Wanted> {
         let now = clock::monotonic_ms();
         if now.saturating_sub(self.floors_ms) >= FLOOR_MS {
             self.forget_floors(now);
         }
-        self.all
+        let wanted: Vec<(&str, Wanted)> = self
+            .all
             .iter()
             .map(|lane| {
                 let gone = ended.iter().filter(|ended| ended.ticket.claimed.queue == lane.queue).count();
                 let used = lane.state.used.load(Ordering::Relaxed);
                 let running = used.saturating_sub(u32::try_from(gone).unwrap_or(u32::MAX));
-                Wanted {
-                    queue: lane.queue.clone(),
-                    free: (lane.state.slots + lane.state.ahead()).saturating_sub(running),
-                    running,
-                    floors: lane.floors,
-                }
+                let free = (lane.state.slots + lane.state.ahead()).saturating_sub(running);
+                let wanted = Wanted { queue: lane.queue.clone(), free, running, floors: lane.floors };
+                (lane.network.as_str(), wanted)
             })
+            .collect();
+        let open: BTreeSet<&str> =
+            wanted.iter().filter(|(_, wanted)| wanted.free > 0).map(|(network, _)| *network).collect();
+        wanted
+            .iter()
+            .filter(|(network, _)| open.contains(network))
+            .map(|(_, wanted)| wanted.clone())
             .collect()
     }
 

@@ -57,7 +57,7 @@ COMMENT ON COLUMN apalis.workers.slots_of IS 'Jobs it runs at once of each of it
 COMMENT ON COLUMN apalis.workers.draining IS 'An operator wants it to claim nothing more.';
 COMMENT ON COLUMN apalis.workers.listens IS 'It hears of new jobs over a direct connection.';
 
--- Nobody LISTENs: a notification per row would only take the commit lock.
+-- job_enqueue notifies once per call, and only where somebody listens: a notification per row would only take the commit lock.
 DROP TRIGGER IF EXISTS notify_workers ON apalis.jobs;
 
 DROP INDEX IF EXISTS apalis.bigbrotr_claim;

@@ -9,7 +9,9 @@
 use super::socket::{Driven, RelaySocket};
 use crate::models::{Outcome, Reason};
 use crate::net::{DialFailure, Dialer, Target, outcome_of};
-use crate::nips::{Filter, Limits, PageEnd, ReadSeen, RelayFrame, answers_request, frame};
+use crate::nips::{
+    CloseClass, Filter, Limits, PageEnd, ReadSeen, RelayFrame, answers_request, classify, frame,
+};
 
 /// The kind asked for: filters without a kind are refused by some relays.
 const PROBE_KIND: u16 = 1;
@@ -65,16 +67,20 @@ impl ProbeVerdict {
 /// Opens a WebSocket, probes it ([`RelaySocket::probe`]), and closes it.
 pub async fn speaks_nostr(dialer: &Dialer, target: &Target, timeout_ms: u64) -> ProbeVerdict {
     match RelaySocket::open(dialer, target).await {
-        Ok(mut socket) => {
-            let verdict = socket.probe(timeout_ms).await;
-            socket.close().await;
-            verdict
-        }
+        Ok(socket) => socket.probe_and_part(timeout_ms).await,
         Err(failure) => ProbeVerdict::unreached(&failure),
     }
 }
 
 impl RelaySocket {
+    /// [`RelaySocket::probe`] on a connection that is of no use after that.
+    pub async fn probe_and_part(mut self, timeout_ms: u64) -> ProbeVerdict {
+        self.part();
+        let verdict = self.probe(timeout_ms).await;
+        self.close().await;
+        verdict
+    }
+
     /// Asks for one note and judges what comes back. Ends after `timeout_ms` of silence, and after twice
     /// that in any case.
     pub async fn probe(&mut self, timeout_ms: u64) -> ProbeVerdict {
@@ -86,7 +92,13 @@ impl RelaySocket {
             max_bytes: BYTES_MAX,
             max_stray_frames: STRAY_MAX,
         };
-        let driven = Box::pin(self.drive(filter, limits, |sub, text| !is_greeting(sub, text))).await;
+        let mut driven = Box::pin(self.drive(filter, limits, |sub, text| !is_greeting(sub, text))).await;
+        // Who says why and hangs up has answered all the same.
+        if driven.page.end == PageEnd::Disconnected
+            && let Some(message) = driven.refusal.take()
+        {
+            driven.page.end = PageEnd::Notice { message };
+        }
         judge(&driven, self.open_ms())
     }
 }
@@ -103,10 +115,11 @@ fn judge(driven: &Driven, open_ms: u32) -> ProbeVerdict {
         _ => "",
     };
     let reason = match (&page.end, evidence) {
+        // A challenge alone says who is known here, and not that who is unknown may not read: many relays greet by one.
         (PageEnd::Eose { .. }, _) => Reason::None,
-        (_, "auth") => Reason::AuthRequired,
         (PageEnd::Timeout { .. }, "") if driven.frames == 0 => Reason::Silent,
         (PageEnd::Timeout { .. } | PageEnd::Violation | PageEnd::TooMany, "") => Reason::NotNostr,
+        (PageEnd::Notice { message }, _) => refused(message),
         (end, _) => end.reason(),
     };
     let detail = match &page.end {
@@ -126,6 +139,17 @@ fn judge(driven: &Driven, open_ms: u32) -> ProbeVerdict {
             eose: page.end.is_eose(),
             hint: if let PageEnd::Eose { hint } = page.end { hint } else { None },
         },
+    }
+}
+
+/// What a NOTICE says that refuses; old relay programs have no other way to say it.
+fn refused(message: &str) -> Reason {
+    match classify(message) {
+        CloseClass::AuthRequired => Reason::AuthRequired,
+        CloseClass::Restricted => Reason::Restricted,
+        CloseClass::RateLimited => Reason::RateLimited,
+        CloseClass::Blocked => Reason::Blocked,
+        _ => Reason::Notice,
     }
 }
 

@@ -30,6 +30,8 @@ pub struct RelaySocket {
     ws: WsStream,
     open_ms: u32,
     spent: bool,
+    /// Whether what is asked next is the last: the end of the connection ends it, too.
+    parting: bool,
     url: String,
     identity: Option<Keys>,
     pub(super) auth: Auth,
@@ -84,6 +86,8 @@ pub(super) struct Driven {
     pub(super) page: Page,
     pub(super) saw_auth: bool,
     pub(super) frames: u32,
+    /// A refusal by NOTICE after which the relay hung up.
+    pub(super) refusal: Option<String>,
 }
 
 impl RelaySocket {
@@ -96,7 +100,7 @@ impl RelaySocket {
     pub async fn open_seen(dialer: &Dialer, target: &Target, seen: &mut Seen) -> Result<Self, DialFailure> {
         let (ws, open_ms) = Box::pin(dialer.websocket_seen(target, seen)).await?;
         let url = target.url().to_string();
-        Ok(Self { ws, open_ms, spent: false, url, identity: None, auth: Auth::default() })
+        Ok(Self { ws, open_ms, spent: false, parting: false, url, identity: None, auth: Auth::default() })
     }
 
     /// Answers challenges with this key from now on, where a request is refused for want of it.
@@ -285,6 +289,7 @@ impl RelaySocket {
         driven.page.end_ms = elapsed_ms(started);
         driven.page.stray = session.stray();
         driven.saw_auth = session.saw_auth();
+        driven.refusal = session.refusal().map(str::to_owned);
         driven.page.facts = session.into_facts();
         self.finish(&sub, &driven.page.end).await;
         driven
@@ -309,10 +314,16 @@ impl RelaySocket {
         self.spent = true;
     }
 
-    /// Ends the subscription on the relay's side, unless the relay did.
+    /// The next request is the last one.
+    pub(super) const fn part(&mut self) {
+        self.parting = true;
+    }
+
+    /// Ends the subscription on the relay's side, unless the relay did, or the connection is about to.
     async fn finish(&mut self, sub: &str, end: &PageEnd) {
         match end {
             PageEnd::Closed { .. } => {}
+            PageEnd::Eose { .. } if self.parting => {}
             // Of what was too much or took too long, the rest is still on its way, and in that of the next page.
             PageEnd::Disconnected
             | PageEnd::Oversize
@@ -335,7 +346,7 @@ impl Driven {
             stray: 0,
             bytes: 0,
         };
-        Self { page, saw_auth: false, frames: 0 }
+        Self { page, saw_auth: false, frames: 0, refusal: None }
     }
 }
 

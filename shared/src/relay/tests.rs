@@ -1,8 +1,10 @@
 //! The driver against small servers: who is a relay, and how pages end.
 
+use futures_util::{SinkExt, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 
 use super::{PageEvent, ProbeVerdict, RelaySocket, speaks_nostr};
 use crate::models::{Outcome, Reason};
@@ -80,6 +82,28 @@ async fn silence_echo_garbage_greetings_and_strangers_frames_are_no_relay() {
         assert!(!verdict.alive, "{verdict:?}");
         assert_eq!((verdict.evidence, verdict.reason), ("", reason), "{verdict:?}");
         assert_eq!(verdict.read_ms, None);
+    }
+}
+
+#[tokio::test]
+async fn who_refuses_or_greets_by_a_challenge_and_hangs_up_is_alive_with_the_reason_that_is_true() {
+    for (frame, evidence, reason) in [
+        (r#"["NOTICE","rate-limited: too many requests"]"#, "notice", Reason::RateLimited),
+        (r#"["NOTICE","blocked: not from your network"]"#, "notice", Reason::Blocked),
+        // Nobody said that reading needs it.
+        (r#"["AUTH","challenge"]"#, "auth", Reason::Disconnected),
+        (r#"["NOTICE","Welcome to our server"]"#, "", Reason::Disconnected),
+        (r#"["NOTICE","ERROR: the database is away"]"#, "", Reason::Disconnected),
+    ] {
+        let server = TestServer::ws(move |mut ws: WebSocketStream<TcpStream>| async move {
+            ws.next().await;
+            ws.send(Message::text(frame)).await.ok();
+            ws.close(None).await.ok();
+        })
+        .await;
+        let verdict = probe(&server).await;
+        assert_eq!((verdict.evidence, verdict.reason), (evidence, reason), "{frame}: {verdict:?}");
+        assert_eq!(verdict.alive, !evidence.is_empty());
     }
 }
 

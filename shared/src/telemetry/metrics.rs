@@ -1,6 +1,7 @@
 //! The metrics of one process: a registry, and the fields and families behind it.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
@@ -38,12 +39,18 @@ fn run_seconds() -> Histogram {
     Histogram::new([0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0])
 }
 
-/// The metrics of one process. Cloning shares them.
+/// The metrics of one process. Cloning shares them, and costs as much as one of them would: every job has its own.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    registry: Arc<Registry>,
+    of_process: Arc<OfProcess>,
+}
+
+/// See [`Metrics`].
+#[derive(Debug)]
+pub struct OfProcess {
+    registry: Registry,
     /// Those of [`MetricOf::Fleet`]: shown and taken away together.
-    fleet: Arc<BTreeMap<Metric, Family<Labels, Gauge>>>,
+    fleet: BTreeMap<Metric, Family<Labels, Gauge>>,
     /// [`Metric::ProcessStart`]
     pub process_start: Gauge,
     /// [`Metric::Ready`]
@@ -92,9 +99,9 @@ impl Metrics {
     /// A registry with every metric of [`Metric`].
     pub fn new() -> Self {
         let of_fleet = Metric::ALL.iter().filter(|metric| metric.of() == MetricOf::Fleet);
-        let mut metrics = Self {
-            registry: Arc::new(Registry::default()),
-            fleet: Arc::new(of_fleet.map(|metric| (*metric, Family::default())).collect()),
+        let mut metrics = OfProcess {
+            registry: Registry::default(),
+            fleet: of_fleet.map(|metric| (*metric, Family::default())).collect(),
             process_start: Gauge::default(),
             ready: Gauge::default(),
             jobs_finished: Family::default(),
@@ -122,10 +129,20 @@ impl Metrics {
         for metric in Metric::ALL {
             metrics.register(*metric, &mut registry);
         }
-        metrics.registry = Arc::new(registry);
-        metrics
+        metrics.registry = registry;
+        Self { of_process: Arc::new(metrics) }
     }
+}
 
+impl Deref for Metrics {
+    type Target = OfProcess;
+
+    fn deref(&self) -> &OfProcess {
+        &self.of_process
+    }
+}
+
+impl OfProcess {
     fn register(&self, metric: Metric, registry: &mut Registry) {
         let (name, help) = (metric.name(), metric.help());
         match metric {

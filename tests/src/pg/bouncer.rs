@@ -89,6 +89,20 @@ impl Bouncer {
         Some(bouncer)
     }
 
+    /// Starts it anew with one more line of configuration.
+    ///
+    /// # Panics
+    /// When it does not listen within 10 s: its log is printed.
+    pub async fn start_again_with(&mut self, line: &str) {
+        use std::io::Write as _;
+        self.kill();
+        let path = self.state.path.join("pgbouncer.ini");
+        let mut config =
+            std::fs::File::options().append(true).open(path).expect("its configuration is there");
+        writeln!(config, "{line}").expect("its configuration can be written");
+        self.start_again().await;
+    }
+
     /// Ends it as SIGKILL does: no goodbye to clients or server.
     pub fn kill(&mut self) {
         self.process = None;

@@ -32,6 +32,8 @@ const PART_EVENTS: u64 = 250_000;
 const PART_BYTES: u64 = 256 * 1024 * 1024;
 /// For counting ahead; without a count there is no bar, and nothing else is missing.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Between two looks at whether everything is there.
+const LOOK: Duration = Duration::from_millis(500);
 /// Rows of one batch that do not hash to their id are named up to this many.
 const NAMED: usize = 20;
 
@@ -61,6 +63,7 @@ pub(crate) async fn export(session: &Session, config: &Config, args: &Export) ->
         }
         (None, false) => begun(&db, args, dir).await?,
     };
+    let state = settled(&db, dir, state).await?;
     let mut run = Run::new(&db, dir, state, session.global.json).await?;
     run.all().await?;
     run.bar.clear();
@@ -93,27 +96,35 @@ async fn begun(db: &Db, args: &Export, dir: &Path) -> Result<State, Fail> {
     if !empty {
         return Err(Fail::Usage(format!("{} is not empty: name another --out", dir.display())));
     }
-    let latest = db.export_as_of().await?;
-    let as_of = args.as_of.unwrap_or(latest);
-    if as_of > latest {
-        return Err(Fail::Usage(format!(
-            "--as-of {as_of}: what was seen after {} ({latest}) may still be on its way into the archive",
-            utc(latest)
-        )));
-    }
     if args.since.zip(args.until).is_some_and(|(since, until)| since > until) {
         return Err(Fail::Usage("--since is later than --until".to_owned()));
     }
+    let relays = sorted(urls(&args.relay)?);
+    let (as_of, settled) = match args.as_of {
+        None => db.export_moment().await?,
+        Some(as_of) => {
+            let latest = db.export_as_of().await?;
+            if as_of > latest {
+                return Err(Fail::Usage(format!(
+                    "--as-of {as_of}: what was seen after {} ({latest}) may still be on its way into the archive",
+                    utc(latest)
+                )));
+            }
+            (as_of, true)
+        }
+    };
     let scope = Scope {
         since: args.since,
         until: args.until,
         kinds: sorted(args.kind.clone()),
-        relays: sorted(urls(&args.relay)?).iter().map(ToString::to_string).collect(),
+        relays: relays.iter().map(ToString::to_string).collect(),
         format: args.format.unwrap_or(Format::Jsonl),
         as_of,
         part_events: args.part_events.unwrap_or(PART_EVENTS),
     };
     let query = query(db, &scope).await?;
+    // At once: of what grows after as_of nothing can be said.
+    let coverage = db.export_coverage(&query).await?.iter().map(coverage_json).collect();
     let total = match db.with_timeout(COUNT_TIMEOUT).export_count(&query).await {
         Ok(total) => Some(total),
         Err(DbError::Timeout { .. } | DbError::Server { .. }) => None,
@@ -123,7 +134,8 @@ async fn begun(db: &Db, args: &Export, dir: &Path) -> Result<State, Fail> {
         program: env!("CARGO_PKG_VERSION").to_owned(),
         schema_version: db.schema_version().await?,
         vantages: db.export_vantages().await?,
-        coverage: db.export_coverage(&query).await?.iter().map(coverage_json).collect(),
+        coverage,
+        settled,
         total,
         scanned: 0,
         cursor: query.begin(),
@@ -137,6 +149,23 @@ async fn begun(db: &Db, args: &Export, dir: &Path) -> Result<State, Fail> {
         files: Vec::new(),
         scope,
     };
+    state.save(dir)?;
+    Ok(state)
+}
+
+/// Waits until all that was seen by `as_of` is there.
+async fn settled(db: &Db, dir: &Path, mut state: State) -> Result<State, Fail> {
+    if state.settled {
+        return Ok(state);
+    }
+    let as_of = utc(state.scope.as_of);
+    warn(&format!(
+        "relays are being synced: waiting until what was seen by {as_of} is stored, two minutes at most"
+    ));
+    while !db.export_settled(state.scope.as_of).await? {
+        tokio::time::sleep(LOOK).await;
+    }
+    state.settled = true;
     state.save(dir)?;
     Ok(state)
 }

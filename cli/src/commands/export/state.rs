@@ -52,6 +52,9 @@ pub(crate) struct State {
     pub(crate) program: String,
     pub(crate) schema_version: i64,
     pub(crate) scope: Scope,
+    /// Whether all that was seen by `as_of` is known to be there.
+    #[serde(default = "settled")]
+    pub(crate) settled: bool,
     pub(crate) vantages: Vec<String>,
     pub(crate) coverage: Vec<Value>,
     /// Rows that are to be looked at, if they could be counted.
@@ -67,6 +70,11 @@ pub(crate) struct State {
     pub(crate) kinds: BTreeMap<u16, u64>,
     pub(crate) relays: BTreeMap<String, u64>,
     pub(crate) files: Vec<FileEntry>,
+}
+
+/// Versions that had no word for it waited before they began.
+const fn settled() -> bool {
+    true
 }
 
 impl State {

@@ -37,7 +37,9 @@ struct Tally {
     repeated: u64,
     new: Imported,
     unobserved: u64,
-    deleted: u64,
+    retired: u64,
+    unkept: BTreeMap<&'static str, u64>,
+    skipped: u64,
     quarantined: u64,
     stray: u64,
     bad: BTreeMap<&'static str, u64>,
@@ -51,8 +53,8 @@ impl Tally {
             "lines": self.lines, "good": self.good, "known": self.known, "repeated": self.repeated,
             "new_relays": self.new.relays, "new_events": self.new.events,
             "new_observations": self.new.observations, "unobserved": self.unobserved,
-            "stray_observations": self.stray, "deleted": self.deleted, "quarantined": self.quarantined,
-            "bad": self.bad,
+            "stray_observations": self.stray, "retired": self.retired, "skipped": self.skipped,
+            "quarantined": self.quarantined, "unkept": self.unkept, "bad": self.bad,
         })
     }
 
@@ -222,14 +224,18 @@ impl Importer {
             return Ok(());
         }
         let seen = relay.map_or(Seen::As(batch.sightings), |relay| Seen::On(relay.clone()));
-        let Outcome { good, known, repeated, new, unobserved, deleted, quarantined, bad } =
+        let Outcome { good, known, repeated, new, unobserved, retired, unkept, skipped, quarantined, bad } =
             store(&self.db, &self.verifier, &self.unkept, batch.lines, &seen).await?;
         let tally = &mut self.tally;
         tally.good += good;
         tally.known += known;
         tally.repeated += repeated;
         tally.unobserved += unobserved;
-        tally.deleted += deleted;
+        tally.retired += retired;
+        tally.skipped += skipped;
+        for (class, count) in unkept {
+            *tally.unkept.entry(class).or_default() += count;
+        }
         tally.quarantined += quarantined;
         tally.new.relays += new.relays;
         tally.new.events += new.events;
@@ -255,16 +261,19 @@ impl Importer {
             line(&tally.json().to_string());
         } else {
             line(&tally.sentence());
-            let bad: Vec<String> =
-                tally.bad.iter().map(|(class, count)| format!("{} {class}", commas(*count))).collect();
-            if !bad.is_empty() {
-                line(&format!("refused: {}", bad.join(", ")));
+            for (what, classes) in [("refused", &tally.bad), ("known now, and not kept", &tally.unkept)] {
+                let classes: Vec<String> =
+                    classes.iter().map(|(class, count)| format!("{} {class}", commas(*count))).collect();
+                if !classes.is_empty() {
+                    line(&format!("{what}: {}", classes.join(", ")));
+                }
             }
             for (count, what) in [
                 (tally.repeated, "came twice within a thousand lines"),
                 (tally.unobserved, "events were not stored: nothing says which relay had them"),
                 (tally.stray, "observations were of events that are not there"),
-                (tally.deleted, "events were not stored: their authors asked to have them deleted"),
+                (tally.skipped, "events are known now, and not kept: retention keeps no such kinds"),
+                (tally.retired, "events were not stored: they are older than what retention keeps"),
                 (tally.quarantined, "events were refused by the database and set aside"),
             ] {
                 if count > 0 {

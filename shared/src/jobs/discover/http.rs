@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use super::super::{Attempt, Ctx, JobError, Report, lost};
 use crate::clock;
 use crate::db::{Found, Sighting};
 use crate::models::{AddressPolicy, PortRange, RelayUrl, Source};
-use crate::net::{Web, WebReply, check_url};
+use crate::net::{NoReply, Web, WebReply, check_url};
 
 /// A whole request, redirects included.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -106,16 +105,15 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
             wait = Duration::ZERO;
             break;
         }
-        let mut read = match machine(&web, source).await {
-            Ok((host, address)) => {
-                if ctx.place(attempt, &host, address).await?.is_some() {
-                    // Its machine is being looked at: it keeps its turn.
-                    wait = wait.min(AGAIN_MIN);
-                    continue;
-                }
-                ask(&web, source, &ctx.policy).await
+        let mut read = match ask(ctx, attempt, &web, source).await {
+            Ok(read) => Ok(read),
+            Err(NoList::Failed(said)) => Err(said),
+            // A machine on the way to it is being looked at: it keeps its turn.
+            Err(NoList::Busy) => {
+                wait = wait.min(AGAIN_MIN);
+                continue;
             }
-            Err(failure) => Err(failure),
+            Err(NoList::Error(error)) => return Err(error),
         };
         let after = if read.is_ok() { interval } else { interval / SOONER };
         let after = after.max(AGAIN_MIN);
@@ -139,6 +137,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
             state: state_text,
             per_host: ctx.config.urls_per_host,
             per_site: ctx.config.urls_per_site,
+            per_hoster: ctx.config.urls_per_hoster,
             ..Found::default()
         };
         let Some(stored) = ctx.db.discover_store(&attempt.fence, &found).await? else { return Err(lost()) };
@@ -174,7 +173,7 @@ async fn states(ctx: &Ctx) -> Result<BTreeMap<String, i64>, JobError> {
     Ok(states.into_iter().map(|(url, text)| (url, due(&text).unwrap_or(0))).collect())
 }
 
-fn outcome(read: &Result<Read, (&'static str, String)>) -> Value {
+fn outcome(read: &Result<Read, Failed>) -> Value {
     match read {
         Ok(read) => json!({
             "outcome": "ok", "urls": read.urls.len(), "refused": read.refused, "other_port": read.other_port, "not_text": read.not_text,
@@ -184,33 +183,43 @@ fn outcome(read: &Result<Read, (&'static str, String)>) -> Value {
     }
 }
 
-/// Where a source is asked.
-async fn machine(web: &Web, source: &HttpSource) -> Result<(String, IpAddr), (&'static str, String)> {
-    web.machine(source.url()).await.map_err(|failure| (failure.reason.as_str(), failure.detail))
+/// A failure's word and its sentence.
+type Failed = (&'static str, String);
+
+/// Why a source gave no list.
+enum NoList {
+    Failed(Failed),
+    /// A machine has no place for us now.
+    Busy,
+    /// It is our own trouble.
+    Error(JobError),
 }
 
-/// Asks one source; a failure has its word and its sentence.
-async fn ask(web: &Web, source: &HttpSource, policy: &AddressPolicy) -> Result<Read, (&'static str, String)> {
-    let reply = web
-        .get(source.url(), BODY_BYTES)
-        .await
-        .map_err(|failure| (failure.reason.as_str(), failure.detail))?;
+/// Asks one source, and the fleet for a start on each machine that it leads over.
+async fn ask(ctx: &Ctx, attempt: &Attempt, web: &Web, source: &HttpSource) -> Result<Read, NoList> {
+    let place = |host: String, address| async move {
+        match ctx.place(attempt, &host, address).await {
+            Ok(None) => None,
+            Ok(Some(_)) => Some(NoList::Busy),
+            Err(error) => Some(NoList::Error(error)),
+        }
+    };
+    let reply = web.get(source.url(), BODY_BYTES, place).await.map_err(|why| match why {
+        NoReply::Failed(failure) => NoList::Failed((failure.reason.as_str(), failure.detail)),
+        NoReply::KeptOff(why) => why,
+    })?;
     if reply.status != 200 {
-        return Err(("http_status", format!("HTTP status {}", reply.status)));
+        return Err(NoList::Failed(("http_status", format!("HTTP status {}", reply.status))));
     }
-    let (expression, policy) = (Arc::clone(&source.expression), policy.clone());
+    let (expression, policy) = (Arc::clone(&source.expression), ctx.policy.clone());
     // A large list is work for a core.
     match tokio::task::spawn_blocking(move || read(&reply, &expression, &policy)).await {
-        Ok(read) => read,
-        Err(error) => Err(("expression", error.to_string())),
+        Ok(read) => read.map_err(NoList::Failed),
+        Err(error) => Err(NoList::Failed(("expression", error.to_string()))),
     }
 }
 
-fn read(
-    reply: &WebReply,
-    expression: &Expression<'_>,
-    policy: &AddressPolicy,
-) -> Result<Read, (&'static str, String)> {
+fn read(reply: &WebReply, expression: &Expression<'_>, policy: &AddressPolicy) -> Result<Read, Failed> {
     let short =
         |text: String| text.chars().filter(|c| !c.is_control()).take(DETAIL_CHARS).collect::<String>();
     let text = std::str::from_utf8(&reply.body).map_err(|error| ("not_json", error.to_string()))?;
@@ -244,7 +253,7 @@ mod tests {
         HttpSource::parse(text, &AddressPolicy::public())
     }
 
-    fn said(expression: &str, body: &[u8]) -> Result<Read, (&'static str, String)> {
+    fn said(expression: &str, body: &[u8]) -> Result<Read, Failed> {
         let reply = WebReply { status: 200, content_type: None, body: body.to_vec(), url: String::new() };
         read(&reply, &jmespath::compile(expression).unwrap(), &AddressPolicy::public())
     }

@@ -136,6 +136,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         asked,
         per_host: ctx.config.urls_per_host,
         per_site: ctx.config.urls_per_site,
+        per_hoster: ctx.config.urls_per_hoster,
         next,
         ..Found::default()
     };

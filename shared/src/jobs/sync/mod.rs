@@ -30,7 +30,7 @@ use self::walking::Class;
 use self::windows::{Window, plan};
 use super::cadence::{self, SyncEnd};
 use super::validate::blame;
-use super::{Attempt, Ctx, JobError, Report, capability, lost, target_url};
+use super::{Attempt, Ctx, JobError, Report, SKIPPED, capability, lost, target_url};
 use crate::clock;
 use crate::db::{ArchiveState, NewCoverage, Revisited, StoreBatch, SyncBegin, SyncFacts};
 use crate::models::{
@@ -113,7 +113,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     if relay.state.as_deref().or(relay.overall.as_deref()) == Some("down") {
         let due = cadence::sync(SyncEnd::Down, ctx.config.sync_interval, url.as_str());
         let held = ctx.db.schedule_next(&attempt.fence, due.after, due.slack, due.why).await?;
-        return if held { Ok(json!({ "skipped": "the relay is down" })) } else { Err(lost()) };
+        return if held { Ok(json!({ SKIPPED: "the relay is down" })) } else { Err(lost()) };
     }
     let SyncBegin { archive, facts, measured } = ctx.db.sync_begin(relay.id).await?;
     refuse_when_full(ctx, &archive)?;
@@ -133,7 +133,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     if floor > now {
         let due = cadence::sync(SyncEnd::UpToDate, ctx.config.sync_interval, url.as_str());
         let held = ctx.db.schedule_next(&attempt.fence, due.after, due.slack, due.why).await?;
-        return if held { Ok(json!({ "skipped": "nothing of it is kept" })) } else { Err(lost()) };
+        return if held { Ok(json!({ SKIPPED: "nothing of it is kept" })) } else { Err(lost()) };
     }
     let rescan = i64::try_from(ctx.config.rescan.as_secs()).unwrap_or(i64::MAX);
     let windows = plan(&coverage, floor, now, rescan);

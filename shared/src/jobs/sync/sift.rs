@@ -4,21 +4,17 @@
 //! full, and the first signature stays. What is not kept, or was deleted by its author, is verified like all else: a
 //! forged copy must not keep the real event out.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::super::keep::Policy;
 use super::super::verify::{Need, Raw};
 use super::super::{JobError, lost};
 use super::Pass;
-use super::ingest::Tally;
 use crate::clock;
 use crate::db::{EventRow, ForgeryRow};
-use crate::models::{EnvelopeFacts, Event, EventId, Tombstone, Unkept, tombstones};
+use crate::models::{EnvelopeFacts, Event, EventId, Tombstone};
 use crate::relay::PageEvent;
 use crate::telemetry::Labels;
-
-/// `event.fate` of what a retention policy does not keep.
-const SKIPPED: i16 = 1;
 
 /// A page after looking up and verifying: what may be stored.
 #[derive(Debug, Default)]
@@ -108,59 +104,22 @@ impl Pass<'_> {
         if self.ctx.db.forgery_note(fence, self.relay_id, now, forged).await? { Ok(()) } else { Err(lost()) }
     }
 
-    /// Parts what is archived from what is only remembered. Requests are noted first: they speak of this page too.
+    /// Parts what is archived from what is only remembered.
     async fn judge(&mut self, fresh: Vec<(Arc<Event>, bool)>, checked: &mut Checked) -> Result<(), JobError> {
-        let unkept = &self.ctx.config.unkept;
-        let mut dead: HashSet<EventId> = HashSet::new();
-        if unkept.contains(&Unkept::Deleted) {
-            checked.stones = fresh.iter().flat_map(|(event, _)| tombstones(event)).collect();
-            if !checked.stones.is_empty()
-                && !self.ctx.db.tombstone_note(&self.attempt.fence, &checked.stones).await?
-            {
-                return Err(lost());
-            }
-            let asking: HashSet<[u8; 32]> = checked.stones.iter().map(|stone| stone.pubkey).collect();
-            let suspects: Vec<&Event> = fresh
-                .iter()
-                .filter(|(event, marked)| *marked || asking.contains(event.pubkey()))
-                .map(|(event, _)| &**event)
-                .collect();
-            let hits = self.ctx.db.tombstone_hits(&suspects).await?;
-            dead.extend(hits.into_iter().filter_map(|at| suspects.get(at).map(|event| event.id())));
+        let ctx = self.ctx;
+        let policy = Policy { unkept: &ctx.config.unkept, kinds: &self.archive.kinds };
+        let Some(judged) = policy.judge(&ctx.db, Some(&self.attempt.fence), fresh).await? else {
+            return Err(lost());
+        };
+        let count =
+            |class, n| ctx.metrics.events_received.get_or_create(&Labels::new("", "", class)).inc_by(n);
+        for (class, n) in judged.unkept {
+            count(class, n);
+            *self.tally.unkept.entry(class).or_default() += n;
         }
-        let now = clock::unix_now();
-        let mut skipped = 0;
-        for (event, _) in fresh {
-            let class = if dead.contains(&event.id()) {
-                Some(Unkept::Deleted)
-            } else {
-                Unkept::of(&event, unkept, now)
-            };
-            let skips = || {
-                let mut rules = self.archive.kinds.iter();
-                rules.any(|rule| rule.skips(event.kind(), event.created_at(), now))
-            };
-            match class {
-                Some(class) => {
-                    self.tally.unkept(self.ctx, class);
-                    checked.noted.push((event, class.fate()));
-                }
-                None if skips() => {
-                    skipped += 1;
-                    checked.noted.push((event, SKIPPED));
-                }
-                None => checked.new.push(EventRow { event }),
-            }
-        }
-        self.tally.skipped += skipped;
-        self.ctx.metrics.events_received.get_or_create(&Labels::new("", "", "skipped")).inc_by(skipped);
+        count("skipped", judged.skipped);
+        self.tally.skipped += judged.skipped;
+        (checked.new, checked.noted, checked.stones) = (judged.new, judged.noted, judged.stones);
         Ok(())
-    }
-}
-
-impl Tally {
-    fn unkept(&mut self, ctx: &super::super::Ctx, class: Unkept) {
-        ctx.metrics.events_received.get_or_create(&Labels::new("", "", class.as_str())).inc();
-        *self.unkept.entry(class.as_str()).or_default() += 1;
     }
 }

@@ -6,6 +6,7 @@
 
 mod host;
 mod path;
+mod site;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -66,6 +66,17 @@ async fn a_certificate_that_verifies_is_seen_with_the_headers() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_has_verified_is_judged_anew_each_time() {
+    let authority = Authority::new("Test Root");
+    let (server, _) = tls_relay(authority.good(HOST).acceptor(false), "", NOTHING).await;
+    for _ in 0..2 {
+        look(trusting(&authority, local_config()), &server).await.0.unwrap();
+    }
+    let failure = look(local_config(), &server).await.0.unwrap_err();
+    assert_eq!(failure.reason, Reason::TlsUnknownIssuer, "trusted by somebody else: {failure}");
+}
+
+#[tokio::test]
 async fn any_certificate_is_accepted_only_where_that_was_asked_for() {
     let (server, _) = tls_relay(Authority::new("Test Root").expired(HOST).acceptor(false), "", NOTHING).await;
     let dialer = local_dialer();

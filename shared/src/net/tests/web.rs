@@ -21,8 +21,33 @@ fn web(dialer: &Dialer) -> Web {
     Web::new(dialer, LIMIT).unwrap()
 }
 
+/// With nobody to ask.
+async fn get(web: &Web, url: &str, max_bytes: usize) -> Result<WebReply, WebFailure> {
+    let free = |_, _| std::future::ready(None::<()>);
+    web.get(url, max_bytes, free).await.map_err(|why| match why {
+        NoReply::Failed(failure) => failure,
+        NoReply::KeptOff(()) => unreachable!("nothing was"),
+    })
+}
+
 async fn redirecting(to: &str) -> TestServer {
     TestServer::http(format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n")).await
+}
+
+/// The answer, and how often it was given.
+async fn counted(answer: &'static str) -> (Arc<AtomicUsize>, TestServer) {
+    let hits = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&hits);
+    let server = TestServer::tcp(move |mut stream: TcpStream| {
+        let count = Arc::clone(&count);
+        async move {
+            count.fetch_add(1, Ordering::Relaxed);
+            request_head(&mut stream).await;
+            stream.write_all(answer.as_bytes()).await.ok();
+        }
+    })
+    .await;
+    (hits, server)
 }
 
 /// Loopback by number only; names are answered by a server of ours.
@@ -48,7 +73,7 @@ async fn an_answer_comes_whole_and_says_where_from() {
             .await;
     let (_dns, dialer) = names().await;
     let url = format!("http://good.example.com:{}/list?x=1", server.addr.port());
-    let reply = web(&dialer).get(&url, 100).await.unwrap();
+    let reply = get(&web(&dialer), &url, 100).await.unwrap();
     assert_eq!((reply.status, reply.body.as_slice(), reply.url), (200, b"[]".as_slice(), url));
     assert_eq!(reply.content_type.as_deref(), Some("application/json"));
 }
@@ -75,15 +100,15 @@ async fn a_redirect_to_an_address_or_a_name_that_may_not_be_dialled_is_refused()
         "//10.0.0.1/",
     ] {
         let server = redirecting(to).await;
-        let failure = web(&dialer).get(&format!("http://{}/", server.addr), 100).await.unwrap_err();
+        let failure = get(&web(&dialer), &format!("http://{}/", server.addr), 100).await.unwrap_err();
         assert_eq!(failure.reason, Reason::AddressRefused, "{to}: {failure}");
-        let failure = web(&dialer).get(to, 100).await.unwrap_err();
+        let failure = get(&web(&dialer), to, 100).await.unwrap_err();
         let wanted = if to.starts_with("//") { Reason::HttpInvalid } else { Reason::AddressRefused };
         assert_eq!(failure.reason, wanted, "asked for at once, {to}: {failure}");
     }
     for to in ["ftp://127.0.0.1/", "http://user@127.0.0.1/", "file:///etc/passwd"] {
         let server = redirecting(to).await;
-        let failure = web(&dialer).get(&format!("http://{}/", server.addr), 100).await.unwrap_err();
+        let failure = get(&web(&dialer), &format!("http://{}/", server.addr), 100).await.unwrap_err();
         assert_eq!(failure.reason, Reason::HttpInvalid, "{to}: {failure}");
     }
     assert!(dns.asked() > 0);
@@ -97,9 +122,34 @@ async fn three_redirects_are_followed_and_a_fourth_is_not() {
     let first = redirecting(&format!("http://{}/", second.addr)).await;
     let before = redirecting(&format!("http://{}/", first.addr)).await;
     let web = web(&local_dialer());
-    assert_eq!(web.get(&format!("http://{}/", first.addr), 100).await.unwrap().body, b"hi");
-    let failure = web.get(&format!("http://{}/", before.addr), 100).await.unwrap_err();
+    assert_eq!(get(&web, &format!("http://{}/", first.addr), 100).await.unwrap().body, b"hi");
+    let failure = get(&web, &format!("http://{}/", before.addr), 100).await.unwrap_err();
     assert_eq!(failure.reason, Reason::HttpStatus, "{failure}");
+}
+
+#[tokio::test]
+async fn each_machine_on_the_way_is_asked_for_before_it_is_dialled() {
+    let (hits, end) = counted("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await;
+    let second = redirecting(&format!("http://127.0.0.1:{}/", end.addr.port())).await;
+    let (_dns, dialer) = names().await;
+    let first = redirecting(&format!("http://good.example.com:{}/", second.addr.port())).await;
+    let url = format!("http://{}/", first.addr);
+    let asked = std::sync::Mutex::new(Vec::new());
+    let until = |limit: usize| {
+        let asked = &asked;
+        move |host: String, address: std::net::IpAddr| {
+            let mut asked = asked.lock().unwrap();
+            asked.push(format!("{host} {address}"));
+            std::future::ready((asked.len() == limit).then_some("enough"))
+        }
+    };
+    let reply = web(&dialer).get(&url, 100, until(0)).await.unwrap();
+    assert_eq!(reply.body, b"hi");
+    let machines = ["127.0.0.1 127.0.0.1", "good.example.com 127.0.0.1", "127.0.0.1 127.0.0.1"];
+    assert_eq!(std::mem::take(&mut *asked.lock().unwrap()), machines);
+    let held = web(&dialer).get(&url, 100, until(3)).await.unwrap_err();
+    assert!(matches!(held, NoReply::KeptOff("enough")), "{held:?}");
+    assert_eq!(hits.load(Ordering::Relaxed), 1, "the third was dialled the first time only");
 }
 
 #[tokio::test]
@@ -129,7 +179,7 @@ async fn an_endless_body_a_trickle_and_a_silence_end_at_their_limits() {
         (&short, Reason::Disconnected),
         (&banner, Reason::HttpInvalid),
     ] {
-        let failure = web.get(&format!("http://{}/", server.addr), 100_000).await.unwrap_err();
+        let failure = get(&web, &format!("http://{}/", server.addr), 100_000).await.unwrap_err();
         assert_eq!(failure.reason, reason, "{failure}");
     }
 }
@@ -173,10 +223,10 @@ async fn its_roots_are_those_of_the_dial() {
     let (server, _) = tls_relay(authority.good("good.example.com").acceptor(false), "", "").await;
     let (_dns, dialer) = names().await;
     let url = format!("https://good.example.com:{}/", server.addr.port());
-    let failure = web(&dialer).get(&url, 100).await.unwrap_err();
+    let failure = get(&web(&dialer), &url, 100).await.unwrap_err();
     assert_eq!(failure.reason, Reason::TlsInvalid, "{failure}");
     let trusting =
         Dialer::new(NetConfig { trust: vec![authority.root.clone()], ..dialer.config().clone() }).unwrap();
-    let failure = web(&trusting).get(&url, 100).await.unwrap_err();
+    let failure = get(&web(&trusting), &url, 100).await.unwrap_err();
     assert_ne!(failure.reason, Reason::TlsInvalid, "the handshake succeeds: {failure}");
 }

@@ -1,0 +1,79 @@
+//! How many URLs a host, a domain and a hoster may have, whoever names them, and what is said of the rest.
+
+use shared::jobs::JobsConfig;
+use shared::models::JobKind;
+use tests::pg::Role;
+
+use super::discover::{Lists, candidate_urls, candidates, ok, url};
+use super::jobs::{config, context, run};
+use super::support::{handle, migrated, value};
+
+#[tokio::test]
+async fn one_host_has_a_limited_number_of_urls_and_the_rest_is_counted() {
+    let Some(test) = migrated().await else { return };
+    let entries: Vec<String> = (0..50).map(|i| format!("wss://spam.example/npub{i:03}")).collect();
+    let body = serde_json::json!([entries, ["wss://spam.example", "wss://other.example"]]).to_string();
+    let lists = Lists::start(&[("/", ok(&body))]).await;
+    let ctx =
+        context(&test, JobsConfig { sources: vec![lists.source("/", "[][]")], urls_per_host: 5, ..config() });
+    let report = run(&ctx, JobKind::Discover, "http").await.unwrap();
+    assert_eq!(report["new_candidates"], 6, "{report}");
+    assert_eq!(
+        candidate_urls(&test).await,
+        "wss://other.example wss://spam.example wss://spam.example/npub000 wss://spam.example/npub001 wss://spam.example/npub002 wss://spam.example/npub003"
+    );
+    assert_eq!(value(&test, "SELECT host || ' ' || refused FROM candidate_refusal").await, "spam.example 46");
+    // Whoever names one on purpose is not concerned.
+    assert_eq!(candidates(&ctx.db, &["wss://spam.example/mine"]).await, 1);
+}
+
+#[tokio::test]
+async fn endless_hosts_below_one_domain_are_cut_off_and_counted_as_one() {
+    let Some(test) = migrated().await else { return };
+    let many = |count: usize, below: &str| {
+        (0..count)
+            .map(|i| format!("wss://r{i:02}.{}", below.replace('#', &i.to_string())))
+            .collect::<Vec<_>>()
+    };
+    let entries = [
+        many(40, "wild.example"),
+        // Of a country that sells the third level, one shop and many; and of one that sells the second, however it looks.
+        many(9, "shop.me.uk"),
+        many(9, "#.me.uk"),
+        many(12, "go.de"),
+        // Six names of one customer of a hoster, and one each of twenty more.
+        many(6, "nas.duckdns.org"),
+        many(20, "nas#.duckdns.org"),
+        // One block of addresses.
+        (1..=9).map(|i| format!("wss://8.8.8.{i}")).collect(),
+        // Another domain, which only ends like the first.
+        vec!["wss://a.notwild.example".to_owned()],
+    ];
+    let body = serde_json::json!(entries.concat()).to_string();
+    let lists = Lists::start(&[("/", ok(&body))]).await;
+    let (urls_per_site, urls_per_hoster) = (7, 15);
+    let sources = vec![lists.source("/", "[]")];
+    let ctx = context(&test, JobsConfig { sources, urls_per_site, urls_per_hoster, ..config() });
+    handle(&test, Role::Writer).relay_insert(&[(url("wss://own.wild.example"), 1)]).await.unwrap();
+    let report = run(&ctx, JobKind::Discover, "http").await.unwrap();
+    assert_eq!(report["new_candidates"], 6 + 7 + 9 + 7 + 15 + 7 + 1, "{report}");
+    let reader = handle(&test, Role::Reader);
+    let capped = reader.candidate_capped(100).await.unwrap();
+    let capped: Vec<_> = capped.iter().map(|c| (c.name.as_str(), c.refused)).collect();
+    let expected =
+        [("*.wild.example", 34), ("*.duckdns.org", 11), ("*.go.de", 5), ("*.8.8.8", 2), ("*.shop.me.uk", 2)];
+    assert_eq!(capped, expected, "one row, whatever they are called");
+    for (named, of) in [
+        ("wss://r39.wild.example", (None, Some(34), None)),
+        ("wss://x.duckdns.org", (None, None, Some(11))),
+        ("wss://8.8.8.200", (None, Some(2), None)),
+    ] {
+        let found = reader.candidate_sources(&url(named)).await.unwrap();
+        assert_eq!((found.refused_on_host, found.refused_on_site, found.refused_on_hoster), of, "{named}");
+    }
+    assert_eq!(candidates(&ctx.db, &["wss://mine.wild.example"]).await, 1, "named on purpose");
+    let again = "UPDATE service_state SET state_value = '{}'; SELECT 1";
+    test.execute(again).await;
+    let report = run(&ctx, JobKind::Discover, "http").await.unwrap();
+    assert_eq!(report["new_candidates"], 0, "who is full stays full: {report}");
+}

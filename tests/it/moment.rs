@@ -1,0 +1,124 @@
+//! Of when an export is, whoever stores meanwhile.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use shared::models::JobKind;
+use sqlx::Connection as _;
+use tests::factory::Factory;
+use tests::pg::{Role, TestDb};
+use tests::programs::Process;
+
+use super::fleet::binary;
+use super::support::{claim_one, handle, migrated, value};
+use super::transfer::{Folder, RELAYS, export, fill};
+
+fn started(arguments: &[&str]) -> Process {
+    let mut command = Command::new(binary("bigbrotr"));
+    command.args(arguments);
+    Process::spawn(&command, Path::new("/dev/null"))
+}
+
+fn exporting(test: &TestDb, out: &str) -> Process {
+    started(&["export", "--database-url", &test.url(Role::Reader), "--out", out])
+}
+
+async fn ended(process: &mut Process) -> bool {
+    for _ in 0..600 {
+        if process.has_ended() {
+            return true;
+        }
+        // bound: 600 × 50 ms
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    false
+}
+
+fn read(out: &str, name: &str) -> Option<Value> {
+    serde_json::from_slice(&fs::read(Path::new(out).join(name)).ok()?).ok()
+}
+
+#[tokio::test]
+async fn an_export_beside_a_sync_job_waits_for_it_and_keeps_the_proof_of_its_relay() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    let now = shared::clock::unix_now();
+    let events = Factory::new(101).events(40);
+    fill(&test, &events[1..], now - 1_000).await;
+    claim_one(&db, "w1", JobKind::Sync, RELAYS[0]).await;
+    // Its pass has just lengthened what stood for years.
+    test.execute("INSERT INTO coverage SELECT id, 'all', 0, extract(epoch FROM now())::bigint, 'walked', 'none', 5 FROM relay WHERE url = 'wss://one.example'").await;
+    let folder = Folder::new("moment");
+    let out = folder.join("a");
+    let mut process = exporting(&test, &out);
+    let mut as_of = None;
+    for _ in 0..200 {
+        as_of = read(&out, "export.state.json").and_then(|state| state["scope"]["as_of"].as_i64());
+        if as_of.is_some() {
+            break;
+        }
+        // bound: 200 × 50 ms
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let as_of = as_of.expect("the export has begun");
+    assert!((now..=now + 60).contains(&as_of), "{as_of}, and it was {now}");
+    // bound: longer than until as_of, so that it waits for the job and not for the clock
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(!process.has_ended(), "the job may still store what it saw by then");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 1, "nothing was read yet");
+    fill(&test, &events[..1], as_of).await;
+    test.execute("DELETE FROM apalis.jobs").await;
+    assert!(ended(&mut process).await);
+    let manifest = read(&out, "manifest.json").unwrap();
+    assert_eq!((&manifest["as_of"], &manifest["counts"]["events"]), (&json!(as_of), &json!(40)));
+    let coverage = &manifest["coverage"][0];
+    assert_eq!((&coverage["relay"], &coverage["grade"]), (&json!(RELAYS[0]), &json!("walked")), "{manifest}");
+    // The same scope, later: the same.
+    let again = folder.join("b");
+    assert_eq!(export(&test, &again, &["--as-of", &as_of.to_string()]).status.code(), Some(0));
+    assert_eq!(read(&again, "manifest.json").unwrap()["files"], manifest["files"]);
+}
+
+#[tokio::test]
+async fn an_export_waits_for_the_batch_of_an_import_that_is_under_way() {
+    let Some(test) = migrated().await else { return };
+    let now = shared::clock::unix_now();
+    let events = Factory::new(102).events(40);
+    fill(&test, &events[..30], now - 1_000).await;
+    let folder = Folder::new("under-way");
+    let (dump, out) = (folder.join("dump.jsonl"), folder.join("a"));
+    let lines: Vec<String> = events[30..].iter().map(nostr::event::Event::as_json).collect();
+    fs::write(&dump, lines.join("\n")).unwrap();
+    // The import's batch has its time, and comes no further.
+    let mut holder = test.connect(Role::Superuser).await;
+    let mut held = holder.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE relay IN EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
+    let url = test.url(Role::Writer);
+    let mut import = started(&["import", "--database-url", &url, &dump, "--relay", "wss://dumped.example"]);
+    let waits = "SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory' AND objid = 7334 AND granted AND mode = 'ShareLock'
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    for _ in 0..200 {
+        if value(&test, waits).await == "1" {
+            break;
+        }
+        // bound: 200 × 50 ms
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(value(&test, waits).await, "1", "the batch is under way");
+    // bound: a second and more, so that the batch is older than the export
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let mut process = exporting(&test, &out);
+    // bound: an export of so little is long over by then
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!process.has_ended(), "it waits");
+    held.commit().await.unwrap();
+    assert!(ended(&mut import).await && ended(&mut process).await);
+    let manifest = read(&out, "manifest.json").unwrap();
+    assert_eq!(manifest["counts"]["events"], 40, "{manifest}");
+    assert_eq!(manifest["counts"]["observations_per_relay"]["wss://dumped.example"], 10);
+    let seen = "SELECT (max(seen_at) - min(seen_at))::text || ' ' || (max(seen_at) <= extract(epoch FROM now())) FROM observation WHERE relay_url = 'wss://dumped.example'";
+    assert_eq!(value(&test, seen).await, "0 true");
+}
