@@ -190,13 +190,13 @@ async fn deletions_that_are_being_noted_are_passed_over_and_the_others_applied()
         "INSERT INTO tombstone (pubkey, what, target, until_at, request_id, noted_at) VALUES {rows}"
     ))
     .await;
-    let writer =
+    let mut writer =
         open(&test, "SELECT FROM tombstone WHERE target = decode(repeat('02', 32), 'hex') FOR UPDATE").await;
     db.tombstone_step(10).await.unwrap();
     let open =
         "SELECT string_agg(encode(substring(request_id FOR 1), 'hex'), ' ') FROM tombstone WHERE settled < 2";
     assert_eq!(value(&test, open).await, "02");
-    drop(writer);
+    run(&mut writer, "ROLLBACK").await.unwrap();
     db.tombstone_step(10).await.unwrap();
     assert_eq!(value(&test, "SELECT count(*)::text FROM tombstone WHERE settled < 2").await, "0");
 }

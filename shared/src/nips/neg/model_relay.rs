@@ -118,7 +118,8 @@ impl ModelRelay {
         page.truncate(self.cap.min(filter.limit.map_or(usize::MAX, |limit| limit as usize)));
         let mut end = PageEnd::Eose { hint: None };
         if let Some(place) = page.iter().position(|(_, id)| self.heavy.contains(id)) {
-            (end, _) = (PageEnd::Oversize, page.truncate(place));
+            end = PageEnd::Oversize;
+            page.truncate(place);
         }
         (PageFacts { seen: page, ..PageFacts::default() }, end)
     }

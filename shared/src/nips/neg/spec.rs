@@ -64,6 +64,7 @@ pub enum Rest {
 
 impl Rest {
     /// The same stretch, given up for this.
+    #[must_use]
     pub const fn stopped(self, (grade, reason): (Grade, GapReason)) -> Self {
         match self {
             Self::None => Self::None,

@@ -178,10 +178,12 @@ impl ModelRelay {
             page.truncate(page.len() / 2);
         }
         if let Some(place) = page.iter().position(|(_, id)| self.heavy.contains(id)) {
-            (end, _) = (PageEnd::Oversize, page.truncate(place));
+            end = PageEnd::Oversize;
+            page.truncate(place);
         }
         if page.len() > self.takes {
-            (end, _) = (PageEnd::TooMany, page.truncate(self.takes));
+            end = PageEnd::TooMany;
+            page.truncate(self.takes);
         }
         self.asked += 1;
         if self.forgets {

@@ -93,12 +93,11 @@ impl Walk {
         self.narrow.crowd = self.narrow.crowd.max(came.len());
         // Where the sum is at fault, half of it is sure to pass; where one event is, all before it did.
         let at = if matches!(end, PageEnd::Oversize) { came.last() } else { came.get(came.len() / 2) };
-        let width = match at {
-            Some(second) => (self.frontier - second).clamp(1, half),
-            None => {
-                self.narrow.wall = Some(self.low());
-                if self.narrow.low.is_some() { half } else { 1 }
-            }
+        let width = if let Some(second) = at {
+            (self.frontier - second).clamp(1, half)
+        } else {
+            self.narrow.wall = Some(self.low());
+            if self.narrow.low.is_some() { half } else { 1 }
         };
         self.set_width(width);
     }
