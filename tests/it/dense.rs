@@ -111,3 +111,25 @@ async fn a_relay_that_wants_kinds_is_walked_by_kinds_and_never_counts_as_whole()
     assert_eq!(distinct, 1);
     assert!(picky.requests().iter().rev().take(3).all(|filter| filter["kinds"].is_array()));
 }
+
+#[tokio::test]
+async fn every_author_of_a_dense_second_is_asked_for_however_crowded_the_hour_is() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let second = 1_700_000_000_i64;
+    // 50,100 events of one author in the half hour before it, three authors in it.
+    test.execute(&format!(
+        "INSERT INTO event (event_key, created_at, kind, id, pubkey)
+         SELECT (({second}::bigint - 1 - n % 1700) << 31) | n, {second} - 1 - n % 1700, 1, sha256(n::text::bytea), decode(repeat('aa', 32), 'hex')
+         FROM generate_series(1, 50100) n;
+         INSERT INTO event (event_key, created_at, kind, id, pubkey)
+         SELECT ({second}::bigint << 31) | n, {second}, 1, sha256(n::text::bytea), decode(repeat('0' || n, 32), 'hex') FROM generate_series(1, 3) n;
+         INSERT INTO rollup_author (events, first_at, last_at, kinds, on_clearnet, on_tor, on_i2p, on_loki, pubkey)
+         VALUES (5, 1, 1, 1, 0, 0, 0, 0, decode(repeat('bb', 32), 'hex')), (9, 1, 1, 1, 0, 0, 0, 0, decode(repeat('cc', 32), 'hex'))"
+    ))
+    .await;
+    let authors =
+        |known: shared::db::DenseFacts| -> Vec<u8> { known.authors.iter().map(|author| author[0]).collect() };
+    assert_eq!(authors(ctx.db.dense_facts(second, 10, 5).await.unwrap()), [1, 2, 3, 0xaa, 0xcc]);
+    assert_eq!(authors(ctx.db.dense_facts(second, 10, 2).await.unwrap()), [1, 2]);
+}

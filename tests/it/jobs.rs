@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use shared::db::{Db, NewCandidate};
-use shared::jobs::{Attempt, Calls, Ctx, Egress, Handler, JobError, JobsConfig, Verifier};
+use shared::jobs::{Attempt, Calls, Ctx, Egress, Handler, JobError, JobsConfig, PageRoom, Verifier};
 use shared::models::{AddressPolicy, JobKind, Network, PortRange, RelayUrl};
 use shared::net::{Dialer, NetConfig};
 use shared::telemetry::Metrics;
@@ -26,6 +26,7 @@ pub(crate) fn context(test: &TestDb, config: JobsConfig) -> Ctx {
     net.network_mut(Network::Clearnet).connect_timeout_ms = 1_000;
     let db = handle(test, Role::Writer);
     Ctx {
+        pages: PageRoom::new(config.sync_memory_bytes),
         direct: db.clone(),
         dialer: Dialer::new(net).unwrap(),
         policy: AddressPolicy::local(),

@@ -93,6 +93,8 @@ mod pooler;
 #[cfg(test)]
 mod programs;
 #[cfg(test)]
+mod proof;
+#[cfg(test)]
 mod proxy;
 #[cfg(test)]
 mod publish;
@@ -100,6 +102,8 @@ mod publish;
 mod queue;
 #[cfg(test)]
 mod reconcile;
+#[cfg(test)]
+mod resume;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]

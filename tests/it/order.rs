@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use shared::db::TickKind;
-use shared::models::JobKind;
+use shared::db::{Actor, Pace, TickKind};
+use shared::models::{JobKind, Retention};
 use tests::pg::{Role, TestDb};
 
 use super::locks::{impatient, meets, open, run, until_waiting};
@@ -150,4 +150,53 @@ async fn who_waits_for_a_job_that_is_asked_for_again_still_locks_in_the_order_of
     };
     let (enqueued, ()) = tokio::join!(enqueue, go_on);
     assert_eq!(enqueued.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_operator_who_lowers_horizons_and_retention_at_work_wait_in_one_order() {
+    let Some(test) = migrated().await else { return };
+    impatient(&test).await;
+    let db = handle(&test, Role::Writer);
+    let keeps = Retention { days: Some(30), ..Retention::default() };
+    db.retention_put(&keeps, false).await.unwrap();
+    db.retention_step(&mut Pace::default()).await.unwrap();
+    // What retention_step takes first, and what it takes then.
+    let mut step = open(&test, "SELECT FROM archive_horizon FOR UPDATE").await;
+    let actor = Actor { name: "ann".to_owned(), why: String::new() };
+    let none = Retention::default();
+    let goes_on = async {
+        until_waiting(&test, 1).await;
+        let policies = run(&mut step, "UPDATE retention_policy SET cursor_key = cursor_key").await;
+        run(&mut step, "COMMIT").await.and(policies)
+    };
+    let (applied, went_on) = tokio::join!(db.retention_apply(&none, &actor), goes_on);
+    assert_eq!((applied.unwrap(), went_on.is_ok()), ((1, 1), true), "{went_on:?}");
+}
+
+#[tokio::test]
+async fn deletions_that_are_being_noted_are_passed_over_and_the_others_applied() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    let one = |n: u8, what: u8| {
+        let target = if what == 0 { format!("{n:02x}").repeat(32) } else { String::new() };
+        format!(
+            "('\\x{}', {what}, '\\x{target}', 1, '\\x{}', now() - interval '1 hour')",
+            "aa".repeat(32),
+            format!("{n:02x}").repeat(32)
+        )
+    };
+    let rows = [one(1, 0), one(2, 0), one(3, 0), one(4, 2)].join(", ");
+    test.execute(&format!(
+        "INSERT INTO tombstone (pubkey, what, target, until_at, request_id, noted_at) VALUES {rows}"
+    ))
+    .await;
+    let mut writer =
+        open(&test, "SELECT FROM tombstone WHERE target = decode(repeat('02', 32), 'hex') FOR UPDATE").await;
+    db.tombstone_step(10).await.unwrap();
+    let open =
+        "SELECT string_agg(encode(substring(request_id FOR 1), 'hex'), ' ') FROM tombstone WHERE settled < 2";
+    assert_eq!(value(&test, open).await, "02");
+    run(&mut writer, "ROLLBACK").await.unwrap();
+    db.tombstone_step(10).await.unwrap();
+    assert_eq!(value(&test, "SELECT count(*)::text FROM tombstone WHERE settled < 2").await, "0");
 }

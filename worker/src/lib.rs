@@ -8,7 +8,7 @@ use std::time::Duration;
 use shared::clock;
 use shared::config::Config;
 use shared::db::Db;
-use shared::jobs::{Calls, Ctx, Egress, Verifier, begin_counters};
+use shared::jobs::{Calls, Ctx, Egress, PageRoom, Verifier, begin_counters};
 use shared::net::Dialer;
 use shared::queue::{self, QueueOptions};
 use shared::telemetry::{Health, Metrics};
@@ -42,6 +42,7 @@ pub async fn run(
         egress: Egress::new(jobs.canaries.clone()).counted(&metrics),
         calls: Calls::new(&db, &jobs.vantage),
         db,
+        pages: PageRoom::new(jobs.sync_memory_bytes),
         config: Arc::new(jobs),
         metrics: metrics.clone(),
         verifier: Verifier::default(),

@@ -195,6 +195,13 @@ pub(super) const KEYS: &[Key] = &[
         MONTH_S,
         "Seconds of the newest proved stretch that each pass reads again, for late arrivals.",
     ),
+    int(
+        "sync.memory_mib",
+        64,
+        16,
+        4_096,
+        "MiB of pages that all sync jobs of a worker hold at once, as text; what is made of them takes about four times that.",
+    ),
     int("sync.time_box_s", 240, 1, 300, "Seconds one pass works before it hands over to the next."),
     key(
         "archive.days",

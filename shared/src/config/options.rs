@@ -212,6 +212,7 @@ impl Config {
             page_limit: self.number("sync.page_limit"),
             page_idle: self.seconds("sync.page_idle_s"),
             page_total: self.seconds("sync.page_total_s"),
+            sync_memory_bytes: u64::from(self.number("sync.memory_mib")) << 20,
             sync_time_box: self.seconds("sync.time_box_s"),
             rescan: self.seconds("sync.rescan_s"),
             canaries: self.canaries.clone(),

@@ -186,6 +186,27 @@ impl Db {
         })
     }
 
+    /// Below which second the dense ones of a relay are split next.
+    pub async fn dense_turn(&self, relay_id: i32) -> Result<Option<i64>, DbError> {
+        let row = self.one(sqlx::query("SELECT dense_turn($1) AS below").bind(relay_id)).await?;
+        get(&row, "below")
+    }
+
+    /// Notes which dense second of a relay was split last; false when the job was not ours.
+    pub async fn dense_turn_set(&self, fence: &Fence, relay_id: i32, second: i64) -> Result<bool, DbError> {
+        let row = self
+            .one(
+                sqlx::query("SELECT dense_turn_set($1, $2, $3, $4, $5) AS held")
+                    .bind(fence.job())
+                    .bind(fence.worker())
+                    .bind(fence.attempt())
+                    .bind(relay_id)
+                    .bind(second),
+            )
+            .await?;
+        get(&row, "held")
+    }
+
     /// The filter classes in which something is known of a relay's coverage.
     pub async fn coverage_classes(&self, relay_id: i32) -> Result<Vec<String>, DbError> {
         let rows = self.all(sqlx::query("SELECT c FROM coverage_classes($1) c").bind(relay_id)).await?;

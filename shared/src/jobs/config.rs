@@ -58,6 +58,8 @@ pub struct JobsConfig {
     pub page_idle: Duration,
     /// How long a whole page may take.
     pub page_total: Duration,
+    /// What the pages of all sync jobs of the process may hold together, bytes of text.
+    pub sync_memory_bytes: u64,
     /// How long one sync attempt works before it hands over to the next.
     pub sync_time_box: Duration,
     /// How much of the newest proved stretch each pass reads again, for late arrivals.
@@ -119,6 +121,7 @@ impl Default for JobsConfig {
             page_limit: 500,
             page_idle: Duration::from_secs(20),
             page_total: Duration::from_secs(120),
+            sync_memory_bytes: 64 << 20,
             sync_time_box: Duration::from_secs(240),
             rescan: Duration::from_secs(3_600),
             canaries: Vec::new(),

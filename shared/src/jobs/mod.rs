@@ -18,6 +18,7 @@ mod monitor;
 mod permit;
 pub mod publish;
 mod refresh;
+mod room;
 pub mod seed;
 mod sync;
 mod together;
@@ -42,6 +43,7 @@ pub use config::{JobsConfig, WriteTo};
 pub use discover::{ARCHIVE, HTTP, HttpSource, Mined, NIP05, mine};
 pub use egress::{Egress, Standing};
 pub use heard::Heard;
+pub use room::PageRoom;
 pub use together::Calls;
 pub use verify::Verifier;
 pub use zeroes::begin_counters;
@@ -103,6 +105,8 @@ pub struct Ctx {
     pub calls: Calls,
     /// Where events are verified.
     pub verifier: Verifier,
+    /// What pages may hold together.
+    pub pages: PageRoom,
 }
 
 /// One attempt as a handler sees it.

@@ -116,6 +116,11 @@ impl PageEnd {
         matches!(self, Self::Eose { .. })
     }
 
+    /// Whether less would perhaps have come to its end.
+    pub const fn is_too_much(&self) -> bool {
+        matches!(self, Self::Oversize | Self::TooMany | Self::Timeout { idle: false })
+    }
+
     /// The end in the words of a check.
     pub const fn reason(&self) -> Reason {
         match self {

@@ -324,7 +324,12 @@ impl RelaySocket {
         match end {
             PageEnd::Closed { .. } => {}
             PageEnd::Eose { .. } if self.parting => {}
-            PageEnd::Disconnected | PageEnd::Oversize | PageEnd::Violation => self.spent = true,
+            // Of what was too much or took too long, the rest is still on its way, and in that of the next page.
+            PageEnd::Disconnected
+            | PageEnd::Oversize
+            | PageEnd::Violation
+            | PageEnd::TooMany
+            | PageEnd::Timeout { idle: false } => self.spent = true,
             _ => self.spent |= self.ws.send_text(frame::close(sub)).await.is_err(),
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::script::{Answer, Script, Stored};
 
@@ -30,7 +31,12 @@ pub(super) fn page<'a>(script: &'a Script, frame: &Value) -> Vec<&'a Stored> {
     if script.answer == Answer::OldestFirst {
         return script.events.iter().rev().filter(asked).take(limit).collect();
     }
-    script.events.iter().filter(asked).take(limit).collect()
+    let mut events: Vec<&Stored> = script.events.iter().filter(asked).collect();
+    if let Answer::Subset(seed) = script.answer {
+        events.sort_by_cached_key(|event| Sha256::digest(format!("{seed} {frame} {}", event.json)));
+    }
+    events.truncate(limit);
+    events
 }
 
 /// The filter as a relay reads it that takes `until` as exclusive, or as it is.

@@ -28,6 +28,8 @@ pub struct Script {
     pub answer: Answer,
     /// Makes one REQ end otherwise than `answer` says.
     pub exception: Option<Exception>,
+    /// This one REQ, counted from 1, is not answered at all.
+    pub unanswered: Option<u64>,
     /// What happens to a published event.
     pub writes: Writes,
     /// What it does beyond NIP-01.
@@ -83,6 +85,8 @@ pub enum Answer {
     ForgeRepeats(bool),
     /// EOSE at once; where this is true, a request by ids is served.
     Mute(bool),
+    /// As many matching events as a page holds, any of them and in any order, by this number and the REQ; then EOSE.
+    Subset(u64),
 }
 
 /// A REQ answered by CLOSED.
@@ -200,6 +204,7 @@ impl Script {
             cap,
             answer: Answer::Serve,
             exception: None,
+            unanswered: None,
             writes: Writes::Accept,
             speech: Speech::default(),
         }

@@ -132,6 +132,9 @@ impl Session<'_> {
         {
             return self.closed(sub, &exception.message).await;
         }
+        if script.unanswered == Some(request) {
+            return Ok(());
+        }
         if let Some(refusal) = self.refusal(script, frame) {
             return self.refuse(script, refusal, |message| json!(["CLOSED", sub, message])).await;
         }

@@ -1,7 +1,7 @@
 //! Seconds that hold more than a page: asked for in parts ([`Dense`]), and recorded as gaps all the same.
 
 use super::Pass;
-use crate::jobs::JobError;
+use crate::jobs::{JobError, lost};
 use crate::models::{EnvelopeFacts, Event};
 use crate::nips::{Dense, DenseSpec};
 use crate::relay::{PageEvent, RelaySocket};
@@ -15,11 +15,17 @@ const KINDS: i32 = 400;
 const AUTHORS: i32 = 1_000;
 
 impl Pass<'_> {
-    /// Splits the seconds that this pass found dense, newest first, until the relay answers by anything but EOSE: it is
-    /// not asked what it has just refused, and reconnected to once at most.
+    /// Splits some of the seconds that this pass found dense and did not prove after all, until the relay answers by
+    /// anything but EOSE: it is not asked what it has just refused, and reconnected to once at most.
     pub(super) async fn split_dense(&mut self, socket: &mut RelaySocket) -> Result<(), JobError> {
-        let seconds: Vec<i64> = self.dense.iter().rev().copied().take(SECONDS).collect();
-        for second in seconds {
+        let is_open = |second: &i64| self.coverage.at(*second).is_none_or(|known| !known.grade().is_proof());
+        let seconds: Vec<i64> = self.dense.iter().copied().filter(is_open).collect();
+        if seconds.is_empty() {
+            return Ok(());
+        }
+        let takes_turns = seconds.len() > SECONDS;
+        let below = if takes_turns { self.ctx.db.dense_turn(self.relay_id).await? } else { None };
+        for second in turn(&seconds, below) {
             let known = self.ctx.db.dense_facts(second, KINDS, AUTHORS).await?;
             let allowed = &self.class.kinds;
             let kinds =
@@ -50,12 +56,23 @@ impl Pass<'_> {
             }
             self.tally.dense_requests += u64::from(plan.requests());
             self.tally.dense_seconds += 1;
+            if takes_turns && !self.ctx.db.dense_turn_set(&self.attempt.fence, self.relay_id, second).await? {
+                return Err(lost());
+            }
             if ended {
                 return Ok(());
             }
         }
         Ok(())
     }
+}
+
+/// Whose turn it is of these (ascending): those below the one that was split last, newest first, and then from the top
+/// again. Whatever is dense for long enough is split, however many there are.
+fn turn(seconds: &[i64], below: Option<i64>) -> Vec<i64> {
+    let next = below.map_or(seconds.len(), |below| seconds.partition_point(|second| *second < below));
+    let (older, newer) = seconds.split_at(next);
+    older.iter().rev().chain(newer.iter().rev()).copied().take(SECONDS).collect()
 }
 
 /// Public keys in p tags.
@@ -66,4 +83,33 @@ fn mentions(page: &[PageEvent]) -> Vec<[u8; 32]> {
         tags.filter_map(|tag| hex::decode(tag.get(1)?).ok()?.try_into().ok()).collect::<Vec<[u8; 32]>>()
     });
     keys.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_dense_second_has_its_turn(
+            seconds in prop::collection::btree_set(0_i64..500, 1..90), come in prop::collection::vec(0_i64..500, 0..6),
+        ) {
+            let (mut dense, mut below) = (seconds.clone(), None);
+            let mut split: BTreeSet<i64> = BTreeSet::new();
+            // One more in each round, as others turn dense meanwhile.
+            for round in 0..(seconds.len() + come.len()).div_ceil(SECONDS) {
+                let all: Vec<i64> = dense.iter().copied().collect();
+                let now = turn(&all, below);
+                prop_assert_eq!(now.len(), SECONDS.min(all.len()));
+                below = now.last().copied();
+                split.extend(now);
+                dense.extend(come.get(round));
+            }
+            prop_assert!(seconds.is_subset(&split), "{:?} of {seconds:?}", split);
+        }
+    }
 }

@@ -18,6 +18,12 @@ impl Pass<'_> {
         self.attempt.stop.is_cancelled() || clock::monotonic_ms() >= self.until_ms || self.forges()
     }
 
+    /// The same for reading, which leaves a share of the time to splitting where there is something to split.
+    pub(super) fn reading_is_over(&self) -> bool {
+        let left_ms = if self.dense.is_empty() { 0 } else { self.split_ms };
+        self.is_over() || clock::monotonic_ms().saturating_add(left_ms) >= self.until_ms
+    }
+
     /// Whether what came in this pass alone is more than is borne.
     fn forges(&self) -> bool {
         let limit = self.ctx.config.forgery;

@@ -91,12 +91,16 @@ const TOMBSTONES_AT_ONCE: i32 = 2_000;
 impl Pass<'_> {
     /// Stores one page with the coverage it proves, if it changed, in one fenced transaction, when its turn has come.
     pub(super) async fn store_page(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
-        // Until then no more is read: what waits here is one page.
-        let _turn = self.ctx.db.turn().await;
-        self.store_now(page, changed).await
+        let stored = {
+            // Until then no more is read: what waits here is one page.
+            let _turn = self.ctx.db.turn().await;
+            self.store_now(page, changed).await
+        };
+        self.room.leave();
+        stored
     }
 
-    /// The same, where that is so.
+    /// The same, where that is so and the page's share of the room is given back by the caller.
     pub(super) async fn store_now(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
         self.tally.bytes += page.bytes;
         self.tally.mismatched += u64::from(page.facts.mismatched);

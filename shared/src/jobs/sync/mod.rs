@@ -6,13 +6,17 @@
 //! anything but proof becomes a recorded gap. A relay that compares sets (NIP-77) is reconciled instead, by
 //! [`crate::nips::neg::Reconcile`], and whatever is old enough is read again for what came late.
 
+mod claims;
 mod class;
 mod dense;
 mod doubts;
 mod ending;
 mod ingest;
+#[cfg(test)]
+mod passes;
 mod reconcile;
 mod revisit;
+mod room;
 mod sift;
 mod walking;
 mod windows;
@@ -45,10 +49,11 @@ const FULL: Duration = Duration::from_secs(600);
 const REQUESTS: u32 = 10_000;
 /// Most events taken in one page: a relay that ignores `limit` is cut off here.
 const PAGE_EVENTS: usize = 5_000;
-/// Most bytes taken in one page: what a worker slot may hold at once.
-const PAGE_BYTES: u64 = 16 * 1024 * 1024;
 /// Frames borne that are not about our subscription.
 const PAGE_STRAY: u32 = 1_000;
+
+/// Of the time of a pass one in so many parts is left to dense seconds.
+const SPLIT_SHARE: u64 = 5;
 
 /// Most intervals kept of one relay and class: a relay that invents gaps without end costs itself proofs, not us rows.
 const INTERVALS: usize = 8_192;
@@ -76,6 +81,7 @@ struct Pass<'a> {
     facts: SyncFacts,
     tally: Tally,
     until_ms: u64,
+    split_ms: u64,
     /// Events asked for per page.
     page_limit: u32,
     /// Events of the largest page the relay is known to have served.
@@ -97,6 +103,7 @@ struct Pass<'a> {
     /// The relay takes `until` as exclusive, as far as its pages or its survey tell.
     until_exclusive: bool,
     revisited: Vec<Revisited>,
+    room: room::Room,
 }
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
@@ -220,6 +227,7 @@ impl<'a> Pass<'a> {
             facts,
             tally: Tally::default(),
             until_ms: clock::monotonic_ms().saturating_add(time_box),
+            split_ms: time_box / SPLIT_SHARE,
             page_limit: capability::page_limit(ctx.config.page_limit, &measured),
             page_shown: usize::try_from(measured.page_max).unwrap_or(usize::MAX),
             reconciles,
@@ -231,6 +239,7 @@ impl<'a> Pass<'a> {
             edge: HashMap::new(),
             until_exclusive: measured.until == Until::Exclusive,
             revisited: Vec::new(),
+            room: room::Room::default(),
         }
     }
 }
@@ -318,7 +327,7 @@ impl Pass<'_> {
         windows: &[Window],
     ) -> Result<SyncEnd, JobError> {
         for (index, window) in windows.iter().enumerate() {
-            if self.is_over() {
+            if self.reading_is_over() {
                 return Ok(SyncEnd::More);
             }
             let (end, gap) = if self.reconciles {
@@ -341,12 +350,6 @@ impl Pass<'_> {
     fn overlay(&mut self, claims: &[Claim]) -> bool {
         let now = clock::unix_now();
         for claim in claims {
-            if claim.grade.is_proof() || claim.grade == Grade::Partial {
-                self.read.push((claim.since, claim.until));
-            }
-            if claim.reason == GapReason::DenseSecond {
-                self.dense.insert(claim.since);
-            }
             match Interval::new(claim.since, claim.until, claim.grade, claim.reason, now) {
                 Ok(interval) if claim.overrides_proof => self.coverage.overrule(interval),
                 Ok(interval) => self.coverage.overlay(interval),
@@ -354,6 +357,7 @@ impl Pass<'_> {
                     tracing::error!(error = %error, ?claim, "the planner made a claim that is none");
                 }
             }
+            self.note_claim(claim);
         }
         for claim in claims {
             self.keep_doubts(claim.since, claim.until);

@@ -39,23 +39,38 @@ impl Pass<'_> {
             max_items: IDS_MAX,
             page_shown: self.page_shown,
         });
-        let mut stopped = false;
+        let (mut stopped, mut ended) = (false, None);
         loop {
             let job = plan.next();
             if job == Job::Done {
                 break;
             }
-            if self.is_over() {
+            if self.reading_is_over() {
                 stopped = true;
                 break;
             }
             if !socket.is_usable() && !self.reconnect(socket).await? {
+                ended = Some((Grade::Unknown, GapReason::Disconnected));
                 break;
             }
             let settled = self.work(socket, &mut plan, job).await?;
             self.settle(settled).await?;
+            if let Some(second) = plan.take_aside() {
+                let aside = Window { floor: second, ceiling: second, open_top: false };
+                let (end, gap) = self.walk(socket, aside).await?;
+                stopped = end == SyncEnd::More;
+                ended = gap;
+                if end != SyncEnd::UpToDate {
+                    break;
+                }
+            }
         }
-        self.after(socket, window, plan.finish(), stopped).await
+        let rest = match (plan.finish(), ended) {
+            (rest, None) => rest,
+            (Rest::None, Some(gap)) => return Ok((ended_by(gap.0), Some(gap))),
+            (rest, Some(gap)) => rest.stopped(gap),
+        };
+        self.after(socket, window, rest, stopped).await
     }
 
     /// Does one thing the plan asks for.
@@ -77,7 +92,7 @@ impl Pass<'_> {
             Job::Compare(filter) => {
                 let limits = NegLimits {
                     answer_ms: ANSWER_MS,
-                    total_ms: self.limits().total_ms,
+                    total_ms: self.limits(0).total_ms,
                     max_rounds: ROUNDS_MAX,
                     max_ids: IDS_MAX,
                     max_bytes: BYTES_MAX,
@@ -90,7 +105,7 @@ impl Pass<'_> {
             }
             Job::Page(filter) => {
                 self.tally.requests += 1;
-                let page = socket.fetch(filter, self.limits()).await;
+                let page = self.fetch(socket, filter).await;
                 let settled = plan.on_page(&page.facts, &page.end);
                 // The events first: what they settle is worth nothing without them.
                 self.store_page(page, false).await?;
@@ -148,7 +163,7 @@ impl Pass<'_> {
             Rest::Page { floor, ceiling } => self.walk(socket, walk(floor, ceiling)).await,
             Rest::Stopped { floor, ceiling, grade, reason } => {
                 self.leave_gaps(&[walk(floor, ceiling)], grade, reason);
-                Ok((SyncEnd::Interrupted, Some((grade, reason))))
+                Ok((ended_by(grade), Some((grade, reason))))
             }
         }
     }
@@ -164,8 +179,13 @@ impl Pass<'_> {
         }
         self.tally.requests += 1;
         let filter = Filter { since: Some(ceiling + 1), limit: Some(self.page_limit), ..Filter::default() };
-        let page = socket.fetch(filter, self.limits()).await;
+        let page = self.fetch(socket, filter).await;
         self.store_page(page, false).await?;
         Ok((SyncEnd::UpToDate, None))
     }
+}
+
+/// How a pass ends that a gap of this grade ended.
+const fn ended_by(grade: Grade) -> SyncEnd {
+    if matches!(grade, Grade::Refused) { SyncEnd::Refused } else { SyncEnd::Interrupted }
 }

@@ -2,7 +2,7 @@
 
 use super::class::Class;
 use super::windows::Window;
-use super::{PAGE_BYTES, PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd};
+use super::{PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd};
 use crate::clock;
 use crate::db::ReconcileBatch;
 use crate::jobs::{JobError, lost};
@@ -25,6 +25,7 @@ impl Pass<'_> {
             ceiling: window.ceiling,
             open_top: window.open_top,
             limit: self.page_limit,
+            page_shown: self.page_shown,
             max_requests: REQUESTS,
         });
         let known = self.witnesses(window).await?;
@@ -36,9 +37,15 @@ impl Pass<'_> {
         let mut stopped = false;
         let mut ahead: Option<Page> = None;
         while let Next::Request(filter) = walk.next() {
-            if ahead.is_none() && self.is_over() {
-                stopped = true;
-                break;
+            if ahead.is_none() {
+                if self.reading_is_over() {
+                    stopped = true;
+                    break;
+                }
+                if !socket.is_usable() && !self.reconnect(socket).await? {
+                    gap = Some((Grade::Unknown, GapReason::Disconnected));
+                    break;
+                }
             }
             let by_ids = !filter.ids.is_empty();
             let page = match ahead.take() {
@@ -46,19 +53,19 @@ impl Pass<'_> {
                 None => self.ask(socket, filter).await,
             };
             let claims = walk.on_page(&page.facts, &page.end);
-            // Who does not answer for ids has said nothing of its timeline.
+            // Who does not answer for ids has said nothing of its timeline; and a page that was too much is asked for in less
+            // time, and stops nothing.
             let refuses_ids = by_ids && matches!(page.end, PageEnd::Closed { .. });
-            gap = (!page.end.is_eose() && !refuses_ids).then(|| (page.end.grade(), page.end.gap()));
+            let goes_on = page.end.is_too_much() && !walk.is_stopped();
+            let ended = !page.end.is_eose() && !refuses_ids && !goes_on;
+            gap = ended.then(|| (page.end.grade(), page.end.gap()));
             let changed = self.overlay(&claims);
             let next = match walk.next() {
-                Next::Request(filter) if socket.is_usable() && !self.is_over() => Some(filter),
+                Next::Request(filter) if socket.is_usable() && !self.reading_is_over() => Some(filter),
                 _ => None,
             };
             ahead = self.store_and_ask(page, changed, socket, next).await?;
             self.note_gone(walk.take_gone()).await?;
-            if ahead.is_none() && !socket.is_usable() && !self.reopen(socket, &mut walk).await? {
-                break;
-            }
         }
         self.until_exclusive = walk.reads_exclusive().unwrap_or(self.until_exclusive);
         let rest = walk.finish(gap.map_or(GapReason::Stopped, |(_, reason)| reason));
@@ -105,7 +112,7 @@ impl Pass<'_> {
     }
 
     /// Stores a page while the next one is on its way: the relay has never more than one request of ours, and no page is
-    /// read ahead before it is the turn of the one in hand.
+    /// read ahead before it is the turn of the one in hand, nor where there is no room for both.
     async fn store_and_ask(
         &mut self,
         page: Page,
@@ -113,11 +120,13 @@ impl Pass<'_> {
         socket: &mut RelaySocket,
         next: Option<Filter>,
     ) -> Result<Option<Page>, JobError> {
-        let Some(filter) = next else {
+        let next = next.map(|filter| self.narrow(filter));
+        let ahead = next.and_then(|filter| self.share_ahead(&filter).map(|share| (filter, share)));
+        let Some((filter, share)) = ahead else {
             self.store_page(page, changed).await?;
             return Ok(None);
         };
-        let (filter, limits) = (self.narrow(filter), self.limits());
+        let limits = self.limits(share.bytes());
         let turn = self.ctx.db.turn().await;
         let stored = async {
             let stored = self.store_now(page, changed).await;
@@ -126,13 +135,15 @@ impl Pass<'_> {
         };
         let asked = async { Ok(socket.fetch(filter, limits).await) };
         let ((), next) = tokio::try_join!(stored, asked)?;
+        self.room.enter(share, &next);
         self.note_asked(&next);
         Ok(Some(next))
     }
 
     /// One request, with what the class of the pass restricts.
     pub(super) async fn ask(&mut self, socket: &mut RelaySocket, filter: Filter) -> Page {
-        let page = socket.fetch(self.narrow(filter), self.limits()).await;
+        let filter = self.narrow(filter);
+        let page = self.fetch(socket, filter).await;
         self.note_asked(&page);
         page
     }
@@ -155,21 +166,16 @@ impl Pass<'_> {
         filter
     }
 
-    /// What one page may cost.
-    pub(super) fn limits(&self) -> Limits {
+    /// What a page of at most so many bytes may cost.
+    pub(super) fn limits(&self, max_bytes: u64) -> Limits {
         let config = &self.ctx.config;
         Limits {
             idle_ms: u64::try_from(config.page_idle.as_millis()).unwrap_or(u64::MAX),
             total_ms: u64::try_from(config.page_total.as_millis()).unwrap_or(u64::MAX),
             max_events: PAGE_EVENTS,
-            max_bytes: PAGE_BYTES,
+            max_bytes,
             max_stray_frames: PAGE_STRAY,
         }
-    }
-
-    /// A new connection for a walk that has more to ask (after an oversize page it asks for less, once).
-    async fn reopen(&self, socket: &mut RelaySocket, walk: &mut Walk) -> Result<bool, JobError> {
-        Ok(matches!(walk.next(), Next::Request(_)) && self.reconnect(socket).await?)
     }
 
     /// A new connection in place of a spent one, where the fleet has a place on that machine.

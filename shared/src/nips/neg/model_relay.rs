@@ -22,6 +22,8 @@ pub(super) struct ModelRelay {
     pub(super) truncates_at: usize,
     /// Claims these too, and serves them never.
     pub(super) invents: Vec<(i64, EventId)>,
+    /// Larger than we take: a page breaks off before one.
+    pub(super) heavy: HashSet<EventId>,
     /// Leaves these seconds out of the comparison.
     pub(super) hides: Option<(i64, i64)>,
     /// From the n-th request on, comparisons end so.
@@ -42,6 +44,8 @@ pub(super) struct Story {
     pub(super) claimed: HashSet<EventId>,
     pub(super) gone: HashSet<EventId>,
     pub(super) unserved: HashSet<EventId>,
+    /// Seconds to be paged.
+    pub(super) aside: Vec<i64>,
     pub(super) comparisons: u32,
     pub(super) pages: u32,
     pub(super) rest: Rest,
@@ -65,6 +69,7 @@ impl ModelRelay {
             refuses_above: usize::MAX,
             truncates_at: usize::MAX,
             invents: Vec::new(),
+            heavy: HashSet::new(),
             hides: None,
             neg_end: None,
             page_end: None,
@@ -111,7 +116,12 @@ impl ModelRelay {
         });
         page.sort_by_key(|(second, id)| (std::cmp::Reverse(*second), id.0));
         page.truncate(self.cap.min(filter.limit.map_or(usize::MAX, |limit| limit as usize)));
-        (PageFacts { seen: page, ..PageFacts::default() }, PageEnd::Eose { hint: None })
+        let mut end = PageEnd::Eose { hint: None };
+        if let Some(place) = page.iter().position(|(_, id)| self.heavy.contains(id)) {
+            end = PageEnd::Oversize;
+            page.truncate(place);
+        }
+        (PageFacts { seen: page, ..PageFacts::default() }, end)
     }
 
     /// Reconciles what `ours` holds of this relay; `archived` is what we hold from elsewhere.
@@ -129,6 +139,7 @@ impl ModelRelay {
             claimed: HashSet::new(),
             gone: HashSet::new(),
             unserved: HashSet::new(),
+            aside: Vec::new(),
             comparisons: 0,
             pages: 0,
             rest: Rest::None,
@@ -171,6 +182,7 @@ impl ModelRelay {
                     planner.on_page(&facts, &end)
                 }
             };
+            story.aside.extend(planner.take_aside());
             story.claims.extend(settled.claims);
             story.held.extend(settled.claimed.iter().map(|(id, _)| *id));
             story.claimed.extend(settled.claimed.iter().map(|(id, _)| *id));

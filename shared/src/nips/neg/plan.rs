@@ -6,10 +6,13 @@
 //!
 //! # Rules of proof
 //! 1. **Windows** go downward from the ceiling. One that holds more than either side compares at once is halved; one
-//!    second of that kind is *partial/dense_second*.
+//!    second of that kind is *partial/dense_second*, and paged by the caller ([`Reconcile::take_aside`]). A relay that
+//!    refuses one second before it compared anything, or [`REFUSED_MAX`] in a row, refuses for another reason than it
+//!    says: the rest is left to paging.
 //! 2. **Ids that only the relay has** are looked up in the archive first: those held become claimed observations
 //!    without download. The others are fetched by id, twice at most, the second time in handfuls; what never comes
-//!    is *unserved*. More of that than one in a hundred, and the window is *partial/not_served*.
+//!    is *unserved*, as is one that is more than we take by itself. More of that than one in a hundred, and the
+//!    comparison is worth nothing: the rest is left to paging, and nothing is *gone*.
 //! 3. **Truncation.** Some relays compare only the newest of a window, and say nothing. One event more asked for from
 //!    the oldest second of the relay's set down shows it: what lies above that second is reconciled, and the next
 //!    window begins there. No progress that way leaves the rest to paging.
@@ -19,7 +22,7 @@
 //! 6. **Any other end** claims nothing.
 //!
 //! # Bound
-//! At most `max_requests` comparisons and pages. An honest relay that compares `c` ids at once and hands out pages
+//! At most `max_requests` comparisons and pages, and [`TOO_MUCH_MAX`] pages that are more than we take. An honest relay that compares `c` ids at once and hands out pages
 //! of `p`: `2·n/c` comparisons and `n/p` pages for `n` ids, and two probes a window.
 
 use super::compare::NegEnd;
@@ -31,6 +34,11 @@ use crate::nips::page::{PageEnd, PageFacts};
 use crate::nips::refusal::CloseClass;
 use crate::nips::walk::{Claim, LATEST_SECOND, SMALLEST_CAP};
 
+/// Seconds in a row that may be refused as too many.
+pub(super) const REFUSED_MAX: u32 = 3;
+/// Pages of one reconciliation that may be more than we take: each costs a connection.
+const TOO_MUCH_MAX: u32 = 100;
+
 /// A reconciliation under way.
 #[derive(Debug)]
 pub struct Reconcile {
@@ -40,6 +48,14 @@ pub struct Reconcile {
     max_requests: u32,
     requests: u32,
     ids_per_page: usize,
+    /// The same, for as long as pages of so many are more than we take.
+    ids_now: usize,
+    too_much: u32,
+    /// Whether the relay compared anything, and how many single seconds it refused since.
+    has_compared: bool,
+    refused: u32,
+    /// A second to be paged.
+    aside: Option<i64>,
     max_items: usize,
     /// Pages of so many events are not cut.
     page_shown: usize,
@@ -60,6 +76,11 @@ impl Reconcile {
             max_requests: spec.max_requests,
             requests: 0,
             ids_per_page: spec.ids_per_page.max(1),
+            ids_now: spec.ids_per_page.max(1),
+            too_much: 0,
+            has_compared: false,
+            refused: 0,
+            aside: None,
             max_items: spec.max_items.max(1),
             page_shown: spec.page_shown.max(SMALLEST_CAP),
             width: None,
@@ -108,6 +129,11 @@ impl Reconcile {
         self.window.need.iter().copied().collect()
     }
 
+    /// A second that is not compared, and is to be paged before anything else is done.
+    pub fn take_aside(&mut self) -> Option<i64> {
+        self.aside.take()
+    }
+
     /// Comparisons and pages so far.
     pub const fn requests(&self) -> u32 {
         self.requests
@@ -139,13 +165,22 @@ impl Reconcile {
         self.requests += 1;
         match end {
             NegEnd::Compared { have, need } => {
+                (self.has_compared, self.refused) = (true, 0);
                 self.window.compared(have, need);
                 if self.window.need.is_empty() {
                     return self.probe();
                 }
                 self.stage = Stage::Lookup;
             }
-            NegEnd::TooMany { .. } if self.window.since == self.window.until => return self.dense(),
+            NegEnd::TooMany { .. } if self.window.since == self.window.until => {
+                self.refused += 1;
+                if !self.has_compared || self.refused >= REFUSED_MAX {
+                    self.leave(Left::Page);
+                    return Settlement::default();
+                }
+                self.aside = Some(self.window.until);
+                return self.dense();
+            }
             NegEnd::TooMany { most } => {
                 let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
                 self.max_items = self.max_items.min(most).max(1);
@@ -221,6 +256,12 @@ impl Reconcile {
         self.stage = Stage::Over;
     }
 
+    /// Nothing is claimed; what was asked for in vain is told.
+    fn leave_to_paging(&mut self) -> Settlement {
+        self.leave(Left::Page);
+        Settlement { unserved: std::mem::take(&mut self.window.unserved), ..Settlement::default() }
+    }
+
     /// One second holds more than can be compared.
     fn dense(&mut self) -> Settlement {
         let second = self.window.until;
@@ -231,7 +272,7 @@ impl Reconcile {
     }
 
     fn fetch_next(&mut self) -> Settlement {
-        self.fetching = self.window.next_ids(self.ids_per_page);
+        self.fetching = self.window.next_ids(self.ids_per_page.min(self.ids_now));
         if self.fetching.is_none() {
             return self.probe();
         }
@@ -240,11 +281,12 @@ impl Reconcile {
     }
 
     fn on_fetched(&mut self, facts: &PageFacts, end: &PageEnd) -> Settlement {
-        let shrunk = (self.ids_per_page / 2).max(1);
+        let (asked, came) = (self.window.asked(), facts.seen.len());
+        let half = (asked / 2).max(1);
         match end {
             PageEnd::Eose { .. } => {
-                let (asked, came) = (self.window.asked(), facts.seen.len());
                 self.page_shown = self.page_shown.max(came);
+                self.ids_now = self.ids_now.saturating_mul(2).min(self.ids_per_page);
                 // Fewer than asked for, yet some: perhaps all that one page holds. Asked for less, it shows.
                 let cut =
                     !self.window.asks_again() && came > 0 && came < asked && self.ids_per_page > SECOND_TRY;
@@ -254,14 +296,23 @@ impl Reconcile {
                 }
                 self.fetch_next()
             }
-            // Too much in one request, or in one answer.
-            PageEnd::Oversize
-            | PageEnd::TooMany
-            | PageEnd::Closed { class: CloseClass::InvalidRequest, .. }
-                if shrunk < self.ids_per_page =>
+            PageEnd::Closed { class: CloseClass::InvalidRequest, .. } if half < asked => {
+                self.ids_per_page = half;
+                self.window.put_back(&facts.seen);
+                self.fetch_next()
+            }
+            // What came is settled; the others are asked for in less, and one that is too much by itself not again.
+            end if end.is_too_much()
+                && self.too_much < TOO_MUCH_MAX
+                && (asked > 1 || *end != PageEnd::TooMany) =>
             {
-                self.ids_per_page = shrunk;
-                self.window.put_back();
+                self.too_much += 1;
+                self.ids_now = half;
+                if asked > 1 {
+                    self.window.put_back(&facts.seen);
+                } else {
+                    self.window.give_up(&facts.seen);
+                }
                 self.fetch_next()
             }
             other => {
@@ -295,6 +346,10 @@ impl Reconcile {
     }
 
     fn on_probed(&mut self, hit: bool, below: bool, end: &PageEnd) -> Settlement {
+        if end.is_too_much() {
+            // Paging finds its way around what is too much.
+            return self.leave_to_paging();
+        }
         if !end.is_eose() && !hit {
             self.leave(Left::Stopped(end.grade(), end.gap()));
             return Settlement::default();
@@ -304,8 +359,7 @@ impl Reconcile {
             return self.probe_gap(if hit { oldest + 1 } else { self.window.since });
         }
         if hit {
-            self.leave(Left::Page);
-            return Settlement::default();
+            return self.leave_to_paging();
         }
         self.settle(self.window.whole)
     }
@@ -318,13 +372,11 @@ impl Reconcile {
             self.leave(Left::Page);
             return Settlement::default();
         }
-        let (grade, reason) = if self.window.is_mostly_hollow() {
-            (Grade::Partial, GapReason::NotServed)
-        } else {
-            (Grade::Reconciled, GapReason::None)
-        };
+        if self.window.is_mostly_hollow() {
+            return self.leave_to_paging();
+        }
         let settlement = Settlement {
-            claims: Claim::over(since, until, grade, reason).into_iter().collect(),
+            claims: Claim::over(since, until, Grade::Reconciled, GapReason::None).into_iter().collect(),
             claimed: Vec::new(),
             gone: self.window.gone(since),
             unserved: std::mem::take(&mut self.window.unserved),

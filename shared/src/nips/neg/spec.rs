@@ -62,6 +62,19 @@ pub enum Rest {
     Stopped { floor: i64, ceiling: i64, grade: Grade, reason: GapReason },
 }
 
+impl Rest {
+    /// The same stretch, given up for this.
+    #[must_use]
+    pub const fn stopped(self, (grade, reason): (Grade, GapReason)) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::Unsupported { floor, ceiling }
+            | Self::Page { floor, ceiling }
+            | Self::Stopped { floor, ceiling, .. } => Self::Stopped { floor, ceiling, grade, reason },
+        }
+    }
+}
+
 /// What is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {

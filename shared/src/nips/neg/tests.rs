@@ -224,7 +224,56 @@ fn a_window_too_large_for_the_relay_is_halved_and_grows_again() {
         &[],
         &HashMap::new(),
     );
-    assert_eq!(story.at(7).map(|claim| claim.reason), Some(GapReason::DenseSecond));
+    assert_eq!(story.rest, Rest::Page { floor: 7, ceiling: 7 }, "it compares nothing at all");
+}
+
+#[test]
+fn a_second_that_is_refused_is_set_aside_and_too_many_of_them_leave_it_to_paging() {
+    let dense = |seconds: std::ops::Range<i64>| {
+        let crowd = seconds.flat_map(|second| std::iter::repeat_n(second, 40));
+        ModelRelay {
+            refuses_above: 30,
+            ..ModelRelay::honest(events_at(crowd.chain(1_000..1_010).chain(100..110)))
+        }
+    };
+    let story = dense(500..502).reconcile(SPEC, &[], &HashMap::new());
+    assert_eq!((story.aside.as_slice(), story.rest), ([501, 500].as_slice(), Rest::None));
+    assert!(story.proves(502) && story.proves(499) && !story.proves(500));
+    let story = dense(500..510).reconcile(SPEC, &[], &HashMap::new());
+    assert_eq!(
+        (story.aside.as_slice(), story.rest),
+        ([509, 508].as_slice(), Rest::Page { floor: 0, ceiling: 507 })
+    );
+    // One that compares nothing is not asked second by second.
+    let refuses = ModelRelay { refuses_above: 0, ..ModelRelay::honest(events_at(0..50)) };
+    let story = ModelRelay { neg_end: Some((0, NegEnd::TooMany { most: None })), ..refuses }.reconcile(
+        SPEC,
+        &[],
+        &HashMap::new(),
+    );
+    assert_eq!(story.rest, Rest::Page { floor: 0, ceiling: 10_000 });
+    assert!(story.comparisons <= 16, "{} comparisons", story.comparisons);
+}
+
+#[test]
+fn what_is_too_much_by_itself_is_unserved_and_costs_nothing_else() {
+    // Nothing in the middle, where the probe asks.
+    let relay = events_at((0..300).map(|n| if n < 150 { n * 10 } else { n * 10 + 3_000 }));
+    let heavy = ModelRelay { heavy: [57, 58, 200].map(id).into(), ..ModelRelay::honest(relay.clone()) };
+    let story = heavy.clone().reconcile(SPEC, &[], &HashMap::new());
+    assert_eq!((story.rest, story.unserved.len()), (Rest::None, 3));
+    assert!((0..=10_000).all(|second| story.proves(second)));
+    assert_eq!(relay.iter().filter(|(_, id)| story.held.contains(id)).count(), 297);
+    assert!(story.pages <= 60, "{} pages", story.pages);
+    // All of it: given up, and paged.
+    let all = ModelRelay { heavy: relay.iter().map(|(_, id)| *id).collect(), ..heavy };
+    let story = all.clone().reconcile(SPEC, &[], &HashMap::new());
+    assert!(
+        !matches!(story.rest, Rest::None) && story.pages <= 110,
+        "{:?}, {} pages",
+        story.rest,
+        story.pages
+    );
 }
 
 #[test]
@@ -236,11 +285,10 @@ fn what_is_claimed_and_never_served_is_told_and_too_much_of_it_is_no_proof() {
     };
     let story = inventing(5).reconcile(ReconcileSpec { max_items: 5_000, ..SPEC }, &[], &HashMap::new());
     assert_eq!((story.unserved.len(), story.proves(100)), (5, true));
-    let story = inventing(60).reconcile(ReconcileSpec { max_items: 5_000, ..SPEC }, &[], &HashMap::new());
-    assert_eq!(
-        story.at(100).map(|claim| (claim.grade, claim.reason)),
-        Some((Grade::Partial, GapReason::NotServed))
-    );
+    let ours = [(100, id(900_000))];
+    let story = inventing(60).reconcile(ReconcileSpec { max_items: 5_000, ..SPEC }, &ours, &HashMap::new());
+    assert_eq!((story.rest, story.claims.len()), (Rest::Page { floor: 0, ceiling: 10_000 }, 0));
+    assert!(story.unserved.len() > 20 && story.gone.is_empty(), "{story:?}");
 }
 
 #[test]

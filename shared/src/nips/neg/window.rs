@@ -80,14 +80,8 @@ impl Window {
     /// Takes a page of them. What did not come is asked for again, and after that is unserved; `cut`: the page may
     /// have been cut, and what did not come was perhaps not its turn.
     pub(super) fn fetched(&mut self, seen: &[(i64, EventId)], cut: bool) {
-        let came: HashMap<EventId, i64> = seen.iter().map(|(second, id)| (*id, *second)).collect();
-        for id in std::mem::take(&mut self.asked) {
-            if let Some(second) = came.get(&id) {
-                self.need.remove(&id);
-                if (self.since..=self.until).contains(second) {
-                    self.set.push((*second, id));
-                }
-            } else if cut {
+        for id in self.missing(seen) {
+            if cut {
                 self.first.push_back(id);
             } else if self.asks_again {
                 self.unserved.push(id);
@@ -97,12 +91,35 @@ impl Window {
         }
     }
 
-    /// Puts back what was asked for and not answered.
-    pub(super) fn put_back(&mut self) {
+    /// Takes what came of a page that did not end well, and puts back the others, in front.
+    pub(super) fn put_back(&mut self, seen: &[(i64, EventId)]) {
+        let missing = self.missing(seen);
         let queue = if self.asks_again { &mut self.second } else { &mut self.first };
-        for id in self.asked.drain(..).rev() {
+        for id in missing.into_iter().rev() {
             queue.push_front(id);
         }
+    }
+
+    /// What does not come of this page is unserved.
+    pub(super) fn give_up(&mut self, seen: &[(i64, EventId)]) {
+        let missing = self.missing(seen);
+        self.unserved.extend(missing);
+    }
+
+    /// Takes what came of what was asked for; the rest of that.
+    fn missing(&mut self, seen: &[(i64, EventId)]) -> Vec<EventId> {
+        let came: HashMap<EventId, i64> = seen.iter().map(|(second, id)| (*id, *second)).collect();
+        let mut missing = std::mem::take(&mut self.asked);
+        missing.retain(|id| {
+            if let Some(second) = came.get(id) {
+                self.need.remove(id);
+                if (self.since..=self.until).contains(second) {
+                    self.set.push((*second, *id));
+                }
+            }
+            !came.contains_key(id)
+        });
+        missing
     }
 
     pub(super) fn asked(&self) -> usize {

@@ -3,7 +3,8 @@
 use super::model_relay::{ModelRelay, events_at, id};
 use super::*;
 
-const SPEC: WalkSpec = WalkSpec { floor: 0, ceiling: 1_000, open_top: true, limit: 50, max_requests: 100 };
+const SPEC: WalkSpec =
+    WalkSpec { floor: 0, ceiling: 1_000, open_top: true, limit: 50, page_shown: 0, max_requests: 100 };
 
 fn mute(serves_ids: bool) -> ModelRelay {
     let mut relay = ModelRelay::honest(20, events_at((0..30).map(|n| 900 - n * 10)));

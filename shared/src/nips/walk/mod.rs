@@ -19,10 +19,12 @@
 //!    [`INVERSIONS_SPARE`] + 1 % of the page) shows that order means nothing here: all above is taken back
 //!    ([`Claim::overrides_proof`]), and order proves nothing for the rest of the walk.
 //! 3. **One second.** A page that holds only second `f` is no progress. The next request asks below it,
-//!    `until: f-1`. Events there show that the page was cut inside `f`: `[f, f]` is *partial/dense_second* and
-//!    the walk goes on older. Nothing there: `f` is whole unless the page may have been full: it has as many
-//!    frames as were asked for, or as the smallest page of this walk shown to be cut (a page is shown to be
-//!    cut when the next one brings something older or new), or, when none was, [`SMALLEST_CAP`].
+//!    `until: f-1`. Events there show that the page was cut inside `f`: `[f, f]` is *partial/dense_second*, with
+//!    [`Claim::overrides_proof`], since what proved it before was a page that was not cut, and the walk goes on
+//!    older. Nothing there: `f` is whole unless the page may have been full: it has as many frames as were asked
+//!    for, or as the smallest page of this walk shown to be cut (a page is shown to be cut when the next one
+//!    brings something older or new), or, when none was, as the largest page that the relay is known to have
+//!    served ([`WalkSpec::page_shown`]), at least [`SMALLEST_CAP`].
 //! 4. **Drained.** An empty page and EOSE below the oldest event seen: `[floor, f]` is *walked*. So is a
 //!    window that never showed an event. An empty page with the hint `more` is *partial/not_served*.
 //! 5. **Finish.** The hint `finish` is a claim: the next page, asked as ever, must bring nothing new and not be
@@ -36,7 +38,12 @@
 //!    neighbouring events of a page proved by order or by `finish` is asked alone. An event in it was hidden:
 //!    the page's span becomes *partial/not_served*, with [`Claim::overrides_proof`].
 //! 9. **Any other end** settles nothing and stops the walk; the rest is *refused* or *unknown* with the
-//!    end's reason. The one retry: the first oversize page is asked again with half the limit.
+//!    end's reason. But for a page that was more than we take, or took too long as a whole: it is asked for again in
+//!    less time, above what came last, or half of it, down to one second. One that is too much by itself is *partial*
+//!    with the end's reason, and the walk goes on older; beyond eight of them in a row 2, 4, 8 seconds and so on are
+//!    passed over at once, up to nine minutes. More than that, three before any page ended well, or more than
+//!    [`FAILURES_MAX`] such pages stop the walk like any other end (`narrow.rs`). In a window so shortened these rules
+//!    hold with its lowest second for the floor.
 //! 10. **Exclusive `until`.** NIP-01 has `until` inclusive; some relay programs serve `created_at < until`. An
 //!     event of the very second `until` shows that it is inclusive: from there on it is sent as meant. The
 //!     first page whose frontier second has known events is the test. If it brings none of that second, it
@@ -56,13 +63,15 @@
 //!     stopped before it can ask leaves these stretches *unknown*.
 //!
 //! # Bound
-//! Requests ≤ `3·s + 7` and ≤ `max_requests`, where `s` is the number of distinct seconds in which the relay
-//! delivered anything: each second is the frontier once, and costs a page, a look below and (while no order
-//! is shown) a look above; beside these, the first page, one more from the ceiling, one oversize retry, one
-//! probe, one request by ids, one failed test of `until` and one page asked again as meant. A relay that answers newest first in
-//! pages of `c`, never more than `k < c` events in one second, takes ≤ `events / (c - k) + 7`, however it
-//! reads `until`.
+//! Requests ≤ `max_requests`, and without pages that were too much (rule 9) ≤ `3·s + 7`, where `s` is the number of
+//! distinct seconds in which the relay delivered anything: each second is the frontier once, and costs a page, a
+//! look below and (while no order is shown) a look above; beside these, the first page, one more from the ceiling,
+//! one probe, one request by ids, one failed test of `until` and one page asked again as meant. With `t` ≤
+//! [`FAILURES_MAX`] pages that were too much, ≤ `5·s + 70·t + 7`: after each, windows double until they reach the floor, at
+//! most 32 times, and an empty one costs two requests where `until` is raised. A relay that answers newest first in pages of
+//! `c`, never more than `k < c` events in one second, takes ≤ `events / (c - k) + 7`, however it reads `until`.
 
+mod narrow;
 mod rules;
 mod spec;
 mod view;
@@ -70,6 +79,7 @@ mod witness;
 
 use std::collections::HashSet;
 
+use self::narrow::Narrow;
 use self::spec::{Ask, Order, Reading, Suspect};
 use self::view::PageView;
 use self::witness::Witnesses;
@@ -77,6 +87,7 @@ use super::filter::Filter;
 use super::page::{PageEnd, PageFacts};
 use crate::models::{EventId, GapReason, Grade};
 
+pub use self::narrow::FAILURES_MAX;
 pub use self::spec::{Claim, Next, WalkSpec};
 pub use self::view::MISMATCH_MAX;
 
@@ -98,6 +109,7 @@ pub struct Walk {
     floor: i64,
     ceiling: i64,
     limit: u32,
+    page_shown: usize,
     max_requests: u32,
     requests: u32,
     /// What the walk needs next; `None` once it is through or stopped.
@@ -117,7 +129,7 @@ pub struct Walk {
     order: Order,
     reading: Reading,
     suspect: Option<Suspect>,
-    halved: bool,
+    narrow: Narrow,
     stopped: Option<(Grade, GapReason)>,
     witnesses: Witnesses,
 }
@@ -132,6 +144,7 @@ impl Walk {
             floor,
             ceiling,
             limit: spec.limit.max(1),
+            page_shown: spec.page_shown.max(SMALLEST_CAP),
             max_requests: spec.max_requests,
             requests: 0,
             plan: (floor <= ceiling).then_some(first),
@@ -145,7 +158,7 @@ impl Walk {
             order: Order::Unshown,
             reading: Reading::Untested,
             suspect: None,
-            halved: false,
+            narrow: Narrow::default(),
             stopped: None,
             witnesses: Witnesses::default(),
         }
@@ -213,24 +226,29 @@ impl Walk {
             return self.stop(Grade::Partial, GapReason::IgnoresFilter);
         }
         match end {
-            PageEnd::Eose { hint } => match ask {
-                // still untested: nothing of the second `until` came
-                Ask::Page { .. } if self.tests_until(ask) => {
-                    self.reading = Reading::Raised;
-                    self.plan = Some(ask);
-                    Vec::new()
-                }
-                Ask::Above { low } => self.on_above(&page, low),
-                _ => self.on_eose(ask, &page, *hint),
-            },
-            PageEnd::Oversize if !self.halved && self.limit > 1 => {
-                self.halved = true;
-                self.limit /= 2;
-                self.plan = Some(ask);
-                Vec::new()
+            PageEnd::Eose { hint } => {
+                self.narrow.went_well(page.frames);
+                let mut claims = self.passed_over();
+                claims.extend(match ask {
+                    // still untested: nothing of the second `until` came
+                    Ask::Page { .. } if self.tests_until(ask) => {
+                        self.reading = Reading::Raised;
+                        self.plan = Some(ask);
+                        Vec::new()
+                    }
+                    Ask::Above { low } => self.on_above(&page, low),
+                    _ => self.on_eose(ask, &page, *hint),
+                });
+                claims
             }
+            end if end.is_too_much() => self.on_too_much(ask, &page, end),
             other => self.stop(other.grade(), other.gap()),
         }
+    }
+
+    /// Whether the relay's last answer ended the walk before all was settled.
+    pub const fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
     }
 
     /// Accounts for what is unsettled: with the walk's own reason if it stopped or ran out of requests, else
@@ -243,7 +261,7 @@ impl Walk {
             None => (Grade::Unknown, reason_if_stopped),
         };
         let unasked = self.witnesses.take_back(Grade::Unknown, reason);
-        Claim::over(self.floor, self.frontier, grade, reason).into_iter().chain(unasked).collect()
+        Claim::over(self.floor, self.unclaimed(), grade, reason).into_iter().chain(unasked).collect()
     }
 
     fn choose(&mut self) -> Option<Ask> {
@@ -265,8 +283,8 @@ impl Walk {
     /// First second, last second (`None` for the open top) and limit of a request, as meant.
     fn window(&self, ask: Ask) -> (i64, Option<i64>, u32) {
         match ask {
-            Ask::Page { until } => (self.floor, until, self.limit),
-            Ask::Below { .. } => (self.floor, Some(self.frontier - 1), self.limit),
+            Ask::Page { until } => (self.low(), until, self.limit),
+            Ask::Below { .. } => (self.low(), Some(self.frontier - 1), self.limit),
             Ask::Above { low } => (low + 1, Some(self.frontier), self.limit),
             Ask::Gap(Suspect { gap: (since, until), .. }) => (since, Some(until), 1),
             Ask::Known => (self.floor, None, self.limit),
@@ -296,9 +314,11 @@ impl Walk {
 }
 
 #[cfg(test)]
+mod heavy;
+#[cfg(test)]
 mod known;
 #[cfg(test)]
-mod model_relay;
+pub(crate) mod model_relay;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

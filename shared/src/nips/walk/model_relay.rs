@@ -11,7 +11,7 @@ use crate::nips::{EoseHint, Filter, PageEnd, PageFacts};
 const RUNAWAY: usize = 5_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
+pub(crate) enum Order {
     NewestFirst,
     OldestFirst,
     /// Any `cap` of the matches, in no order (and visibly so wherever something is left out).
@@ -19,7 +19,7 @@ pub(super) enum Order {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hint {
+pub(crate) enum Hint {
     None,
     Honest,
     /// Says `finish` whatever it left out.
@@ -28,7 +28,7 @@ pub(super) enum Hint {
 
 /// What a relay ignores of a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ignores {
+pub(crate) enum Ignores {
     Nothing,
     Until,
     Limit,
@@ -36,64 +36,70 @@ pub(super) enum Ignores {
 
 /// From the n-th request on (the first is 0) the relay ends pages so, after half of the page.
 #[derive(Debug, Clone)]
-pub(super) struct Failure {
-    pub(super) at: u32,
-    pub(super) end: PageEnd,
+pub(crate) struct Failure {
+    pub(crate) at: u32,
+    pub(crate) end: PageEnd,
 }
 
 #[derive(Debug, Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a behaviour of its own")]
-pub(super) struct ModelRelay {
-    pub(super) events: Vec<(i64, EventId)>,
-    pub(super) cap: usize,
+pub(crate) struct ModelRelay {
+    pub(crate) events: Vec<(i64, EventId)>,
+    pub(crate) cap: usize,
     /// Asked for more than the cap, it gives a quarter of it (eventstore).
-    pub(super) quarters: bool,
-    pub(super) order: Order,
-    pub(super) ignores: Ignores,
+    pub(crate) quarters: bool,
+    pub(crate) order: Order,
+    pub(crate) ignores: Ignores,
     /// Takes `until` as exclusive.
-    pub(super) until_exclusive: bool,
+    pub(crate) until_exclusive: bool,
     /// Answers nothing where `since` or `until` is no smaller.
-    pub(super) bounds_below: i64,
+    pub(crate) bounds_below: i64,
     /// Serves no event a second time (as a moving archive would).
-    pub(super) forgets: bool,
-    pub(super) served: HashSet<EventId>,
-    pub(super) hint: Hint,
+    pub(crate) forgets: bool,
+    pub(crate) served: HashSet<EventId>,
+    pub(crate) hint: Hint,
     /// Hides these seconds from a REQ that goes down to 0.
-    pub(super) hides: Option<(i64, i64)>,
-    pub(super) failure: Option<Failure>,
-    pub(super) asked: u32,
+    pub(crate) hides: Option<(i64, i64)>,
+    pub(crate) failure: Option<Failure>,
+    pub(crate) asked: u32,
     /// Of so many events one cannot be read, by its number: not even its time where that is even. 0: all can be read.
-    pub(super) garbles: usize,
+    pub(crate) garbles: usize,
+    /// Events that are larger than we take: the page breaks off before one.
+    pub(crate) heavy: HashSet<EventId>,
+    /// Events that we take in one page.
+    pub(crate) takes: usize,
     /// A subset's disorder is visible among the events up to here.
-    pub(super) disorder_shows_up_to: i64,
+    pub(crate) disorder_shows_up_to: i64,
     /// Of so many requests for a stretch of time about one is answered by EOSE at once. 0: none.
-    pub(super) mutes: u64,
+    pub(crate) mutes: u64,
     /// Nor are requests by ids served.
-    pub(super) mutes_ids: bool,
+    pub(crate) mutes_ids: bool,
 }
 
 /// A walk's whole story.
 #[derive(Debug)]
-pub(super) struct Story {
-    pub(super) claims: Vec<Claim>,
-    pub(super) delivered: HashSet<EventId>,
+pub(crate) struct Story {
+    pub(crate) claims: Vec<Claim>,
+    pub(crate) delivered: HashSet<EventId>,
     /// What the pages put in doubt, which their caller keeps from proof.
-    pub(super) doubts: Vec<(i64, i64)>,
-    pub(super) filters: Vec<Filter>,
+    pub(crate) doubts: Vec<(i64, i64)>,
+    pub(crate) filters: Vec<Filter>,
     /// Witnesses found to be gone.
-    pub(super) gone: Vec<(i64, EventId)>,
+    pub(crate) gone: Vec<(i64, EventId)>,
     /// Distinct seconds in which anything was delivered.
-    pub(super) seconds: usize,
+    pub(crate) seconds: usize,
+    /// Pages that were too much.
+    pub(crate) failed: usize,
 }
 
-pub(super) fn id(number: usize) -> EventId {
+pub(crate) fn id(number: usize) -> EventId {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&number.to_be_bytes());
     EventId(bytes)
 }
 
 /// Events at these seconds, with ids of their own.
-pub(super) fn events_at(seconds: impl IntoIterator<Item = i64>) -> Vec<(i64, EventId)> {
+pub(crate) fn events_at(seconds: impl IntoIterator<Item = i64>) -> Vec<(i64, EventId)> {
     seconds.into_iter().enumerate().map(|(number, second)| (second, id(number))).collect()
 }
 
@@ -104,7 +110,7 @@ fn scramble(seed: u64, event: EventId) -> u64 {
 
 impl ModelRelay {
     /// Newest first, at most `cap` a page.
-    pub(super) fn honest(cap: usize, events: Vec<(i64, EventId)>) -> Self {
+    pub(crate) fn honest(cap: usize, events: Vec<(i64, EventId)>) -> Self {
         Self {
             events,
             cap,
@@ -120,6 +126,8 @@ impl ModelRelay {
             failure: None,
             asked: 0,
             garbles: 0,
+            heavy: HashSet::new(),
+            takes: usize::MAX,
             disorder_shows_up_to: i64::MAX,
             mutes: 0,
             mutes_ids: false,
@@ -127,7 +135,7 @@ impl ModelRelay {
     }
 
     /// The page size for a `limit`.
-    pub(super) fn page_size(&self, limit: u32) -> usize {
+    pub(crate) fn page_size(&self, limit: u32) -> usize {
         let asked = usize::try_from(limit).unwrap();
         match self.ignores {
             Ignores::Limit => usize::MAX,
@@ -155,12 +163,12 @@ impl ModelRelay {
     }
 
     /// Whether this one cannot be read, and if so whether its time can.
-    pub(super) fn garbled(&self, event: EventId) -> Option<bool> {
+    pub(crate) fn garbled(&self, event: EventId) -> Option<bool> {
         let number = usize::from_be_bytes(event.0[..8].try_into().unwrap());
         (self.garbles > 0 && number.is_multiple_of(self.garbles)).then_some(!number.is_multiple_of(2))
     }
 
-    pub(super) fn answer(&mut self, filter: &Filter) -> (PageFacts, PageEnd) {
+    pub(crate) fn answer(&mut self, filter: &Filter) -> (PageFacts, PageEnd) {
         let mut page: Vec<_> =
             self.events.iter().copied().filter(|&(second, _)| self.serves(second, filter)).collect();
         page.retain(|(_, id)| filter.ids.is_empty() || filter.ids.contains(id));
@@ -187,6 +195,14 @@ impl ModelRelay {
             end = failure.end.clone();
             page.truncate(page.len() / 2);
         }
+        if let Some(place) = page.iter().position(|(_, id)| self.heavy.contains(id)) {
+            end = PageEnd::Oversize;
+            page.truncate(place);
+        }
+        if page.len() > self.takes {
+            end = PageEnd::TooMany;
+            page.truncate(self.takes);
+        }
         self.asked += 1;
         if self.forgets {
             self.served.extend(page.iter().map(|&(_, id)| id));
@@ -212,12 +228,12 @@ impl ModelRelay {
     }
 
     /// Walks the relay to the end; panics if the walk runs away or lets a page without EOSE prove anything.
-    pub(super) fn walk(&mut self, spec: WalkSpec) -> Story {
+    pub(crate) fn walk(&mut self, spec: WalkSpec) -> Story {
         self.walk_knowing(spec, Vec::new(), false)
     }
 
     /// The same, of a relay that is known to have had these.
-    pub(super) fn walk_knowing(
+    pub(crate) fn walk_knowing(
         &mut self,
         spec: WalkSpec,
         known: Vec<(i64, EventId)>,
@@ -232,6 +248,7 @@ impl ModelRelay {
             filters: Vec::new(),
             gone: Vec::new(),
             seconds: 0,
+            failed: 0,
         };
         let mut seconds = HashSet::new();
         while let Next::Request(filter) = walk.next() {
@@ -241,6 +258,7 @@ impl ModelRelay {
             seconds.extend(facts.in_wire_order().flatten().map(|(second, _)| second));
             story.doubts.extend(&facts.doubts);
             story.filters.push(filter);
+            story.failed += usize::from(end.is_too_much());
             let claims = walk.on_page(&facts, &end);
             assert!(end.is_eose() || !claims.iter().any(|claim| claim.grade.is_proof()), "{end:?} proved");
             story.claims.extend(claims);
@@ -255,7 +273,7 @@ impl ModelRelay {
 
 impl Story {
     /// What a store that overlays the claims in order holds of one second.
-    pub(super) fn at(&self, second: i64) -> Option<Claim> {
+    pub(crate) fn at(&self, second: i64) -> Option<Claim> {
         let mut known: Option<Claim> = None;
         for claim in self.claims.iter().filter(|claim| (claim.since..=claim.until).contains(&second)) {
             let keeps = known.is_some_and(|known| known.grade.is_proof());
@@ -266,12 +284,12 @@ impl Story {
         known
     }
 
-    pub(super) fn proves(&self, second: i64) -> bool {
+    pub(crate) fn proves(&self, second: i64) -> bool {
         let doubted = self.doubts.iter().any(|(low, high)| (*low..=*high).contains(&second));
         !doubted && self.at(second).is_some_and(|claim| claim.grade.is_proof())
     }
 
-    pub(super) fn reason(&self, second: i64) -> Option<GapReason> {
+    pub(crate) fn reason(&self, second: i64) -> Option<GapReason> {
         self.at(second).map(|claim| claim.reason)
     }
 }

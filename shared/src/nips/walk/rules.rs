@@ -5,7 +5,7 @@
 
 use super::spec::{Ask, Claim, Order, Suspect};
 use super::view::PageView;
-use super::{INVERSIONS_SPARE, SMALLEST_CAP, Walk};
+use super::{INVERSIONS_SPARE, Walk};
 use crate::models::{GapReason, Grade};
 use crate::nips::EoseHint;
 
@@ -24,7 +24,8 @@ impl Walk {
         let mut claims = Vec::new();
         if let Ask::Below { flaw } = ask {
             let flaw = flaw.unwrap_or(GapReason::DenseSecond);
-            claims.extend(Claim::over(self.frontier, self.frontier, Grade::Partial, flaw));
+            let cut = Claim::over(self.frontier, self.frontier, Grade::Partial, flaw);
+            claims.extend(cut.map(Claim::overriding));
             self.frontier -= 1;
             self.boundary.clear();
         }
@@ -47,7 +48,7 @@ impl Walk {
 
     fn may_be_full(&self, page: &PageView) -> bool {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
-        page.frames >= limit.min(self.smallest_cut.unwrap_or(SMALLEST_CAP))
+        page.frames >= limit.min(self.smallest_cut.unwrap_or(self.page_shown))
     }
 
     fn on_empty(&mut self, ask: Ask, page: &PageView, hint: Option<EoseHint>) -> Vec<Claim> {
@@ -93,7 +94,7 @@ impl Walk {
 
     /// Nothing is below the floor, so there the look is spared.
     fn look_below(&mut self, flaw: Option<GapReason>) -> Vec<Claim> {
-        if self.frontier <= self.floor {
+        if self.frontier <= self.low() {
             return self.drain(flaw);
         }
         self.plan = Some(Ask::Below { flaw });
@@ -199,16 +200,17 @@ impl Walk {
             Some(top) => (Grade::Finished, top),
             None => (Grade::Walked, self.frontier),
         };
-        let second = self.frontier;
-        self.frontier = self.floor - 1;
+        let (second, low) = (self.frontier, self.low());
+        self.frontier = low - 1;
         self.plan = None;
+        self.go_below();
         let Some(flaw) = flaw else {
-            return Claim::over(self.floor, top, grade, GapReason::None).into_iter().collect();
+            return Claim::over(low, top, grade, GapReason::None).into_iter().collect();
         };
         [
             Claim::over(second + 1, top, grade, GapReason::None),
             Claim::over(second, second, Grade::Partial, flaw),
-            Claim::over(self.floor, second - 1, grade, GapReason::None),
+            Claim::over(low, second - 1, grade, GapReason::None),
         ]
         .into_iter()
         .flatten()

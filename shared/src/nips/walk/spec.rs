@@ -14,6 +14,8 @@ pub struct WalkSpec {
     pub open_top: bool,
     /// Events asked for per page; at least 1.
     pub limit: u32,
+    /// Events of the largest page this relay is known to have served to such a request; 0 where none is.
+    pub page_shown: usize,
     /// Most requests of the walk.
     pub max_requests: u32,
 }
@@ -38,7 +40,7 @@ pub struct Claim {
     pub grade: Grade,
     /// Why it is worth no more; `None` for a proof.
     pub reason: GapReason,
-    /// The claim takes back a proof of this very walk, and is written over it.
+    /// The claim takes back a proof, of this walk or an earlier one, and is written over it.
     pub overrides_proof: bool,
 }
 

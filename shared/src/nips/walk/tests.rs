@@ -4,7 +4,8 @@ use super::model_relay::{Failure, Hint, Ignores, ModelRelay, Order, events_at, i
 use super::*;
 use crate::nips::{CloseClass, EoseHint};
 
-const SPEC: WalkSpec = WalkSpec { floor: 0, ceiling: 1_000, open_top: true, limit: 50, max_requests: 100 };
+const SPEC: WalkSpec =
+    WalkSpec { floor: 0, ceiling: 1_000, open_top: true, limit: 50, page_shown: 0, max_requests: 100 };
 
 fn walked(since: i64, until: i64) -> Claim {
     Claim::over(since, until, Grade::Walked, GapReason::None).unwrap()
@@ -55,7 +56,7 @@ fn a_few_events_in_one_second_are_no_alarm() {
 fn a_dense_second_is_a_gap_of_one_second_and_the_walk_goes_on() {
     let seconds = (490..500).chain(std::iter::repeat_n(500, 60)).chain(501..510);
     let story = ModelRelay::honest(20, events_at(seconds)).walk(SPEC);
-    assert_eq!(story.at(500), Some(gap(500, 500, Grade::Partial, GapReason::DenseSecond)));
+    assert_eq!(story.at(500), Some(gap(500, 500, Grade::Partial, GapReason::DenseSecond).overriding()));
     assert!((0..=1_000).all(|second| second == 500 || story.proves(second)));
 }
 
@@ -182,7 +183,6 @@ fn any_end_but_eose_leaves_the_rest_with_its_reason() {
         (PageEnd::Auth, Grade::Refused, GapReason::AuthRequired),
         (PageEnd::Timeout { idle: true }, Grade::Unknown, GapReason::Timeout),
         (PageEnd::Disconnected, Grade::Unknown, GapReason::Disconnected),
-        (PageEnd::TooMany, Grade::Unknown, GapReason::Oversize),
         (PageEnd::Violation, Grade::Unknown, GapReason::Protocol),
     ];
     for (end, grade, reason) in table {
@@ -195,13 +195,41 @@ fn any_end_but_eose_leaves_the_rest_with_its_reason() {
 }
 
 #[test]
-fn an_oversize_page_is_asked_again_once_with_half_the_limit() {
-    let mut relay = ModelRelay::honest(20, events_at(0..100));
-    relay.failure = Some(Failure { at: 1, end: PageEnd::Oversize });
-    let story = relay.walk(SPEC);
-    let asked: Vec<_> = story.filters.iter().map(|filter| (filter.until, filter.limit)).collect();
-    assert_eq!(asked, [(None, Some(50)), (Some(80), Some(50)), (Some(80), Some(25))]);
-    assert_eq!(story.at(80), Some(gap(0, 80, Grade::Unknown, GapReason::Oversize)));
+fn a_second_found_to_be_cut_is_no_proof_any_more() {
+    // Only what is below the page shows it; what is merely suspect takes nothing back.
+    let mut walk = Walk::new(WalkSpec { ceiling: 500, open_top: false, ..SPEC });
+    let eose = PageEnd::Eose { hint: None };
+    let page = |seconds: Vec<i64>| PageFacts { seen: events_at(seconds), ..PageFacts::default() };
+    walk.next();
+    assert!(walk.on_page(&page(vec![500; 20]), &eose).is_empty());
+    walk.next();
+    let mut below = page([vec![500; 20], vec![499, 498]].concat());
+    below.seen.drain(..20);
+    let cut = gap(500, 500, Grade::Partial, GapReason::DenseSecond).overriding();
+    assert_eq!(walk.on_page(&below, &eose), [cut, walked(499, 499)]);
+    let story = ModelRelay::honest(20, events_at(std::iter::repeat_n(0, 20))).walk(SPEC);
+    assert!(story.claims.iter().all(|claim| !claim.overrides_proof));
+}
+
+#[test]
+fn a_lone_second_is_whole_below_the_largest_page_the_relay_has_served() {
+    let second = WalkSpec { floor: 500, ceiling: 500, open_top: false, limit: 500, ..SPEC };
+    for (events, page_shown, proved) in [
+        (9, 0, true),
+        (12, 0, false),
+        (12, 500, true),
+        (499, 500, true),
+        (500, 500, false),
+        (120, 100, false),
+    ] {
+        let story = ModelRelay::honest(500, events_at(std::iter::repeat_n(500, events)))
+            .walk(WalkSpec { page_shown, ..second });
+        assert_eq!(story.proves(500), proved, "{events} events, pages of {page_shown} were seen");
+    }
+    // What this walk shows to be cut counts for more than what was measured once.
+    let seconds = std::iter::repeat_n(500, 20).chain(501..540);
+    let story = ModelRelay::honest(20, events_at(seconds)).walk(WalkSpec { page_shown: 500, ..SPEC });
+    assert!(!story.proves(500));
 }
 
 #[test]

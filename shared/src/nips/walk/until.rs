@@ -3,7 +3,8 @@
 use super::model_relay::{ModelRelay, events_at};
 use super::*;
 
-const SPEC: WalkSpec = WalkSpec { floor: 0, ceiling: 1_000, open_top: true, limit: 50, max_requests: 100 };
+const SPEC: WalkSpec =
+    WalkSpec { floor: 0, ceiling: 1_000, open_top: true, limit: 50, page_shown: 0, max_requests: 100 };
 
 fn exclusive(cap: usize, seconds: impl IntoIterator<Item = i64>) -> ModelRelay {
     ModelRelay { until_exclusive: true, ..ModelRelay::honest(cap, events_at(seconds)) }

@@ -93,6 +93,14 @@ impl PageView {
         self.entries.iter().filter(|&&(at, _)| at == second).map(|&(_, id)| id).collect()
     }
 
+    /// The seconds of the events that `known` does not hold, newest first.
+    pub(super) fn seconds_beside(&self, known: &HashSet<EventId>) -> Vec<i64> {
+        let beside = self.entries.iter().filter(|(_, id)| !known.contains(id));
+        let mut seconds: Vec<i64> = beside.map(|&(second, _)| second).collect();
+        seconds.sort_unstable_by(|a, b| b.cmp(a));
+        seconds
+    }
+
     /// Whether an event is here that `known` does not hold.
     pub(super) fn brings_new(&self, known: &HashSet<EventId>) -> bool {
         self.entries.iter().any(|(_, id)| !known.contains(id))

@@ -1,0 +1,229 @@
+//! What becomes of a pass that ends before its work does: a value the database refuses, time that is over, a request that is
+//! refused or not answered, a relay that serves any part of what it has.
+
+use std::time::Duration;
+
+use shared::jobs::{Attempt, Ctx, Handler as _, JobsConfig, PageRoom};
+use shared::models::JobKind;
+use tests::factory::Factory;
+use tests::pg::Role;
+use tests::scripted::{Answer, Script};
+use tokio_util::sync::CancellationToken;
+
+use super::jobs::{config, context};
+use super::proof::{RESTED, gaps, held, second, start, sync};
+use super::support::{claim_one, migrated, value};
+
+/// All of a timeline: its end stands still between two passes.
+fn whole() -> JobsConfig {
+    JobsConfig { archive_days: None, ..config() }
+}
+
+#[tokio::test]
+async fn a_value_that_the_database_refuses_costs_its_second_and_stops_nothing() {
+    let Some(test) = migrated().await else { return };
+    test.execute("ALTER TABLE event ADD CONSTRAINT poison CHECK (content <> 'poison')").await;
+    let ctx = context(&test, config());
+    let factory = Factory::new(212);
+    let mut events = factory.events(300);
+    let at = [second(&events[120]) - 7, second(&events[200]) - 7];
+    events.extend(at.iter().map(|at| factory.sign(1, 1, vec![], "poison", *at)));
+    let (_relay, url) = start(&ctx, Script::honest(&events, 100)).await;
+    let report = sync(&ctx, &url).await;
+    assert_eq!((&report["new_events"], &report["quarantined"]), (&300.into(), &2.into()), "{report}");
+    assert_eq!(report["end"], "up to date", "{report}");
+    let [newer, older] = at;
+    assert_eq!(gaps(&test).await, format!("partial/quarantined {older}+1, partial/quarantined {newer}+1"));
+    let kept = value(
+        &test,
+        "SELECT count(*) || ' ' || count(*) FILTER (WHERE reason LIKE '%poison%') FROM event_quarantine",
+    )
+    .await;
+    assert_eq!(kept, "2 2");
+    // The row that was at fault is taken once the database takes it.
+    test.execute("ALTER TABLE event DROP CONSTRAINT poison").await;
+    test.execute(&format!(
+        "UPDATE coverage SET observed_at = observed_at - {RESTED} WHERE reason = 'quarantined'"
+    ))
+    .await;
+    sync(&ctx, &url).await;
+    assert_eq!((held(&test).await.as_str(), gaps(&test).await.as_str()), ("302", ""));
+}
+
+#[tokio::test]
+async fn a_pass_whose_time_is_over_goes_on_exactly_there() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(
+        &test,
+        JobsConfig { rescan: Duration::ZERO, sync_time_box: Duration::from_millis(700), ..whole() },
+    );
+    let events = Factory::new(213).events(400);
+    let script = Script { answer: Answer::LateEose(150), ..Script::honest(&events, 50) };
+    let (relay, url) = start(&ctx, script).await;
+    let mut passes = 0;
+    let mut last: Option<i64> = None;
+    loop {
+        let before = relay.counts().reqs;
+        let report = sync(&ctx, &url).await;
+        passes += 1;
+        if let Some(last) = last {
+            // The second request looks below what is proved: the first one at what came since.
+            let asked = &relay.requests()[usize::try_from(before).unwrap() + 1];
+            let until = asked["until"].as_i64().unwrap();
+            assert!((last - 1..=last + 1).contains(&until), "asked {asked} where {last} is the oldest proof");
+        }
+        if report["end"] == "up to date" {
+            break;
+        }
+        assert_eq!(report["end"], "more to read", "{report}");
+        assert!(passes < 20, "{report}");
+        let oldest = value(&test, "SELECT min(since_at)::text FROM coverage WHERE grade = 'walked'").await;
+        last = oldest.parse::<i64>().ok().filter(|oldest| *oldest > 0).map(|oldest| oldest - 1);
+        if last.is_none() {
+            // All that is left is to look whether something was hidden.
+            continue;
+        }
+        let mut rest = value(
+            &test,
+            "SELECT string_agg(grade || '/' || reason, ',') FROM coverage WHERE grade <> 'walked'",
+        )
+        .await;
+        rest.truncate(15);
+        assert_eq!(rest, "unknown/stopped");
+    }
+    assert!(passes > 2, "{passes} passes");
+    assert_eq!((held(&test).await.as_str(), gaps(&test).await.as_str()), ("400", ""));
+    assert!(relay.counts().events_sent <= 500, "{:?}", relay.counts());
+}
+
+#[tokio::test]
+async fn a_request_refused_at_any_place_costs_what_is_older_and_the_next_pass_reads_that() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, whole());
+    let events = Factory::new(214).events(200);
+    for refused in 1..=7 {
+        let script = Script::honest(&events, 50).closing(refused, "error: not now");
+        let (_relay, url) = start(&ctx, script).await;
+        let report = sync(&ctx, &url).await;
+        let gap = gaps(&test).await;
+        assert_eq!(
+            report["end"],
+            if gap.is_empty() { "up to date" } else { "interrupted" },
+            "{refused}: {report}"
+        );
+        assert!(
+            gap.is_empty() || gap.starts_with("unknown/closed ") && !gap.contains(','),
+            "{refused}: {gap}"
+        );
+        assert!(refused > 4 || !gap.is_empty(), "{refused}");
+        let share = sync(&ctx, &url).await["proved_share"].clone();
+        assert_eq!((share, gaps(&test).await.as_str()), (1.0.into(), ""), "{refused}");
+    }
+    assert_eq!(held(&test).await, "200");
+    assert_eq!(value(&test, "SELECT count(*)::text FROM event_relay").await, "1400");
+}
+
+#[tokio::test]
+async fn one_request_without_an_answer_costs_what_is_older_and_the_next_pass_reads_that() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, whole());
+    let events = Factory::new(215).events(200);
+    for silent in 1..=4 {
+        let script = Script { unanswered: Some(silent), ..Script::honest(&events, 50) };
+        let (relay, url) = start(&ctx, script).await;
+        let report = sync(&ctx, &url).await;
+        assert_eq!((&report["end"], relay.counts().reqs), (&"interrupted".into(), silent), "{report}");
+        let gap = gaps(&test).await;
+        assert!(gap.starts_with("unknown/timeout ") && !gap.contains(','), "{silent}: {gap}");
+        let share = sync(&ctx, &url).await["proved_share"].clone();
+        assert_eq!((share, gaps(&test).await.as_str()), (1.0.into(), ""), "{silent}");
+    }
+    assert_eq!(value(&test, "SELECT count(*)::text FROM event_relay").await, "800");
+}
+
+#[tokio::test]
+async fn of_a_relay_that_serves_any_part_of_what_it_has_nothing_is_called_whole_that_is_not() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let events = Factory::new(216).events(400);
+    let (mut urls, mut relays) = (Vec::new(), Vec::new());
+    for seed in 1..=4 {
+        let script = Script { answer: Answer::Subset(seed), ..Script::honest(&events, 30) };
+        let (relay, url) = start(&ctx, script).await;
+        for _ in 0..2 {
+            sync(&ctx, &url).await;
+            test.execute(&format!(
+                "UPDATE coverage SET observed_at = observed_at - {RESTED} WHERE grade = 'partial'"
+            ))
+            .await;
+        }
+        urls.push(url);
+        // Kept until the end: a port that is free again may be the next one's.
+        relays.push(relay);
+    }
+    // All of it is known from a relay that serves everything.
+    let (_whole, url) = start(&ctx, Script::honest(&events, 500)).await;
+    assert_eq!(sync(&ctx, &url).await["proved_share"], 1.0);
+    let mut connection = test.connect(Role::Superuser).await;
+    for url in urls {
+        let lost: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM event e
+             WHERE NOT EXISTS (SELECT FROM event_relay o JOIN relay r ON r.id = o.relay_id WHERE o.event_key = e.event_key AND r.url = $1)
+               AND EXISTS (SELECT FROM coverage c JOIN relay r ON r.id = c.relay_id WHERE r.url = $1
+                           AND e.created_at BETWEEN c.since_at AND c.until_at AND c.grade IN ('walked', 'finished', 'reconciled'))",
+        )
+        .bind(url.as_str())
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+        assert_eq!(lost, 0, "{url}");
+    }
+}
+
+#[tokio::test]
+async fn pages_of_large_events_share_one_budget_and_none_waits_for_ever() {
+    let Some(test) = migrated().await else { return };
+    let ctx = Ctx { pages: PageRoom::new(16 << 20), ..context(&test, whole()) };
+    let factory = Factory::new(217);
+    let now = shared::clock::unix_now();
+    // Six million bytes a page, three times what a page may take before one was large.
+    let events: Vec<_> = (0..200)
+        .map(|n: usize| {
+            factory.sign(n, 1, vec![], &"x".repeat(60_000), now - 60 * i64::try_from(n).unwrap() - 90)
+        })
+        .collect();
+    let free = ctx.pages.free();
+    let (mut passes, mut relays) = (tokio::task::JoinSet::new(), Vec::new());
+    for n in 0..4 {
+        let (relay, url) = start(&ctx, Script::honest(&events[n * 10..], 100)).await;
+        let worker = format!("w{n}");
+        let (claimed, fence) = claim_one(&ctx.db, &worker, JobKind::Sync, url.as_str()).await;
+        let (network, target) = (claimed.network, url.to_string());
+        let stop = CancellationToken::new();
+        let attempt = Attempt { kind: JobKind::Sync, network, target, fence, last: false, stop };
+        let ctx = ctx.clone();
+        passes.spawn(async move { ctx.run(attempt).await.unwrap() });
+        relays.push(relay);
+    }
+    let (mut least, mut ended) = (free, 0);
+    for _ in 0..10_000 {
+        least = least.min(ctx.pages.free());
+        if let Some(report) = passes.try_join_next() {
+            let report = report.unwrap();
+            assert_eq!(
+                (&report["end"], &report["proved_share"]),
+                (&"up to date".into(), &1.0.into()),
+                "{report}"
+            );
+            ended += 1;
+        }
+        if ended == 4 {
+            break;
+        }
+        // bound: 10,000 × 3 ms
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    assert!(ended == 4 && least == 0, "{ended} passes ended, {least} bytes were left at least");
+    assert_eq!((held(&test).await.as_str(), ctx.pages.free()), ("200", free));
+    assert_eq!(value(&test, "SELECT count(*)::text FROM event_relay").await, "740");
+}
