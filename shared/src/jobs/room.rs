@@ -48,7 +48,7 @@ impl PageRoom {
         (bytes, u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.all))
     }
 
-    /// Waits, in the order of asking, for a share of so many bytes, at most [`PAGE_BYTES`].
+    /// Waits, in the order of asking, for a share of so many bytes, at most what a page may ever take, 16 MiB.
     pub async fn share(&self, bytes: u64) -> Share {
         let (bytes, units) = self.measure(bytes);
         // The semaphore is never closed.

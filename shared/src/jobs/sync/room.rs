@@ -1,4 +1,4 @@
-//! The share of the process's page memory ([`PageRoom`]) that the page under way has.
+//! The share of the process's page memory ([`crate::jobs::room::PageRoom`]) that the page under way has.
 
 use super::Pass;
 use crate::jobs::room::{PAGE_BYTES, SHARE_BYTES, Share};
