@@ -4,7 +4,7 @@
 //! whose id and signature do not verify; a line that is refused costs its neighbours nothing; an event comes with an
 //! observation or not at all, because what no relay was seen to hold is an orphan and is deleted. A dump proves no
 //! stretch of time, so it adds no coverage. What is known as skipped, deleted or expired stays that, and what is not kept
-//! of what relays deliver is not kept here either: [`super::keep`] decides for both, and what lies below a horizon is
+//! of what relays deliver is not kept here either: `jobs::keep` decides for both, and what lies below a horizon is
 //! left alone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
