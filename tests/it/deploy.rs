@@ -222,7 +222,7 @@ fn the_manifests_are_valid_and_hand_the_programs_what_they_understand() {
             .arg(deploy().join("kubernetes"))
             .arg(&out.0),
     );
-    assert!(said.starts_with("16 resources, 0 faults"), "{said}");
+    assert!(said.starts_with("17 resources, 0 faults"), "{said}");
     let (config, secrets) = (out.0.join("bigbrotr.toml"), out.made("secrets"));
     out.written("secrets/password", "secret\n");
     for program in ["scheduler", "worker"] {
