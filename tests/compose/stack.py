@@ -63,10 +63,14 @@ class Stack:
         for file in ("compose.yaml", "Dockerfile", ".env.example"):
             shutil.copy2(ROOT / file, self.folder)
         shutil.copytree(ROOT / "deploy", self.folder / "deploy")
-        # Tor must find no way out: what a test starts talks to nobody.
-        with open(self.folder / "deploy/tor/torrc", "a", encoding="utf-8") as torrc:
-            torrc.write("ReachableAddresses reject *:*\n")
+        self.confine_tor()
         self.set(COMPOSE_PROJECT_NAME=name)
+
+    def confine_tor(self, *more):
+        """The shipped torrc and, below it, these lines and that there is no way out: what a test starts talks to nobody."""
+        shipped = (ROOT / "deploy/tor/torrc").read_text()
+        lines = "".join(f"{line}\n" for line in [*more, "ReachableAddresses reject *:*"])
+        (self.folder / "deploy/tor/torrc").write_text(shipped + lines)
 
     def set(self, **settings):
         """Lines of .env."""
