@@ -66,3 +66,29 @@ fn no_image_floats() {
         assert!(own || version.contains(|letter: char| letter.is_ascii_digit()), "{image} names no version");
     }
 }
+
+#[test]
+fn whoever_reads_the_file_of_variables_is_told_where_the_proxies_are() {
+    let stack = read("compose.yaml");
+    let services = stack.split_once("\nservices:\n").unwrap().1.split_once("\nnetworks:\n").unwrap().0;
+    let starts = services.match_indices("\n  ").map(|(at, _)| at).filter(|at| {
+        let line = services[at + 3..].lines().next().unwrap_or_default();
+        line.ends_with(':') && !line.starts_with([' ', '#'])
+    });
+    let mut ends: Vec<usize> = std::iter::once(0).chain(starts).collect();
+    ends.push(services.len());
+    let programs = ends
+        .windows(2)
+        .map(|pair| &services[pair[0]..pair[1]])
+        .filter(|service| service.contains("*program"));
+    let mut seen = 0;
+    for service in programs {
+        // The others stand in the fleet's.
+        assert!(
+            service.contains("*networks") || service.contains("*fleet"),
+            "a network that is on has no proxy in{service}"
+        );
+        seen += 1;
+    }
+    assert_eq!(seen, 6, "migrate, seed, scheduler, worker, cli, admin");
+}
