@@ -258,6 +258,8 @@ async fn a_stopped_worker_gives_back_what_it_holds_and_the_next_goes_on_there() 
     fleet.stop().await;
     let all = relay.counts().reqs;
     assert!(all < 2_000 / 50 + 25, "{asked} requests before the stop, {all} in all: pages were read again");
+    let names = "SELECT count(*)::text FROM apalis.workers WHERE worker_type = 'bigbrotr'";
+    assert_eq!(value(&test, names).await, "2", "each start of a worker has a name of its own");
 }
 
 /// As the relay saw it: when its WebSockets opened, and the most that were open at once.
