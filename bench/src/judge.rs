@@ -200,7 +200,7 @@ fn look(url: &RelayUrl, fence: &Fence, at: i64) -> anyhow::Result<MonitorResult>
                 .map(|kind| Metadata::from_value(kind, &json!({ "data": { "of": url.as_str(), "kind": kind.as_str(), "text": "x".repeat(300) } })))
                 .transpose()?;
             let rtt_ms = if *kind == "rtt" { [Some(ms), Some(ms / 2), None] } else { [None; 3] };
-            Ok(CheckRow { kind, outcome: Outcome::Ok, reason: Reason::None, rtt_ms, document })
+            Ok(CheckRow { kind, outcome: Outcome::Ok, reason: Reason::None, rtt_ms, document, status: None })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
     Ok(MonitorResult {

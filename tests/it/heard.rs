@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use shared::clock;
-use shared::models::{AddressPolicy, JobKind, LOCAL, MonitorAnnouncementRow};
+use shared::models::{AddressPolicy, JobKind, LOCAL, MonitorAnnouncementRow, RelayUrl};
 use shared::nips::nip66::parse_report;
 use tests::factory::Factory;
 use tests::pg::Role;
@@ -73,7 +73,8 @@ async fn other_monitors_words_stand_beside_ours_and_differences_are_named() {
         timeouts_ms: vec![("open".to_owned(), 5_000), (String::new(), 1)],
         geohash: None,
     };
-    assert_eq!(ctx.db.monitor_announcement_put(&[announced.clone(), announced]).await.unwrap(), 1);
+    let twice = [announced.clone(), announced.clone()];
+    assert_eq!(ctx.db.monitor_announcement_put(&twice).await.unwrap(), 1);
     let reader = handle(&test, Role::Reader);
     let lines = reader.disagreement_list(&watched).await.unwrap();
     let said: Vec<(String, &str, Vec<String>, Option<i32>)> = lines
@@ -112,6 +113,28 @@ async fn other_monitors_words_stand_beside_ours_and_differences_are_named() {
         })
         .collect();
     assert_eq!(ctx.db.monitor_report_put(&crowd).await.unwrap(), 98);
+    // And shuts nobody out who reports on other relays as well.
+    let elsewhere = RelayUrl::parse("wss://elsewhere.example", &AddressPolicy::public()).unwrap();
+    ctx.db.relay_insert(&[(elsewhere.clone(), 1)]).await.unwrap();
+    let real = report(7, now - 60, json!([]));
+    let other = shared::models::MonitorReportRow { url: elsewhere, ..real.clone() };
+    ctx.db.monitor_report_put(&[other]).await.unwrap();
+    ctx.db.monitor_report_put(&[real]).await.unwrap();
+    let kept = "SELECT count(*) || ' ' || count(*) FILTER (WHERE monitor = decode(repeat('07', 32), 'hex')) FROM monitor_report
+                WHERE relay_id = (SELECT id FROM relay WHERE url LIKE 'ws://%')";
+    assert_eq!(value(&test, kept).await, "100 1");
+    // Nor do keys that only announce themselves.
+    let announced: Vec<_> = (0..1_200_u16)
+        .map(|i| {
+            let mut row = announced.clone();
+            row.monitor[..2].copy_from_slice(&i.to_be_bytes());
+            row
+        })
+        .collect();
+    ctx.db.monitor_announcement_put(&announced).await.unwrap();
+    let kept = "SELECT count(*) FILTER (WHERE m.monitor IS NULL) || ' ' || bool_or(a.monitor = decode(repeat('02', 32), 'hex'))
+                FROM monitor_announcement a LEFT JOIN (SELECT DISTINCT monitor FROM monitor_report) m ON m.monitor = a.monitor";
+    assert_eq!(value(&test, kept).await, "1000 true");
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use super::jobs::{config, context};
 use super::support::{claim_target, handle, job, migrated, pairs, value};
 
 /// Looks after which a worker no longer waits for another vantage.
-const INSIST: i32 = 6;
+pub(crate) const INSIST: i32 = 6;
 const QUEUE: &str = "monitor.clearnet";
 
 /// A worker at a place of its own.
@@ -51,7 +51,7 @@ impl<'a> Vantage<'a> {
     }
 
     /// One attempt, after as many as `spent`.
-    async fn attempt(&self, url: &RelayUrl, spent: i32) -> Result<Value, JobError> {
+    pub(crate) async fn attempt(&self, url: &RelayUrl, spent: i32) -> Result<Value, JobError> {
         let db = &self.ctx.db;
         db.job_enqueue(&[job(JobKind::Monitor, url.as_str())]).await.unwrap();
         self.test
@@ -85,9 +85,9 @@ pub(crate) async fn known(test: &TestDb, relay: &ScriptedRelay) -> RelayUrl {
     url
 }
 
-/// How a relay looks to somebody it blocks.
+/// How a relay looks to somebody whom something on the way keeps from it.
 fn blocking() -> Script {
-    Script::honest(&[], 10).refusing_upgrade(403)
+    Script::honest(&[], 10).refusing_upgrade(404)
 }
 
 const OVERALL: &str = "SELECT state || ' ' || reason FROM relay_liveness";
@@ -237,7 +237,7 @@ async fn an_outage_of_our_own_network_calls_nobody_down_and_costs_no_uptime() {
 }
 
 /// Takes connections and says nothing, in place of a relay that has just ended.
-async fn mute(port: u16) -> TcpListener {
+pub(crate) async fn mute(port: u16) -> TcpListener {
     for _ in 0..100 {
         if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
             return listener;

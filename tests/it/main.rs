@@ -29,6 +29,8 @@ mod discover;
 #[cfg(test)]
 mod docs;
 #[cfg(test)]
+mod doubt;
+#[cfg(test)]
 mod dump;
 #[cfg(test)]
 mod eighteen;

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
+use shared::models::{AddressPolicy, RelayUrl};
 use tests::factory::Factory;
 use tests::pg::{Role, TestDb};
 use tests::programs::Process;
 use tests::world::{Plan, World};
 
 use super::fleet::{binary, child, environment, seed_relays, until};
-use super::support::{migrated, pairs, value};
+use super::support::{handle, migrated, pairs, value};
 
 /// What every address of a name must be among, for the relay to be met there.
 const GLOBAL: [&str; 4] = ["11.22.33.1", "11.22.33.2", "2a0f:ffff:1::1", "2a0f:ffff:1::2"];
@@ -40,6 +41,8 @@ broken2.example   fail                              fail
 silent.example    mute                              mute
 silent2.example   mute                              mute
 empty.example     none                              none
+far.example       none                              2a0f:eeee:1::1
+away.example      none                              2a0f:eeee:1::2
 ";
 
 /// `bigbrotr` or a process of the fleet without the environment of the tests.
@@ -208,4 +211,31 @@ async fn a_name_server_that_fails_is_ours_until_others_prove_that_it_is_the_name
 
     let addresses: BTreeSet<String> = GLOBAL.map(str::to_owned).into();
     assert!(met(&world).is_subset(&addresses), "{:?}", met(&world));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_of_a_family_without_a_route_from_here_stops_nobody_and_is_left_to_others() {
+    let Some(test) = migrated().await else { return };
+    let events = Factory::new(42).events(5);
+    let Some(world) = World::start(Plan { zone: ZONE, events: &events, ..Plan::default() }).await else {
+        return;
+    };
+    let Some(_worker) = worker(&world, &test, &[]).await else { return };
+    let _scheduler = scheduler(&test);
+    let away = RelayUrl::parse("ws://away.example", &AddressPolicy::public()).unwrap();
+    handle(&test, Role::Writer).relay_insert(&[(away, 1)]).await.unwrap();
+    seed_relays(&test, &urls(&["far", "plain"])).await;
+    until(&test, "SELECT count(DISTINCT kind)::text FROM apalis.jobs WHERE target IN ('ws://far.example', 'ws://away.example') AND attempts > 0 AND status <> 'Running'", "3").await;
+    until(&test, "SELECT coalesce(max(s.state), '') FROM relay_state s JOIN relay r ON r.id = s.relay_id WHERE r.url = 'ws://plain.example'", "alive").await;
+    // As often as it takes to try them again, and the one beside them is looked at again.
+    test.execute("UPDATE apalis.jobs SET due_at = now(), run_at = now(), gate = 'ready' WHERE status = 'Pending'; UPDATE schedule SET due_at = now() WHERE kind = 'monitor'").await;
+    until(&test, "SELECT (count(*) > 1)::text FROM relay_check c JOIN relay r ON r.id = c.relay_id WHERE r.url = 'ws://plain.example' AND c.kind = 'rtt' AND c.outcome = 'ok'", "true").await;
+    assert_eq!(
+        value(&test, "SELECT (SELECT count(*) FROM breaker) || ' ' || (SELECT count(*) FROM breaker_closed)")
+            .await,
+        "0 0"
+    );
+    let said = "SELECT (SELECT count(*) FROM relay_state s JOIN relay r ON r.id = s.relay_id WHERE r.url = 'ws://away.example') || ' '
+                || (SELECT failures FROM candidate WHERE url = 'ws://far.example')";
+    assert_eq!(value(&test, said).await, "0 0", "nothing is said of them");
 }

@@ -98,6 +98,46 @@ async fn a_profile_in_the_archive_leads_over_https_to_a_relay_that_is_alive() {
     assert_eq!(value(&test, "SELECT count(*)::text FROM host_state WHERE host = '11.22.33.2'").await, "1");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn domains_that_cannot_be_asked_from_here_take_nobody_elses_turn() {
+    let Some(test) = migrated().await else { return };
+    let now = shared::clock::unix_now();
+    let factory = Factory::new(62);
+    let mut zone = ZONE.to_owned();
+    let mut hosts: Vec<String> = Vec::new();
+    for i in 0..12 {
+        // Of a family that has no route from here, and before the good one in every order.
+        zone.push_str(&format!("a{i}.example none 2a0f:eeee:1::{i}\n"));
+        hosts.push(format!("a{i}"));
+    }
+    hosts.push("good".to_owned());
+    let events: Vec<_> = hosts
+        .iter()
+        .enumerate()
+        .map(|(i, host)| {
+            let profile = json!({ "nip05": format!("bob@{host}.example") }).to_string();
+            factory.sign(i, 0, vec![], &profile, now - 60)
+        })
+        .collect();
+    let good = answer("200 OK", &json!({ "relays": { "ab": ["ws://named.example/"] } }).to_string());
+    let site = [("good.example", good.as_str())];
+    let Some(world) = World::start(Plan { zone: &zone, events: &events, site: &site }).await else { return };
+    let root = world.root();
+    let trust = [("BIGBROTR_NETWORK_TRUST", root.to_str().unwrap())];
+    let Some(_worker) = worker(&world, &test, &trust).await else { return };
+    let _scheduler = scheduler(&test);
+    seed_relays(&test, &["ws://relay.example".to_owned()]).await;
+    until(&test, "SELECT count(*)::text FROM nip05_domain", "13").await;
+    // Two runs.
+    for done in [
+        "SELECT (count(*) >= 10)::text FROM nip05_domain WHERE asked_at IS NOT NULL",
+        "SELECT (count(*) = 1)::text FROM nip05_domain WHERE domain = 'good.example' AND outcome || ' ' || relays = 'ok 1'",
+    ] {
+        test.execute("UPDATE schedule SET due_at = now() WHERE kind = 'discover' AND target = 'nip05'").await;
+        until(&test, done, "true").await;
+    }
+}
+
 /// Leads whoever asks to `to`; on another machine than the scripted relays are.
 async fn redirecting(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.9.1:0").await.unwrap();

@@ -37,6 +37,8 @@ struct Bench {
     db: Db,
     relays: Vec<(RelayUrl, Fence)>,
     now: i64,
+    /// For how long an opinion counts.
+    stands: Duration,
 }
 
 impl Bench {
@@ -49,7 +51,8 @@ impl Bench {
             let (_, fence) = claim_one(&db, "w1", JobKind::Monitor, url.as_str()).await;
             held.push((url, fence));
         }
-        Self { db, relays: held, now: shared::clock::unix_now() }
+        let stands = Duration::from_secs(40 * 86_400);
+        Self { db, relays: held, now: shared::clock::unix_now(), stands }
     }
 
     async fn write(&self, look: &Look, overall: &'static str) {
@@ -73,7 +76,7 @@ impl Bench {
             next: Duration::from_secs(60),
             slack: Duration::from_secs(5),
             why: "test".to_owned(),
-            stands: Duration::from_secs(60),
+            stands: self.stands,
             overall,
             overall_reason: Reason::None,
             counted: look.counted,
@@ -83,6 +86,7 @@ impl Bench {
                 reason: Reason::None,
                 rtt_ms: look.ms,
                 document: None,
+                status: None,
             }],
         };
         assert!(self.db.monitor_finish(VANTAGES[look.vantage], &[result]).await.unwrap().is_empty());
@@ -209,7 +213,7 @@ async fn percentiles_are_within_a_bucket_of_the_true_ones_and_too_few_looks_give
     let reader = handle(&test, Role::Reader);
     let mut times = Vec::new();
     let mut random = 12_345_u64;
-    for n in 0_i64..130 {
+    for n in (0_i64..130).rev() {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let ms = 3 + u32::try_from((random >> 33) % 1_000).unwrap().pow(2) / 300;
         times.push(ms);
@@ -225,7 +229,7 @@ async fn percentiles_are_within_a_bucket_of_the_true_ones_and_too_few_looks_give
             ms: [Some(ms), None, None],
         };
         bench.write(&look, "alive").await;
-        if n == 8 {
+        if n == 121 {
             let few = reader.relay_uptime(&bench.relays[0].0).await.unwrap().remove(0);
             assert_eq!(
                 (few.checks, few.availability_pct, few.times[0]),
@@ -239,9 +243,9 @@ async fn percentiles_are_within_a_bucket_of_the_true_ones_and_too_few_looks_give
         (line.vantage.as_str(), line.checks, line.up, line.times[1]),
         ("here", 130, 120, (0, [None; 3]))
     );
-    let (share, low) = (line.availability_pct.unwrap(), line.availability_low_pct.unwrap());
-    // Wilson's bound of 120 of 130 at z = 1.96, worked out by hand: 86.40 %.
-    assert!((share - 92.308).abs() < 0.001 && (low - 86.40).abs() < 0.02, "{share} {low}");
+    // Looks as far apart as each other, and the last one, at this moment, stands for nothing yet: 9 of 129 stretches.
+    let share = line.availability_pct.unwrap();
+    assert!((share - 100.0 * 120.0 / 129.0).abs() < 0.01, "{share}");
     times.sort_unstable();
     let (n, found) = line.times[0];
     assert_eq!(n, 130);
@@ -318,4 +322,54 @@ async fn failures_repairs_and_the_time_between_are_those_of_a_scripted_history()
     )
     .await;
     assert_eq!(kept, "down 9");
+}
+
+fn look(ago: i64, up: bool) -> Look {
+    Look { relay: 0, vantage: 0, ago, up, refused: false, counted: true, ms: [None; 3] }
+}
+
+#[tokio::test]
+async fn a_share_is_one_of_time_however_often_anybody_looked() {
+    let Some(test) = migrated().await else { return };
+    let bench = Bench { stands: Duration::from_secs(3 * 86_400), ..Bench::new(&test, 1).await };
+    // Up for ten days and looked at every two hours; down for ten days and looked at once a day.
+    for n in (1..=120).rev() {
+        bench.write(&look(10 * DAY + n * 2 * HOUR, true), "alive").await;
+    }
+    for n in (0..=10).rev() {
+        bench.write(&look(n * DAY, false), "down").await;
+    }
+    let reader = handle(&test, Role::Reader);
+    let url = &bench.relays[0].0;
+    let share = async || {
+        let line = reader.relay_uptime(url).await.unwrap().remove(0);
+        (line.availability_pct.unwrap(), line.availability_low_pct.unwrap())
+    };
+    let (pct, low) = share().await;
+    assert!((pct - 50.0).abs() < 0.1 && low <= pct, "{pct} {low}");
+    bench.db.uptime_rollup(5).await.unwrap();
+    let (later, _) = share().await;
+    assert!((later - pct).abs() < 0.1, "{later} after the rollup");
+    // Time for which nobody knows is at worst not alive.
+    test.execute("UPDATE relay SET discovered_at = extract(epoch FROM now()) - 29 * 86400; UPDATE relay_uptime_day SET at = at - 8 * 86400").await;
+    let (pct, low) = share().await;
+    assert!((pct - 50.0).abs() < 0.1 && (low - 100.0 * 10.0 / 28.5).abs() < 1.5, "{pct} {low}");
+}
+
+#[tokio::test]
+async fn time_in_which_nobody_looked_is_not_observed_time() {
+    let Some(test) = migrated().await else { return };
+    let bench = Bench { stands: Duration::from_secs(3 * 3_600), ..Bench::new(&test, 1).await };
+    bench.write(&look(21 * DAY + 4 * HOUR, true), "alive").await;
+    bench.write(&look(21 * DAY + 2 * HOUR, false), "suspect").await;
+    bench.write(&look(21 * DAY + HOUR, false), "down").await;
+    // The fleet rests for three weeks.
+    bench.write(&look(HOUR, true), "alive").await;
+    let reader = handle(&test, Role::Reader);
+    let all = reader.relay_reliability(&bench.relays[0].0).await.unwrap().unwrap();
+    assert_eq!((all.failures, all.repairs), (1, 1), "{all:?}");
+    // Three hours before the failure, three after it, one now; to the hour at three edges.
+    assert!((4 * HOUR..=10 * HOUR).contains(&i64::try_from(all.observed_s).unwrap()), "{all:?}");
+    assert!((HOUR..=5 * HOUR).contains(&i64::try_from(all.down_s).unwrap()), "{all:?}");
+    assert!(all.mttr_s.unwrap() <= 5 * HOUR && all.availability_pct.is_none(), "{all:?}");
 }

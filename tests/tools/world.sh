@@ -17,6 +17,8 @@ ip address add 11.22.44.1/24 dev near
 ip address add 2a0f:ffff:2::1/64 dev near nodad
 ip neighbour add 11.22.44.9 lladdr 02:00:00:00:00:09 dev near nud permanent
 ip neighbour add 2a0f:ffff:2::9 lladdr 02:00:00:00:00:09 dev near nud permanent
+# A way out for the old family, and none for the new one: where nothing of it is here, it cannot be reached.
+ip route add default via 11.22.44.9 dev near
 
 echo 'nameserver 127.0.0.1' >"$dir/resolv.conf"
 mount --bind "$dir/resolv.conf" "$(readlink -f /etc/resolv.conf)"

@@ -54,7 +54,7 @@ const TOO_FEW: &str = "too few";
 
 fn looks(vantage: &UptimeLine) -> Vec<String> {
     let share = match (vantage.availability_pct, vantage.availability_low_pct) {
-        (Some(share), Some(low)) => format!("{share:.2} % (at least {low:.2} %)"),
+        (Some(share), Some(low)) => format!("{share:.2} % of the time (at least {low:.2} %)"),
         _ => TOO_FEW.to_owned(),
     };
     vec![vantage.vantage.clone(), vantage.checks.to_string(), share, vantage.refused.to_string()]

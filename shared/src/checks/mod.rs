@@ -118,6 +118,8 @@ pub struct Observation {
     pub rtt_ms: [Option<u32>; 3],
     /// The document, when the check makes one and succeeded.
     pub document: Option<Metadata>,
+    /// The HTTP status that it failed by.
+    pub status: Option<u16>,
 }
 
 impl Observation {
@@ -133,12 +135,12 @@ impl Observation {
 
     const fn ok(kind: CheckKind, document: Option<Metadata>) -> Self {
         let (outcome, reason) = (Outcome::Ok, Reason::None);
-        Self { kind, outcome, reason, detail: String::new(), rtt_ms: [None; 3], document }
+        Self { kind, outcome, reason, detail: String::new(), rtt_ms: [None; 3], document, status: None }
     }
 
     fn failed(kind: CheckKind, failure: DialFailure) -> Self {
-        let DialFailure { outcome, reason, detail } = failure;
-        Self { kind, outcome, reason, detail, rtt_ms: [None; 3], document: None }
+        let DialFailure { outcome, reason, detail, status } = failure;
+        Self { kind, outcome, reason, detail, rtt_ms: [None; 3], document: None, status }
     }
 }
 

@@ -20,9 +20,10 @@ const ACCEPT: &str = "application/nostr+json";
 /// What may come back: many relays say plain JSON.
 const CONTENT_TYPES: &[&str] = &[ACCEPT, "application/json"];
 
-/// GETs the document on a connection of its own. Redirects are not followed: they are a status.
+/// GETs the document on a connection of its own. A few redirects on the same machine are followed, as to a path with a
+/// slash at its end; any other is a status.
 pub(super) async fn observe(dialer: &Dialer, target: &Target) -> Result<HttpReply, DialFailure> {
-    dialer.http_get(target, ACCEPT, BODY_BYTES_MAX).await
+    dialer.http_get_led(target, ACCEPT, BODY_BYTES_MAX).await
 }
 
 pub(super) fn judge(reply: Result<HttpReply, DialFailure>) -> (Observation, Option<InfoView>) {
@@ -38,7 +39,7 @@ pub(super) fn judge(reply: Result<HttpReply, DialFailure>) -> (Observation, Opti
 
 fn document(reply: &HttpReply) -> Result<Metadata, DialFailure> {
     if reply.status != 200 {
-        return Err(DialFailure::new(Reason::HttpStatus, format!("HTTP status {}", reply.status)));
+        return Err(DialFailure::of_status(Reason::HttpStatus, reply.status));
     }
     let content_type = reply.content_type.as_deref().unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
@@ -72,6 +73,7 @@ mod tests {
             status,
             content_type: Some(content_type.to_owned()),
             server: None,
+            location: None,
             body: body.into(),
             elapsed_ms: 1,
         }))

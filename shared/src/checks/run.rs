@@ -39,6 +39,8 @@ pub struct MonitorReport {
     pub dns_ttl_s: Option<u32>,
     /// What was found out beyond reading.
     pub spoken: Spoken,
+    /// How long it wants to be left alone, seconds.
+    pub retry_after_s: Option<u64>,
 }
 
 impl MonitorReport {
@@ -46,6 +48,7 @@ impl MonitorReport {
     pub fn reached(&self) -> bool {
         let from_there = |kind| matches!(kind, CheckKind::Nip11 | CheckKind::Ssl | CheckKind::Http);
         self.tls.is_some()
+            || self.observations.iter().any(|o| o.status.is_some())
             || self
                 .observations
                 .iter()
@@ -90,7 +93,7 @@ pub async fn run_on(
             CheckKind::Dns => target.dns().map(|answer| dns::judge(answer, zone.as_ref())),
             CheckKind::Geo => geo.take(),
             CheckKind::Net => net.take(),
-            CheckKind::Rtt => Some(rtt::judge(&verdict, spoken.write.as_ref())),
+            CheckKind::Rtt => Some(rtt::judge(&verdict, spoken.write.as_ref(), failure.as_ref())),
             CheckKind::Ssl => Some(ssl::judge(seen.tls.as_ref(), failure.as_ref())),
             CheckKind::Http => Some(http::judge(seen.head.as_ref(), failure.as_ref())),
             CheckKind::Nip11 => None,
@@ -108,6 +111,7 @@ pub async fn run_on(
         tls: seen.tls,
         dns_ttl_s: target.dns().and_then(crate::net::DnsAnswer::ttl_s),
         spoken,
+        retry_after_s: seen.head.as_ref().and_then(|head| head.retry_after_s),
     }
 }
 
@@ -211,10 +215,20 @@ fn unreached(failure: &DialFailure, kinds: impl Iterator<Item = CheckKind>) -> M
         tls: None,
         dns_ttl_s: None,
         spoken: Spoken::default(),
+        retry_after_s: None,
     }
 }
 
-/// The host answered, only not with a WebSocket. A host that let the deadline pass is not asked again.
+/// The host answered, only not with a WebSocket. One that let the deadline pass is not asked again, nor is one that
+/// was asked too often.
 const fn only_the_upgrade_failed(reason: Reason) -> bool {
-    matches!(reason, Reason::WsUpgradeRefused | Reason::WsProtocol | Reason::Oversize | Reason::Disconnected)
+    matches!(
+        reason,
+        Reason::WsUpgradeRefused
+            | Reason::AuthRequired
+            | Reason::Blocked
+            | Reason::WsProtocol
+            | Reason::Oversize
+            | Reason::Disconnected
+    )
 }

@@ -20,7 +20,7 @@ pub struct RelayRow {
     pub reason: Option<String>,
     /// When the state began, Unix seconds.
     pub since_at: Option<i64>,
-    /// Consecutive failed checks.
+    /// Consecutive failed checks; of a relay that was down, kept until it is alive again.
     pub failures: u32,
     /// Consecutive good checks.
     pub successes: u32,
@@ -38,6 +38,13 @@ pub struct RelayRow {
     pub rivals: bool,
     /// Vantages that must agree that it is down, where a scheduler has said so.
     pub for_down: Option<u32>,
+}
+
+impl RelayRow {
+    /// Whether nothing from there has said that it is down: when such a one fails, it may be us.
+    pub fn was_up(&self) -> bool {
+        matches!(self.state.as_deref(), Some("alive" | "suspect"))
+    }
 }
 
 /// What one vantage says of a relay.
@@ -64,6 +71,8 @@ pub struct CheckRow {
     pub rtt_ms: [Option<u32>; 3],
     /// The document it saw.
     pub document: Option<Metadata>,
+    /// The HTTP status that it failed by.
+    pub status: Option<u16>,
 }
 
 /// Result of one monitor job.
@@ -178,7 +187,7 @@ impl Db {
             .all(
                 sqlx::query(
                     "SELECT o FROM monitor_finish($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
-                     $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28) AS o",
+                     $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29) AS o",
                 )
                 .bind(jobs)
                 .bind(workers)
@@ -207,7 +216,8 @@ impl Db {
                 .bind(results.iter().map(|r| slack_s(r.stands)).collect::<Vec<_>>())
                 .bind(results.iter().map(|r| r.overall.to_owned()).collect::<Vec<_>>())
                 .bind(results.iter().map(|r| r.overall_reason.as_str().to_owned()).collect::<Vec<_>>())
-                .bind(results.iter().map(|r| r.counted).collect::<Vec<_>>()),
+                .bind(results.iter().map(|r| r.counted).collect::<Vec<_>>())
+                .bind(checks.iter().map(|(_, c)| c.status.map(i32::from)).collect::<Vec<_>>()),
             )
             .await?;
         lost(&rows)

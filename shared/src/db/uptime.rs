@@ -35,9 +35,9 @@ pub struct UptimeLine {
     pub up: u64,
     /// Of those, refused to read.
     pub refused: u64,
-    /// Share alive, per cent; none when there were too few looks.
+    /// Share of the time for which the looks found it alive, per cent; none when there were too few.
     pub availability_pct: Option<f64>,
-    /// What it is at least, with 97.5 % confidence.
+    /// What it is at least: time for which no look stood taken as not alive.
     pub availability_low_pct: Option<f64>,
     /// Milliseconds to open, to read, to write: how many, and p50, p95, p99.
     pub times: [Percentiles; 3],
@@ -46,9 +46,9 @@ pub struct UptimeLine {
 /// The last 30 days of a relay over all vantages.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ReliabilityLine {
-    /// Seconds observed.
+    /// Seconds for which a look stood.
     pub observed_s: u64,
-    /// Seconds down.
+    /// Of these, seconds down.
     pub down_s: u64,
     /// Share of the time not down, per cent; none when less than a day was observed.
     pub availability_pct: Option<f64>,

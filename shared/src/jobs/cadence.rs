@@ -17,6 +17,8 @@ const DAY: u64 = 24 * HOUR;
 pub const CANDIDATE_TRIES: u32 = 14;
 /// Longest pause between two looks at a relay that is down: it may come back, and then soon be seen.
 const DOWN_MAX: u64 = DAY;
+/// Between two tries of a candidate that will not have us, at least.
+const REFUSED: u64 = 6 * HOUR;
 /// A relay that changed state this recently is looked at more often.
 const FRESH: i64 = 6 * 3_600;
 
@@ -43,8 +45,9 @@ pub fn spread(interval: Duration, target: &str) -> Duration {
     interval * 9 / 10 + interval / 5 * share / u32::from(u16::MAX)
 }
 
-/// After a failed validation; `failures` counts it. `None`: give the candidate up.
-pub fn candidate(failures: u32, url: &str) -> Option<Due> {
+/// After a failed validation; `failures` counts it. `refused`: it answers, and will not have us, who come less often
+/// then. `None`: give the candidate up.
+pub fn candidate(failures: u32, refused: bool, url: &str) -> Option<Due> {
     let seconds = match failures {
         0 | 1 => 10 * MINUTE,
         2 => HOUR,
@@ -53,6 +56,7 @@ pub fn candidate(failures: u32, url: &str) -> Option<Due> {
         n if n < CANDIDATE_TRIES => 4 * DAY,
         _ => return None,
     };
+    let seconds = if refused { seconds.max(REFUSED) } else { seconds };
     Some(due(seconds, url, "candidate back-off"))
 }
 
@@ -69,16 +73,33 @@ pub struct Looked {
     pub changed: bool,
     /// Failed looks in a row from here.
     pub failures: u32,
+    /// Whether it answers, and will not have us.
+    pub refused: bool,
+    /// How long it wants to be left alone.
+    pub retry_after: Duration,
 }
 
-/// After a check of a relay: the interval of a stable one is `base`.
+/// After a check of a relay: the interval of a stable one is `base`. Not before it wants us again, within a day.
 pub fn monitor(looked: Looked, base: Duration, url: &str) -> Due {
+    let mut due = by_state(looked, base, url);
+    due.after = due.after.max(looked.retry_after.min(Duration::from_secs(DOWN_MAX)));
+    due
+}
+
+fn by_state(looked: Looked, base: Duration, url: &str) -> Due {
     let base = base.as_secs().max(1);
     let backed_off = |first: u64, why| {
         let doubled = first.max(1).saturating_mul(1 << looked.failures.saturating_sub(2).min(16));
         due(doubled.min(DOWN_MAX.max(base)), url, why)
     };
     match (looked.overall, looked.mine) {
+        // Who asks to be left in peace is: more seldom than one that is stable, and the longer it lasts, the more so.
+        (State::Alive, _) if looked.refused => due(base.saturating_mul(2), url, "refused, others are not"),
+        _ if looked.refused => {
+            let least = base.saturating_mul(2);
+            let lasts = u64::try_from(looked.since_s).unwrap_or(0);
+            due(lasts.max(least).min(DOWN_MAX.max(base)), url, "refused, backing off")
+        }
         // Another vantage vouches for it: it is asked soon whether it still does, and then left in peace.
         (State::Alive, State::Suspect | State::Down) if looked.changed => {
             due((base / 12).max(1), url, "second opinion")
@@ -154,17 +175,43 @@ mod tests {
 
     use super::*;
 
+    const LOOKED: Looked = Looked {
+        overall: State::Alive,
+        since_s: 0,
+        mine: State::Alive,
+        changed: false,
+        failures: 0,
+        refused: false,
+        retry_after: Duration::ZERO,
+    };
+
+    #[test]
+    fn who_will_not_have_us_is_asked_more_seldom_and_when_it_says() {
+        let base = Duration::from_secs(HOUR);
+        let after = |since_s, retry_after_s| {
+            let retry_after = Duration::from_secs(retry_after_s);
+            let mine = State::Suspect;
+            let looked = Looked { overall: mine, since_s, mine, refused: true, retry_after, ..LOOKED };
+            monitor(looked, base, "wss://relay.example").after
+        };
+        assert!(after(0, 0) > base && after(40_000, 0) > after(0, 0) && after(1 << 40, 0) > after(40_000, 0));
+        assert_eq!(after(0, 50_000), Duration::from_secs(50_000));
+        assert!(after(0, u64::MAX) == Duration::from_secs(DAY), "within a day");
+        let candidate = |refused| candidate(1, refused, "wss://relay.example").map(|due| due.after);
+        assert!(candidate(true) > candidate(false));
+    }
+
     #[test]
     fn candidates_back_off_and_are_given_up_after_about_a_month() {
         let mut total = Duration::ZERO;
         let mut last = Duration::ZERO;
         for failures in 1..CANDIDATE_TRIES {
-            let due = candidate(failures, "wss://relay.example").expect("not given up yet");
+            let due = candidate(failures, false, "wss://relay.example").expect("not given up yet");
             assert!(due.after >= last, "try {failures} comes sooner than the one before");
             last = due.after;
             total += due.after;
         }
-        assert!(candidate(CANDIDATE_TRIES, "wss://relay.example").is_none());
+        assert!(candidate(CANDIDATE_TRIES, false, "wss://relay.example").is_none());
         assert!((20 * DAY..60 * DAY).contains(&total.as_secs()), "{total:?}");
     }
 
@@ -172,7 +219,7 @@ mod tests {
     fn a_change_shortens_and_death_lengthens_the_interval() {
         let base = Duration::from_secs(HOUR);
         let at = |state, failures, since_s| {
-            let looked = Looked { overall: state, since_s, mine: state, changed: false, failures };
+            let looked = Looked { overall: state, since_s, mine: state, failures, ..LOOKED };
             monitor(looked, base, "wss://relay.example").after
         };
         assert!(at(State::Alive, 0, 60) < at(State::Alive, 0, 1_000_000));
@@ -199,7 +246,7 @@ mod tests {
     #[test]
     fn a_contradiction_is_looked_into_once_and_then_left_in_peace() {
         let at = |mine, changed, failures| {
-            let looked = Looked { overall: State::Alive, since_s: 1_000_000, mine, changed, failures };
+            let looked = Looked { since_s: 1_000_000, mine, changed, failures, ..LOOKED };
             monitor(looked, Duration::from_secs(HOUR), "wss://relay.example")
         };
         let (news, known) = (at(State::Suspect, true, 1), at(State::Down, false, 9));
@@ -210,8 +257,7 @@ mod tests {
     #[test]
     fn a_relay_that_waits_for_another_vantage_is_asked_ever_more_seldom() {
         let at = |failures| {
-            let looked =
-                Looked { overall: State::Suspect, since_s: 0, mine: State::Down, changed: false, failures };
+            let looked = Looked { overall: State::Suspect, mine: State::Down, failures, ..LOOKED };
             monitor(looked, Duration::from_secs(HOUR), "wss://relay.example").after
         };
         assert!(at(2) < at(5) && at(5) < at(12));
@@ -236,14 +282,15 @@ mod tests {
 
         #[test]
         fn every_next_look_at_a_relay_is_ahead_and_bounded(
-            failures in 0_u32..5_000, since_s in 0_i64..100_000_000, base in 1_u64..1_000_000, changed in any::<bool>(),
+            failures in 0_u32..5_000, since_s in 0_i64..100_000_000, base in 1_u64..1_000_000,
+            (changed, refused) in any::<(bool, bool)>(),
         ) {
             for overall in [State::Alive, State::Suspect, State::Down] {
                 for mine in [State::Alive, State::Suspect, State::Down] {
-                    let looked = Looked { overall, since_s, mine, changed, failures };
+                    let looked = Looked { overall, since_s, mine, changed, failures, refused, ..LOOKED };
                     let due = monitor(looked, Duration::from_secs(base), "wss://relay.example");
                     prop_assert!(due.after > Duration::ZERO);
-                    prop_assert!(due.after.as_secs() <= DAY.max(base) * 12 / 10 + 1);
+                    prop_assert!(due.after.as_secs() <= DAY.max(2 * base) * 12 / 10 + 1);
                 }
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! Proof is an answer from any machine out there: a completed or a refused TCP connection. A name server
 //! or a proxy that answers proves nothing about what lies behind it. Where the operator lists canaries,
-//! they decide; otherwise a recent answer does, unless nearly everything fails at once.
+//! they decide; otherwise a recent answer does, unless nearly everything fails at once; and a relay that
+//! fails again is down only if something answered in between.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +30,7 @@ const MOST_PERCENT: usize = 90;
 #[derive(Debug, Default)]
 struct Seen {
     answered_ms: Option<u64>,
+    answered_at: i64,
     recent: VecDeque<bool>,
     canary: Option<(u64, bool)>,
 }
@@ -69,13 +71,16 @@ impl Standing {
 pub struct Egress {
     seen: Arc<[Mutex<Seen>; 4]>,
     canaries: Arc<Vec<RelayUrl>>,
+    /// Held while the canaries of a network are asked, for all who want to know.
+    asking: Arc<[tokio::sync::Mutex<()>; 4]>,
     standings: Family<Labels, Counter>,
 }
 
 impl Egress {
     /// With the operator's canaries.
     pub fn new(canaries: Vec<RelayUrl>) -> Self {
-        Self { seen: Arc::default(), canaries: Arc::new(canaries), standings: Family::default() }
+        let canaries = Arc::new(canaries);
+        Self { seen: Arc::default(), canaries, asking: Arc::default(), standings: Family::default() }
     }
 
     /// Counts there how it stood.
@@ -85,15 +90,16 @@ impl Egress {
     }
 
     /// Notes how a dial ended: `None` when it reached a WebSocket, else its reason. A failure counts as a sign
-    /// of our own trouble only when the relay was alive before (`was_alive`): dead addresses say nothing.
-    pub fn record(&self, network: Network, failure: Option<Reason>, was_alive: bool) {
+    /// of our own trouble only when nobody had called the relay down (`was_up`): dead addresses say nothing.
+    pub fn record(&self, network: Network, failure: Option<Reason>, was_up: bool) {
         let answered = failure.is_none_or(is_answer);
-        if !answered && !was_alive {
+        if !answered && !was_up {
             return;
         }
         let mut seen = self.lock(network);
         if answered {
             seen.answered_ms = Some(clock::monotonic_ms());
+            seen.answered_at = clock::unix_now();
             if seen.most_fail() {
                 // It works again: what failed meanwhile says nothing about what comes.
                 seen.recent.clear();
@@ -103,6 +109,14 @@ impl Egress {
             seen.recent.pop_front();
         }
         seen.recent.push_back(answered);
+    }
+
+    /// Whether something has answered after `since` (Unix seconds; none: at any time), a failure for this reason among
+    /// it. Canaries, where there are any, have just been asked.
+    pub fn answered_after(&self, network: Network, reason: Reason, since: Option<i64>) -> bool {
+        since.is_none_or(|since| self.lock(network).answered_at > since)
+            || is_answer(reason)
+            || self.canaries.iter().any(|url| url.network() == network)
     }
 
     /// How our own way into this network stands right now, for a failed dial to be judged by; may dial a canary.
@@ -120,6 +134,7 @@ impl Egress {
             return self.without_canary(network);
         }
         let standing = |works| if works { Standing::Proved } else { Standing::Sick };
+        let _asking = self.asking[network.index()].lock().await;
         let now = clock::monotonic_ms();
         if let Some((at, works)) = self.lock(network).canary
             && now.saturating_sub(at) < CANARY_MS
@@ -177,7 +192,10 @@ const fn is_answer(reason: Reason) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::net::testing::{TestServer, local_dialer};
 
     #[test]
     fn silence_proves_nothing_and_a_refusal_proves_the_way() {
@@ -193,6 +211,26 @@ mod tests {
             Standing::Unproved,
             "one network says nothing about another"
         );
+    }
+
+    #[tokio::test]
+    async fn canaries_are_asked_once_for_all_who_want_to_know() {
+        let met = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&met);
+        let server = TestServer::tcp(move |stream| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async move { drop(stream) }
+        })
+        .await;
+        let (egress, dialer) = (Egress::new(vec![server.url()]), local_dialer());
+        let asked = (0..50).map(|_| egress.standing(Network::Clearnet, &dialer));
+        let standings = futures_util::future::join_all(asked).await;
+        assert!(standings.iter().all(|standing| *standing == Standing::Proved), "{standings:?}");
+        // Whoever is at the door by now is let in.
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(met.load(Ordering::Relaxed), 1);
     }
 
     #[test]

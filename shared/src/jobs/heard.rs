@@ -34,11 +34,12 @@ impl Heard {
     /// When the database does not answer; the events are mined again then.
     pub async fn keep(&self, db: &Db) -> Result<u64, DbError> {
         let mut written = 0;
-        if !self.announcements.is_empty() {
-            written += db.monitor_announcement_put(&self.announcements).await?;
-        }
+        // In this order: of those who announce themselves, those are kept that report.
         if !self.reports.is_empty() {
             written += db.monitor_report_put(&self.reports).await?;
+        }
+        if !self.announcements.is_empty() {
+            written += db.monitor_announcement_put(&self.announcements).await?;
         }
         Ok(written)
     }

@@ -1,8 +1,9 @@
 //! alive, suspect, down: judged from consecutive checks, with hysteresis, and then over all vantages.
 //!
-//! Two failures make a relay down, two successes bring it back; and none of it counts for more than
-//! `suspect` while our own network is not proved to work. Over all vantages a relay is alive when any
-//! opinion that stands says so: a vantage that is blocked kills nobody.
+//! Two failures in a row make a relay down, two successes in a row bring it back; and none of it counts for
+//! more than `suspect` while our own network is not proved to work, or where the relay answers and will not
+//! have us: "down" and "refused" are different facts. Over all vantages a relay is alive when any opinion
+//! that stands says so: a vantage that is blocked kills nobody.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -50,42 +51,78 @@ impl FromStr for State {
     }
 }
 
+/// What one look found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// It spoke Nostr.
+    Up,
+    /// Its web server answered, and would not have us.
+    Refused,
+    /// Neither.
+    Failed {
+        /// Whether our own network was proved to work.
+        proved: bool,
+    },
+}
+
+impl Look {
+    /// A look that ended for this reason.
+    pub const fn of(up: bool, reason: Reason, proved: bool) -> Self {
+        match reason {
+            _ if up => Self::Up,
+            // What does not speak Nostr says these by the status of its HTTP answer, and in no other way.
+            Reason::RateLimited | Reason::AuthRequired | Reason::Blocked => Self::Refused,
+            _ => Self::Failed { proved },
+        }
+    }
+
+    /// Whether it says how the relay is, and not how we are, or what it makes of us.
+    pub const fn counts(self) -> bool {
+        matches!(self, Self::Up | Self::Failed { proved: true })
+    }
+}
+
 /// What is remembered between checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Liveness {
     /// State; none before the first check.
     pub state: Option<State>,
-    /// Failed checks in a row.
+    /// Failed checks in a row; of a relay that was down, kept until it is alive again.
     pub failures: u32,
     /// Good checks in a row.
     pub successes: u32,
 }
 
-/// The state after one more check: `up`, and whether our own network was proved to work.
-pub fn judge(before: Liveness, up: bool, network_proved: bool) -> (State, Liveness) {
-    let (failures, successes) = match (up, network_proved) {
-        (true, _) => (0, before.successes.saturating_add(1)),
-        (false, true) => (before.failures.saturating_add(1), 0),
+/// Failures that make a relay down, and from which the way back takes as many good looks.
+const DOWN: u32 = 2;
+
+/// The state after one more look.
+pub fn judge(before: Liveness, look: Look) -> (State, Liveness) {
+    let was_down = before.failures >= DOWN;
+    let (failures, successes) = match look {
+        Look::Up => (before.failures, before.successes.saturating_add(1)),
+        Look::Failed { proved: true } => (before.failures.saturating_add(1), 0),
         // A look that may have failed because of us is not held against the relay.
-        (false, false) => (before.failures, 0),
+        Look::Failed { proved: false } => (before.failures, 0),
+        Look::Refused => (if was_down { before.failures } else { 0 }, 0),
     };
-    let state = match (before.state, up) {
-        (None | Some(State::Alive), true) => State::Alive,
+    let state = match (before.state, look) {
+        (None | Some(State::Alive), Look::Up) => State::Alive,
         // Back from a single failure at once; back from down after two good looks.
-        (Some(State::Suspect), true) if before.successes == 0 || successes >= 2 => State::Alive,
-        (Some(State::Down), false) => State::Down,
-        (Some(State::Suspect), false) if failures >= 2 && network_proved => State::Down,
-        (None | Some(State::Alive | State::Suspect), false) | (Some(State::Suspect | State::Down), true) => {
-            State::Suspect
-        }
+        (Some(State::Suspect | State::Down), Look::Up) if successes >= DOWN => State::Alive,
+        (Some(State::Suspect), Look::Up) if !was_down && before.successes == 0 => State::Alive,
+        (Some(State::Down), Look::Failed { .. }) => State::Down,
+        (Some(State::Suspect), Look::Failed { proved: true }) if failures >= DOWN => State::Down,
+        _ => State::Suspect,
     };
+    let failures = if state == State::Alive { 0 } else { failures };
     (state, Liveness { state: Some(state), failures, successes })
 }
 
 /// How long the opinion that a look leaves behind counts; one that our own network casts doubt on does not.
-pub fn stands(state: State, up: bool, network_proved: bool, interval: Duration) -> Duration {
+pub fn stands(state: State, look: Look, interval: Duration) -> Duration {
     match state {
-        _ if !up && !network_proved => Duration::ZERO,
+        _ if matches!(look, Look::Failed { proved: false }) => Duration::ZERO,
         State::Alive | State::Suspect => interval * STANDS_INTERVALS,
         State::Down => DOWN_STANDS.max(interval * STANDS_INTERVALS),
     }
@@ -170,35 +207,73 @@ mod tests {
 
     #[test]
     fn an_opinion_formed_in_doubt_does_not_stand() {
-        assert_eq!(stands(State::Suspect, false, false, HOUR), Duration::ZERO);
-        assert!(stands(State::Alive, true, false, HOUR) > HOUR, "an answer proves itself");
-        assert!(stands(State::Down, false, true, HOUR) > stands(State::Alive, true, true, HOUR));
+        assert_eq!(stands(State::Suspect, DOUBT, HOUR), Duration::ZERO);
+        assert!(stands(State::Alive, UP, HOUR) > HOUR, "an answer proves itself");
+        assert!(stands(State::Suspect, Look::Refused, HOUR) > HOUR, "so does a refusal");
+        assert!(stands(State::Down, FAILED, HOUR) > stands(State::Alive, UP, HOUR));
     }
 
     const NEW: Liveness = Liveness { state: None, failures: 0, successes: 0 };
 
-    fn walk(looks: &[(bool, bool)]) -> Vec<State> {
+    const UP: Look = Look::Up;
+    const FAILED: Look = Look::Failed { proved: true };
+    const DOUBT: Look = Look::Failed { proved: false };
+
+    fn walk(looks: &[Look]) -> Vec<State> {
         let mut liveness = NEW;
         looks
             .iter()
-            .map(|(up, proved)| {
-                let (state, next) = judge(liveness, *up, *proved);
+            .map(|look| {
+                let (state, next) = judge(liveness, *look);
                 liveness = next;
                 state
             })
             .collect()
     }
 
+    fn any_looks() -> impl Strategy<Value = Vec<Look>> {
+        let look = prop_oneof![Just(UP), Just(FAILED), Just(DOUBT), Just(Look::Refused)];
+        proptest::collection::vec(look, 2..40)
+    }
+
     #[test]
     fn two_failures_make_down_and_two_successes_bring_back() {
         use State::{Alive, Down, Suspect};
-        let looks = [(true, true), (false, true), (false, true), (false, true), (true, true), (true, true)];
+        let looks = [UP, FAILED, FAILED, FAILED, UP, UP];
         assert_eq!(walk(&looks), [Alive, Suspect, Down, Down, Suspect, Alive]);
     }
 
     #[test]
     fn one_failure_is_forgiven_by_one_success() {
-        assert_eq!(walk(&[(true, true), (false, true), (true, true)]).last(), Some(&State::Alive));
+        assert_eq!(walk(&[UP, FAILED, UP]).last(), Some(&State::Alive));
+    }
+
+    #[test]
+    fn a_failure_on_the_way_back_from_down_begins_it_anew() {
+        use State::{Alive, Down, Suspect};
+        assert_eq!(walk(&[FAILED, FAILED, UP, FAILED, UP]), [Suspect, Down, Suspect, Down, Suspect]);
+        assert_eq!(
+            walk(&[FAILED, FAILED, UP, DOUBT, UP, UP]),
+            [Suspect, Down, Suspect, Suspect, Suspect, Alive]
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_a_doubt_for_as_long_as_it_lasts() {
+        use State::{Alive, Suspect};
+        let refused = Look::Refused;
+        assert_eq!(walk(&[UP, refused, refused, refused, UP]), [Alive, Suspect, Suspect, Suspect, Alive]);
+        assert_eq!(walk(&[FAILED, refused, FAILED]), [Suspect; 3], "its machine answered in between");
+        for (reason, look) in [
+            (Reason::RateLimited, refused),
+            (Reason::Blocked, refused),
+            (Reason::AuthRequired, refused),
+            (Reason::WsUpgradeRefused, FAILED),
+            (Reason::ConnectRefused, FAILED),
+        ] {
+            assert_eq!(Look::of(false, reason, true), look, "{reason}");
+            assert_eq!(Look::of(true, reason, true), UP, "who speaks Nostr is alive");
+        }
     }
 
     proptest! {
@@ -224,17 +299,40 @@ mod tests {
 
         #[test]
         fn nothing_is_called_down_while_our_network_is_in_doubt(looks in proptest::collection::vec(any::<bool>(), 1..40)) {
-            let looks: Vec<(bool, bool)> = looks.into_iter().map(|up| (up, false)).collect();
+            let looks: Vec<Look> = looks.into_iter().map(|up| if up { UP } else { DOUBT }).collect();
             prop_assert!(!walk(&looks).contains(&State::Down));
         }
 
         #[test]
-        fn down_needs_two_failures_in_a_row(looks in proptest::collection::vec(any::<bool>(), 2..40)) {
-            let states = walk(&looks.iter().map(|up| (*up, true)).collect::<Vec<_>>());
+        fn down_needs_two_failures_in_a_row_or_one_on_the_way_back(looks in any_looks()) {
+            let states = walk(&looks);
+            let mut was_down = false;
             for (i, state) in states.iter().enumerate() {
-                if *state == State::Down && (i == 0 || states[i - 1] != State::Down) {
-                    prop_assert!(i >= 1 && !looks[i] && !looks[i - 1]);
+                if *state == State::Down && !was_down {
+                    // Looks in doubt are passed over: they say nothing.
+                    let told: Vec<Look> = looks[..=i].iter().copied().filter(|look| *look != DOUBT).collect();
+                    prop_assert!(told.ends_with(&[FAILED, FAILED]), "{looks:?}");
                 }
+                was_down = *state == State::Down || was_down && *state != State::Alive;
+            }
+        }
+
+        #[test]
+        fn alive_after_down_needs_two_good_looks_in_a_row(looks in any_looks()) {
+            let states = walk(&looks);
+            let mut was_down = false;
+            for (i, state) in states.iter().enumerate() {
+                if *state == State::Alive && was_down {
+                    prop_assert!(looks[..=i].ends_with(&[UP, UP]), "{looks:?}");
+                }
+                was_down = *state == State::Down || was_down && *state != State::Alive;
+            }
+        }
+
+        #[test]
+        fn a_refusal_never_ends_in_alive_or_down(looks in any_looks()) {
+            for (look, state) in looks.iter().zip(walk(&looks)) {
+                prop_assert!(*look != Look::Refused || state == State::Suspect);
             }
         }
     }

@@ -5,19 +5,14 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::liveness::{Liveness, Opinion, State, judge, overall, stands};
-use super::validate::{blame, sick};
+use super::liveness::{Liveness, Look, Opinion, State, judge, overall, stands};
+use super::validate::{ELSEWHERE, ELSEWHERE_TRIES, blame, sick, unserved};
 use super::{Attempt, Ctx, JobError, Report, Standing, cadence, capability, lost, publish, target_url};
 use crate::checks::{MonitorReport, run_on};
 use crate::clock;
 use crate::db::{CheckRow, MonitorResult, RelayRow};
 use crate::models::RelayUrl;
 use crate::telemetry::Labels;
-
-/// How long a relay waits for a worker of another vantage to claim it, and how often. Not a whole number of seconds:
-/// workers poll every second, and the one that gave it back would be there first each time.
-const ELSEWHERE: Duration = Duration::from_millis(3_100);
-const ELSEWHERE_TRIES: i32 = 6;
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
     let url = target_url(ctx, attempt).await?;
@@ -31,6 +26,9 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     }
     let looks = capability::looks(ctx, &url, relay.id).await?;
     let report = Box::pin(run_on(&ctx.dialer, &url, resolved, &looks)).await;
+    if !report.up {
+        unserved(ctx, attempt, url.network(), report.reason)?;
+    }
     let proved = prove(ctx, &url, &relay, &report).await?;
     let result = judge_report(ctx, attempt, &url, &relay, &report, proved)?;
     let (state, overall, next_s) = (result.state, result.overall, result.next.as_secs());
@@ -66,8 +64,7 @@ async fn prove(
     report: &MonitorReport,
 ) -> Result<bool, JobError> {
     let reached = report.reached();
-    let was_alive = relay.state.as_deref() == Some(State::Alive.as_str());
-    ctx.egress.record(url.network(), (!reached).then_some(report.reason), was_alive);
+    ctx.egress.record(url.network(), (!reached).then_some(report.reason), relay.was_up());
     let standing = if report.up || reached {
         Standing::Proved
     } else {
@@ -83,7 +80,10 @@ async fn prove(
         // A name server of the relay's own that fails looks like ours; if everything else works, it is theirs.
         blame(ctx, url.network(), report.reason, reached).await?;
     }
-    Ok(standing == Standing::Proved)
+    // An outage of ours that has just begun fails a relay twice while what answered before it still proves us.
+    let again = relay.state.as_deref() == Some(State::Suspect.as_str()) && relay.failures > 0;
+    let since = relay.since_at.filter(|_| again && !reached);
+    Ok(standing == Standing::Proved && ctx.egress.answered_after(url.network(), report.reason, since))
 }
 
 fn judge_report(
@@ -97,12 +97,10 @@ fn judge_report(
     let now = clock::unix_now();
     let interval = ctx.config.monitor_interval;
     let before = relay.state.as_deref().map(|text| stored(text, "relay_state", url)).transpose()?;
-    let (state, liveness) = judge(
-        Liveness { state: before, failures: relay.failures, successes: relay.successes },
-        report.up,
-        proved,
-    );
-    let stands = stands(state, report.up, proved, interval);
+    let look = Look::of(report.up, report.reason, proved);
+    let (state, liveness) =
+        judge(Liveness { state: before, failures: relay.failures, successes: relay.successes }, look);
+    let stands = stands(state, look, interval);
     let mine = Opinion { state, reason: report.reason, stands: !stands.is_zero() };
     let others = opinions(relay, url, now)?;
     let (overall, overall_reason) =
@@ -117,6 +115,8 @@ fn judge_report(
         mine: state,
         changed: before != Some(state),
         failures: liveness.failures,
+        refused: look == Look::Refused,
+        retry_after: Duration::from_secs(report.retry_after_s.filter(|_| !report.up).unwrap_or(0)),
     };
     let due = cadence::monitor(looked, interval, url.as_str());
     Ok(MonitorResult {
@@ -134,7 +134,7 @@ fn judge_report(
         stands,
         overall: overall.as_str(),
         overall_reason,
-        counted: report.up || proved,
+        counted: look.counts(),
         checks: checks(report),
     })
 }
@@ -165,6 +165,7 @@ fn checks(report: &MonitorReport) -> Vec<CheckRow> {
             reason: o.reason,
             rtt_ms: o.rtt_ms,
             document: o.document.clone(),
+            status: o.status,
         })
         .collect()
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::liveness::Look;
 use super::{Attempt, Ctx, JobError, Report, Standing, cadence, lost, target_url};
 use crate::db::ValidateResult;
 use crate::models::{Network, Reason, RelayUrl};
@@ -14,6 +15,10 @@ use crate::relay::{ProbeVerdict, RelaySocket};
 const UNPROVED: Duration = Duration::from_secs(60);
 /// A network that this worker cannot serve.
 const UNSERVED: Duration = Duration::from_secs(3_600);
+/// How long a job waits for a worker of another vantage to claim it, and how often. Not a whole number of seconds:
+/// workers poll every second, and the one that gave it back would be there first each time.
+pub(super) const ELSEWHERE: Duration = Duration::from_millis(3_100);
+pub(super) const ELSEWHERE_TRIES: i32 = 6;
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
     let url = target_url(ctx, attempt).await?;
@@ -28,6 +33,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         }
         Err(failure) => ProbeVerdict::unreached(&failure),
     };
+    unserved(ctx, attempt, url.network(), verdict.reason)?;
     if let Some(failure) = reach_failure(&verdict) {
         ctx.egress.record(url.network(), Some(failure), false);
     }
@@ -35,7 +41,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         blame(ctx, url.network(), verdict.reason, verdict.open_ms.is_some()).await?;
     }
     let failures = candidate.failures.saturating_add(1);
-    let due = cadence::candidate(failures, url.as_str());
+    let refused = matches!(Look::of(verdict.alive, verdict.reason, true), Look::Refused);
+    let due = cadence::candidate(failures, refused, url.as_str());
     let result = result(attempt, &url, &verdict, due);
     let give_up = result.give_up;
     if !ctx.calls.validate_finish(result).await? {
@@ -88,6 +95,41 @@ pub(super) fn reach_failure(verdict: &ProbeVerdict) -> Option<Reason> {
     if verdict.open_ms.is_some() { None } else { Some(verdict.reason) }
 }
 
+/// An error when this worker cannot serve a relay, and others may: it says nothing about the relay, nor about our own
+/// way into its network.
+pub(super) fn unserved(
+    ctx: &Ctx,
+    attempt: &Attempt,
+    network: Network,
+    reason: Reason,
+) -> Result<(), JobError> {
+    match reason {
+        Reason::NetworkDisabled | Reason::ProxyMissing => {
+            Err(JobError::snooze(UNSERVED, format!("this worker does not serve {network}: {reason}")))
+        }
+        // Of one family of addresses alone, which another vantage may have.
+        Reason::NoRoute if ctx.dialer.has_route() => {
+            let delay = if attempt.fence.attempt() <= ELSEWHERE_TRIES { ELSEWHERE } else { UNSERVED };
+            Err(JobError::snooze(
+                delay,
+                "this machine has no route to the relay's addresses, and to others it has",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a failure that may be ours is: not where name servers fail for one name alone, or one family of addresses
+/// has no route from here.
+pub(super) async fn is_ours(ctx: &Ctx, reason: Reason) -> bool {
+    match reason {
+        // However lately something answered: a resolver that is silent for everybody says nothing about anybody.
+        Reason::DnsFailure => !ctx.dialer.names_answer().await,
+        Reason::NoRoute => !ctx.dialer.has_route(),
+        reason => reason.is_ours(),
+    }
+}
+
 /// An error when the failure must not be laid at the relay's door.
 pub(super) async fn blame(
     ctx: &Ctx,
@@ -95,15 +137,12 @@ pub(super) async fn blame(
     reason: Reason,
     reached: bool,
 ) -> Result<(), JobError> {
-    if matches!(reason, Reason::NetworkDisabled | Reason::ProxyMissing) {
-        return Err(JobError::snooze(UNSERVED, format!("this worker does not serve {network}: {reason}")));
-    }
-    if matches!(reason, Reason::ProxyDead | Reason::NoRoute) {
-        return Err(sick(network, format!("our own way into {network} does not work: {reason}")));
-    }
-    // However lately something answered: a resolver that is silent for everybody says nothing about anybody.
-    if reason == Reason::DnsFailure && !ctx.dialer.names_answer().await {
-        return Err(sick(network, "our name servers do not answer".to_owned()));
+    if is_ours(ctx, reason).await {
+        let why = match reason {
+            Reason::DnsFailure => "our name servers do not answer".to_owned(),
+            _ => format!("our own way into {network} does not work: {reason}"),
+        };
+        return Err(sick(network, why));
     }
     if reached {
         return Ok(());

@@ -24,6 +24,12 @@ use crate::models::{Network, Reason, RelayUrl};
 /// Head start of one address over the next (RFC 8305 §8 recommends 250 ms).
 const STAGGER: Duration = Duration::from_millis(250);
 
+/// An address of either family that the whole internet knows: two of the root name servers.
+const OUTSIDE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30)),
+];
+
 /// Opens every connection of the process. Cheap to clone; clones share resolver and TLS set-up.
 #[derive(Clone)]
 pub struct Dialer {
@@ -68,6 +74,11 @@ impl Target {
     pub fn with_any_certificate(mut self) -> Self {
         self.any_certificate = true;
         self
+    }
+
+    /// The same machine under another URL of it.
+    pub(super) fn under(&self, url: RelayUrl) -> Self {
+        Self { url, ..self.clone() }
     }
 
     /// What DNS said; none for overlays and literal addresses.
@@ -127,6 +138,11 @@ impl Dialer {
     /// Whether our name servers answer anything now: a name that fails while they do is its owner's fault.
     pub async fn names_answer(&self) -> bool {
         self.shared.names.answer(self.shared.config.network(Network::Clearnet).timeout()).await
+    }
+
+    /// Whether this machine has a way out for either family of addresses. Sends nothing.
+    pub fn has_route(&self) -> bool {
+        OUTSIDE.iter().any(|&ip| has_route(SocketAddr::new(ip, 443)))
     }
 
     /// TCP to one of the guarded addresses (or through the proxy), then TLS for wss, all within the

@@ -17,6 +17,8 @@ pub struct DialFailure {
     pub reason: Reason,
     /// A short sentence for people: which step, which address, which status.
     pub detail: String,
+    /// The HTTP status it came with.
+    pub status: Option<u16>,
 }
 
 impl DialFailure {
@@ -24,7 +26,12 @@ impl DialFailure {
     pub fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
         let detail = detail.into();
         let detail = detail.chars().filter(|c| !c.is_control()).take(DETAIL_CHARS).collect();
-        Self { outcome: outcome_of(reason), reason, detail }
+        Self { outcome: outcome_of(reason), reason, detail, status: None }
+    }
+
+    /// A failure that an HTTP status tells.
+    pub fn of_status(reason: Reason, status: u16) -> Self {
+        Self { status: Some(status), ..Self::new(reason, format!("HTTP status {status}")) }
     }
 
     /// Whether the failure speaks of us and says nothing about the relay.

@@ -1,4 +1,5 @@
-//! One HTTP GET over a dialled stream: no redirect followed, no compression accepted, everything capped.
+//! One HTTP GET over a dialled stream: no redirect followed unless asked for, and then only on the same machine, no
+//! compression accepted, everything capped.
 //!
 //! What a status or a content type means is for the caller; here only transport and size are judged.
 
@@ -10,7 +11,8 @@ use hyper::client::conn::http1;
 use hyper::header;
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
-use tokio::time::timeout_at;
+use reqwest::Url;
+use tokio::time::{Instant, timeout_at};
 
 use super::dial::{Dialer, Target};
 use super::failure::DialFailure;
@@ -18,10 +20,14 @@ use super::seen::value;
 use super::stream::Stream;
 use super::{USER_AGENT, elapsed_ms};
 use crate::clock;
-use crate::models::Reason;
+use crate::models::{AddressPolicy, Reason, RelayUrl};
 
 /// Most header lines taken in an answer.
 const HEADERS_MAX: usize = 100;
+
+/// Redirects followed where they are, and the longest one.
+const HOPS: usize = 3;
+const LOCATION_BYTES: usize = 2_048;
 
 /// A whole answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +38,8 @@ pub struct HttpReply {
     pub content_type: Option<String>,
     /// `Server`, as sent, shortened.
     pub server: Option<String>,
+    /// `Location`, as sent.
+    pub location: Option<String>,
     /// The body, never longer than asked for.
     pub body: Vec<u8>,
     /// Milliseconds from the first packet to the end of the body.
@@ -46,9 +54,40 @@ impl Dialer {
         accept: &str,
         max_bytes: usize,
     ) -> Result<HttpReply, DialFailure> {
-        let started = clock::monotonic_ms();
-        let request = get_request(target, accept)?;
         let deadline = self.deadline(target)?;
+        self.http_get_by(target, target.url().path_and_query(), accept, max_bytes, deadline).await
+    }
+
+    /// The same, led on by a few redirects within the timeout: to other paths of the same host at the same port, or from
+    /// plain HTTP to its HTTPS. Every connection goes to the addresses that the guard has passed.
+    pub async fn http_get_led(
+        &self,
+        target: &Target,
+        accept: &str,
+        max_bytes: usize,
+    ) -> Result<HttpReply, DialFailure> {
+        let deadline = self.deadline(target)?;
+        let (mut target, mut path) = (target.clone(), target.url().path_and_query().to_owned());
+        for _ in 0..HOPS {
+            let reply = self.http_get_by(&target, &path, accept, max_bytes, deadline).await?;
+            match led_to(&reply, &target, &path, &self.config().policy) {
+                Some(next) => (target, path) = next,
+                None => return Ok(reply),
+            }
+        }
+        self.http_get_by(&target, &path, accept, max_bytes, deadline).await
+    }
+
+    async fn http_get_by(
+        &self,
+        target: &Target,
+        path: &str,
+        accept: &str,
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> Result<HttpReply, DialFailure> {
+        let started = clock::monotonic_ms();
+        let request = get_request(target, path, accept)?;
         let stream = self.connect_by(target, deadline, &mut None).await?;
         let exchange = Box::pin(exchange(stream, request, self.caps().header_bytes, max_bytes));
         match timeout_at(deadline, exchange).await {
@@ -58,9 +97,33 @@ impl Dialer {
     }
 }
 
-fn get_request(target: &Target, accept: &str) -> Result<Request<Empty<Bytes>>, DialFailure> {
+/// Where a redirect leads, if it may be followed.
+fn led_to(
+    reply: &HttpReply,
+    target: &Target,
+    path: &str,
+    policy: &AddressPolicy,
+) -> Option<(Target, String)> {
+    if !matches!(reply.status, 301 | 302 | 303 | 307 | 308) {
+        return None;
+    }
     let url = target.url();
-    Request::get(url.path_and_query())
+    let scheme = if url.is_tls() { "https" } else { "http" };
+    let at = Url::parse(&format!("{scheme}://{}{path}", url.authority())).ok()?;
+    let to = at.join(reply.location.as_deref()?).ok()?;
+    let host = to.host_str().filter(|host| at.host_str() == Some(host))?;
+    let next = match (to.scheme(), to.port_or_known_default()) {
+        (same, port) if same == scheme && port == at.port_or_known_default() => target.clone(),
+        ("https", Some(443)) => target.under(RelayUrl::parse(&format!("wss://{host}"), policy).ok()?),
+        _ => return None,
+    };
+    let query = to.query().map_or_else(String::new, |query| format!("?{query}"));
+    Some((next, format!("{}{query}", to.path())))
+}
+
+fn get_request(target: &Target, path: &str, accept: &str) -> Result<Request<Empty<Bytes>>, DialFailure> {
+    let url = target.url();
+    Request::get(path)
         .header(header::HOST, url.authority())
         .header(header::USER_AGENT, USER_AGENT)
         .header(header::ACCEPT, accept)
@@ -103,6 +166,8 @@ async fn collect(response: Response<Incoming>, max_bytes: usize) -> Result<HttpR
     let status = response.status().as_u16();
     let content_type = value(response.headers(), header::CONTENT_TYPE);
     let server = value(response.headers(), header::SERVER);
+    let location = response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok());
+    let location = location.filter(|location| location.len() <= LOCATION_BYTES).map(str::to_owned);
     let body = match Limited::new(response.into_body(), max_bytes).collect().await {
         Ok(body) => Vec::from(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
@@ -111,7 +176,7 @@ async fn collect(response: Response<Incoming>, max_bytes: usize) -> Result<HttpR
         }
         Err(error) => return Err(DialFailure::new(Reason::Disconnected, chain(&*error))),
     };
-    Ok(HttpReply { status, content_type, server, body, elapsed_ms: 0 })
+    Ok(HttpReply { status, content_type, server, location, body, elapsed_ms: 0 })
 }
 
 /// What broke off is a disconnection; what arrived and is not HTTP (a banner, a huge head) is invalid.

@@ -27,6 +27,8 @@ pub struct HttpHead {
     pub server: Option<String>,
     /// `X-Powered-By`.
     pub powered_by: Option<String>,
+    /// `Retry-After`, where it is a number of seconds.
+    pub retry_after_s: Option<u64>,
 }
 
 impl HttpHead {
@@ -35,6 +37,7 @@ impl HttpHead {
             status: status.as_u16(),
             server: value(headers, header::SERVER),
             powered_by: value(headers, "x-powered-by"),
+            retry_after_s: value(headers, header::RETRY_AFTER).and_then(|text| text.parse().ok()),
         }
     }
 }

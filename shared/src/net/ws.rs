@@ -9,7 +9,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout_at;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
-use tokio_tungstenite::tungstenite::http::{self, Request, Response};
+use tokio_tungstenite::tungstenite::http::{self, Request};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
@@ -144,7 +144,8 @@ fn upgrade_request(url: &RelayUrl) -> Result<Request<()>, DialFailure> {
 fn judge_upgrade(error: &WsError) -> DialFailure {
     match error {
         WsError::Http(response) => {
-            DialFailure::new(Reason::WsUpgradeRefused, format!("HTTP status {}", status(response)))
+            let status = response.status().as_u16();
+            DialFailure::of_status(refused_by(status), status)
         }
         WsError::Io(error) => DialFailure::new(Reason::Disconnected, format!("during the upgrade: {error}")),
         WsError::Protocol(ProtocolError::HandshakeIncomplete) | WsError::ConnectionClosed => {
@@ -157,8 +158,14 @@ fn judge_upgrade(error: &WsError) -> DialFailure {
     }
 }
 
-fn status(response: &Response<Option<Vec<u8>>>) -> u16 {
-    response.status().as_u16()
+/// Whom the status of a refused upgrade speaks of: us, or the address.
+const fn refused_by(status: u16) -> Reason {
+    match status {
+        401 => Reason::AuthRequired,
+        403 => Reason::Blocked,
+        429 => Reason::RateLimited,
+        _ => Reason::WsUpgradeRefused,
+    }
 }
 
 fn judge_read(error: &WsError) -> WsRead {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
+use super::super::validate::is_ours;
 use super::super::{Attempt, Ctx, JobError, Report, cadence, lost};
 use crate::clock;
 use crate::db::{Asked, Found, Sighting};
@@ -95,8 +96,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     while let Some((name, answer)) = answers.next().await {
         let (outcome, relays) = match answer? {
             Answer::Relays(relays) => ("ok", relays),
-            // It says nothing about the domain, which keeps its turn; the others have theirs, unless all fail so.
-            Answer::Failed(failure) if failure.is_ours() && !is_theirs(ctx, &failure).await => {
+            // It says nothing about the domain, which comes after the others; unless all fail so.
+            Answer::Failed(failure) if is_ours(ctx, failure.reason).await => {
                 ours = Some(failure.to_string());
                 in_a_row += 1;
                 if in_a_row >= OURS_IN_A_ROW {
@@ -146,11 +147,6 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         "domains": domains, "urls": urls, "new_candidates": stored.new, "over_cap": stored.over_cap,
         "other_port": other_port, "excluded": stored.excluded, "forgotten": forgotten, "busy": busy, "our_fault": ours,
     }))
-}
-
-/// Whether a failure that may be ours is this domain's own: its name servers fail while ours answer for others.
-async fn is_theirs(ctx: &Ctx, failure: &DialFailure) -> bool {
-    failure.reason == Reason::DnsFailure && ctx.dialer.names_answer().await
 }
 
 /// What asking a domain came to.

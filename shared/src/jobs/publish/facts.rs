@@ -87,6 +87,7 @@ mod tests {
             detail: String::new(),
             rtt_ms,
             document: document.map(|(kind, text)| Metadata::new(kind, text).unwrap()),
+            status: None,
         }
     }
 
@@ -108,6 +109,7 @@ mod tests {
             tls: None,
             dns_ttl_s: Some(60),
             spoken: Spoken::default(),
+            retry_after_s: None,
         }
     }
 

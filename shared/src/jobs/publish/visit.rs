@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::super::{Attempt, Ctx, JobError, lost};
+use super::super::validate::is_ours;
+use super::super::{Attempt, Ctx, JobError, Standing, lost};
 use crate::clock;
 use crate::db::{DeliveryRow, PendingPublication, PublishingRelay, Visit};
 use crate::models::EventId;
@@ -17,8 +18,10 @@ const BATCH: u32 = 100;
 const BATCH_TIMID: u32 = 10;
 /// How long one visit may take before the next goes on, milliseconds.
 const TIME_BOX_MS: u64 = 240_000;
-/// A relay that wants peace while it takes events.
+/// A relay that wants peace while it takes events; and until we look whether our own network works again.
 const PEACE: Duration = Duration::from_secs(60);
+/// One that could not be visited for a moment.
+const SOON: Duration = Duration::from_secs(1);
 /// An event that got no answer, or one of trouble, is brought again after this long.
 const AGAIN: Duration = Duration::from_secs(900);
 /// One that was refused to who is not authenticated.
@@ -40,14 +43,9 @@ pub(super) async fn run(
     if batch.is_empty() {
         return Ok(None);
     }
-    let opened = match ctx.dialer.resolve(&relay.url).await {
-        Ok(target) => RelaySocket::open(&ctx.dialer, &target).await,
-        Err(failure) => Err(failure),
-    };
-    let mut socket = match opened {
+    let mut socket = match open(ctx, attempt, relay).await? {
         Ok(socket) => socket,
-        Err(failure) => {
-            let visit = fruitless(failures, &failure.to_string());
+        Err(visit) => {
             settle(ctx, attempt, relay, &[], &visit).await?;
             return Ok(Some(json!({ "relay": relay.url, "error": visit.words })));
         }
@@ -78,6 +76,43 @@ pub(super) async fn run(
     }
     socket.close().await;
     Ok(Some(json!({ "relay": relay.url, "accepted": sums[0], "refused": sums[1], "waiting": sums[2] })))
+}
+
+/// Connects; or what to make of it that this was not possible. What may be ours is not held against the relay.
+async fn open(
+    ctx: &Ctx,
+    attempt: &Attempt,
+    relay: &PublishingRelay,
+) -> Result<Result<RelaySocket, Visit>, JobError> {
+    let later = |pause: Duration, why: &str| Visit {
+        failures: relay.failures,
+        pause: pause.max(SOON),
+        words: words(why),
+    };
+    let opened = match ctx.dialer.resolve(&relay.url).await {
+        Ok(target) => {
+            if let Some(address) = target.address()
+                && let Some(wait) = ctx.place(attempt, relay.url.host(), address).await?
+            {
+                return Ok(Err(later(wait, "its machine has no place for another job yet")));
+            }
+            RelaySocket::open(&ctx.dialer, &target).await
+        }
+        Err(failure) => Err(failure),
+    };
+    let network = relay.url.network();
+    ctx.egress.record(network, opened.as_ref().err().map(|failure| failure.reason), false);
+    let failure = match opened {
+        Ok(socket) => return Ok(Ok(socket)),
+        Err(failure) => failure,
+    };
+    let said = failure.to_string();
+    if is_ours(ctx, failure.reason).await
+        || ctx.egress.standing(network, &ctx.dialer).await != Standing::Proved
+    {
+        return Ok(Err(later(PEACE, &said)));
+    }
+    Ok(Err(fruitless(relay.failures, &said)))
 }
 
 async fn take(

@@ -31,7 +31,7 @@ use self::ingest::{Digest, Tally};
 use self::revisit::Revisit;
 use self::windows::{Window, plan};
 use super::cadence::{self, SyncEnd};
-use super::validate::blame;
+use super::validate::{blame, unserved};
 use super::{Attempt, Ctx, JobError, Report, SKIPPED, capability, lost, target_url};
 use crate::clock;
 use crate::db::{ArchiveState, Revisited, SyncBegin, SyncFacts};
@@ -141,7 +141,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     }
     let read_by = ReadBy { archive, facts, class, measured };
     let mut pass = Pass::new(ctx, attempt, relay.id, read_by, coverage, now);
-    let end = match connect(ctx, attempt, &url, relay.state.as_deref() == Some("alive")).await? {
+    let end = match connect(ctx, attempt, &url, relay.was_up()).await? {
         Ok((mut socket, target)) => {
             pass.target = Some(target);
             let end = pass.read_classes(&mut socket, classes, floor, now).await;
@@ -178,7 +178,11 @@ async fn connect(
         }
         Err(failure) => Err(failure),
     };
-    ctx.egress.record(url.network(), opened.as_ref().err().map(|failure| failure.reason), was_alive);
+    let failure = opened.as_ref().err().map(|failure| failure.reason);
+    if let Some(reason) = failure {
+        unserved(ctx, attempt, url.network(), reason)?;
+    }
+    ctx.egress.record(url.network(), failure, was_alive);
     if let Err(failure) = &opened {
         blame(ctx, url.network(), failure.reason, false).await?;
     }

@@ -208,18 +208,18 @@ async fn a_head_of_one_byte_at_a_time_ends_at_the_deadline() {
 #[tokio::test]
 async fn a_refused_upgrade_still_shows_its_headers() {
     let server = TestServer::http(
-        "HTTP/1.1 403 Forbidden\r\nserver: cloud\r\nx-powered-by: a\tb\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 403 Forbidden\r\nserver: cloud\r\nx-powered-by: a\tb\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n",
     )
     .await;
     let dialer = local_dialer();
     let target = dialer.resolve(&server.url()).await.unwrap();
     let mut seen = Seen::default();
     let failure = dialer.websocket_seen(&target, &mut seen).await.map(drop).unwrap_err();
-    assert_eq!(failure.reason, Reason::WsUpgradeRefused);
+    assert_eq!((failure.reason, failure.status), (Reason::Blocked, Some(403)));
     let head = seen.head.unwrap();
     assert_eq!(
-        (head.status, head.server.as_deref(), head.powered_by.as_deref()),
-        (403, Some("cloud"), Some("ab"))
+        (head.status, head.server.as_deref(), head.powered_by.as_deref(), head.retry_after_s),
+        (403, Some("cloud"), Some("ab"), Some(7))
     );
     assert_eq!(seen.tls, None);
 }
@@ -242,4 +242,55 @@ async fn the_endpoint_answers_paths_and_names_a_taken_port() {
         stop.cancel();
     };
     tokio::join!(server.run(handler, stop.clone()), client);
+}
+
+#[tokio::test]
+async fn a_redirect_leads_to_another_path_of_the_same_machine_and_nowhere_else() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let elsewhere = TestServer::tcp(move |stream: TcpStream| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move { drop(stream) }
+    })
+    .await;
+    let other = elsewhere.addr;
+    let server = TestServer::tcp(move |mut stream: TcpStream| async move {
+        let head = request_head(&mut stream).await;
+        let path = head.split(' ').nth(1).unwrap_or_default();
+        let to = match path {
+            "/one" => "/one/?a=1".to_owned(),
+            "/one/?a=1" => "three".to_owned(),
+            "/round" => "/round".to_owned(),
+            "/away" => format!("http://{other}/"),
+            "/user" => "//somebody@localhost/".to_owned(),
+            _ => String::new(),
+        };
+        let answer = if to.is_empty() {
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}", path.len())
+        } else {
+            format!("HTTP/1.1 301 Moved\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n")
+        };
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    let dialer = local_dialer();
+    for (path, status, body) in [
+        ("/one", 200, "/one/three"),
+        ("/round", 301, ""),
+        ("/away", 301, ""),
+        ("/user", 301, ""),
+        ("/", 200, "/"),
+    ] {
+        let target = dialer.resolve(&url(&format!("ws://{}{path}", server.addr))).await.unwrap();
+        let reply = dialer.http_get_led(&target, "*/*", 1_024).await.unwrap();
+        assert_eq!((reply.status, reply.body.as_slice()), (status, body.as_bytes()), "{path}");
+        if path == "/one" {
+            assert_eq!(
+                dialer.http_get(&target, "*/*", 1_024).await.unwrap().status,
+                301,
+                "not unless asked for"
+            );
+        }
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
