@@ -5,17 +5,21 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
+use shared::config::Config;
 use shared::db::ScheduleTarget;
 use shared::jobs::{Attempt, Ctx, Handler, JobError, JobsConfig, alerts};
 use shared::models::{AddressPolicy, JobKind, LOCAL};
 use shared::net::{Dialer, NetConfig};
+use shared::telemetry::{Health, Metrics};
 use tests::pg::{Role, TestDb};
 use tests::scripted::{Script, ScriptedRelay};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::fleet::{environment, until};
 use super::jobs::{config, context};
 use super::judge::{Vantage, known};
 use super::support::{claim_target, handle, migrated, register, value};
@@ -265,8 +269,12 @@ async fn only_the_states_asked_for_are_told_and_only_where_the_guard_lets_us() {
     assert_eq!(value(&test, DELIVERY).await, "alive none 0, suspect skipped 1, down sent 1");
     // The webhook is taken out of the configuration: nothing waits for it, and nothing is kept for it.
     test.execute("UPDATE relay_alert SET delivery = 'pending', due_at = now() WHERE after = 'down'").await;
+    let kept = "SELECT count(*)::text FROM schedule WHERE target = 'alerts'";
     ctx.db.alert_retire(365, false).await.unwrap();
-    assert_eq!(value(&test, "SELECT count(*)::text FROM schedule WHERE target = 'alerts'").await, "0");
+    assert_eq!(value(&test, kept).await, "1", "workers may know of one that the scheduler does not");
+    test.execute("UPDATE schedule SET due_at = due_at - interval '2 days' WHERE target = 'alerts'").await;
+    ctx.db.alert_retire(365, false).await.unwrap();
+    assert_eq!(value(&test, kept).await, "0");
     assert_eq!(value(&test, "SELECT delivery FROM relay_alert WHERE after = 'down'").await, "given_up");
     let unwilling = context(&test, config());
     assert!(matches!(tell(&test, &unwilling).await.unwrap_err(), JobError::Cancel { .. }));
@@ -297,4 +305,38 @@ async fn who_shares_the_secret_can_tell_that_it_was_us() {
     let reckoned = value(&test, wanted.leak()).await;
     let signature = format!("x-bigbrotr-signature: sha256={reckoned}");
     assert!(head.contains(&signature), "{signature} in {head}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_that_only_workers_know_is_told() {
+    let Some(test) = migrated().await else { return };
+    let hook = Webhook::start().await;
+    let unaware = environment(&test.url(Role::Writer), &test.url(Role::Refresher));
+    let mut aware = unaware.clone();
+    aware.insert("BIGBROTR_ALERT_WEBHOOK".to_owned(), hook.url());
+    let (scheduling, working) = (Config::load(None, &unaware).unwrap(), Config::load(None, &aware).unwrap());
+    let tasks = TaskTracker::new();
+    let work = |stop: CancellationToken| {
+        let config = working.clone();
+        tasks.spawn(async move {
+            worker::run(&config, Metrics::new(), Health::default(), stop).await.unwrap();
+        })
+    };
+    let stop = CancellationToken::new();
+    let first = work(stop.clone());
+    until(&test, "SELECT count(*)::text FROM schedule WHERE target = 'alerts'", "1").await;
+    stop.cancel();
+    first.await.unwrap();
+    changes(&test).await;
+    let stop = CancellationToken::new();
+    work(stop.clone());
+    let until_then = stop.clone();
+    tasks.spawn(async move {
+        scheduler::run(&scheduling, Metrics::new(), Health::default(), until_then).await.unwrap();
+    });
+    until(&test, "SELECT (count(*) >= 2)::text FROM relay_alert WHERE delivery = 'sent'", "true").await;
+    assert!(!hook.ids().is_empty());
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use shared::clock;
 use shared::config::Config;
-use shared::db::Db;
-use shared::jobs::{Calls, Ctx, Egress, PageRoom, Verifier, begin_counters};
+use shared::db::{Db, ScheduleTarget};
+use shared::jobs::{Calls, Ctx, Egress, PageRoom, Verifier, alerts, begin_counters};
+use shared::models::{JobKind, LOCAL};
 use shared::net::Dialer;
 use shared::queue::{self, QueueOptions};
 use shared::telemetry::{Health, Metrics};
@@ -16,6 +17,29 @@ use tokio_util::sync::CancellationToken;
 
 /// A refresh of a large view takes as long as it takes; this only ends a hung one.
 const REFRESH_LIMIT: Duration = Duration::from_secs(3_500);
+
+/// Between two tries to say that somebody listens.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// Sees to it that changes of liveness are told where this worker knows the webhook, which is a secret of the workers':
+/// the scheduler need not know it.
+async fn listened(ctx: Ctx, stop: CancellationToken) {
+    if ctx.config.alert_webhook.is_none() {
+        return;
+    }
+    let task = ScheduleTarget {
+        kind: JobKind::Monitor,
+        target: alerts::TASK.to_owned(),
+        network: LOCAL.to_owned(),
+        slack: Duration::from_secs(60),
+    };
+    while ctx.db.schedule_ensure(std::slice::from_ref(&task)).await.is_err() {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+    }
+}
 
 /// Runs until `stop`, then finishes within the configured grace.
 ///
@@ -59,7 +83,8 @@ pub async fn run(
             .join(" "),
         "worker starts"
     );
-    queue::run(queue_db, options, Arc::new(ctx), metrics, health, stop).await;
+    let listened = listened(ctx.clone(), stop.clone());
+    tokio::join!(queue::run(queue_db, options, Arc::new(ctx), metrics, health, stop), listened);
     tracing::info!(worker.id = worker, "worker stopped");
     Ok(())
 }
