@@ -103,13 +103,11 @@ async fn domains_that_cannot_be_asked_from_here_take_nobody_elses_turn() {
     let Some(test) = migrated().await else { return };
     let now = shared::clock::unix_now();
     let factory = Factory::new(62);
-    let mut zone = ZONE.to_owned();
-    let mut hosts: Vec<String> = Vec::new();
-    for i in 0..12 {
-        // Of a family that has no route from here, and before the good one in every order.
-        zone.push_str(&format!("a{i}.example none 2a0f:eeee:1::{i}\n"));
-        hosts.push(format!("a{i}"));
-    }
+    // Of a family that has no route from here, and before the good one in every order.
+    let mut hosts: Vec<String> = (0..12).map(|i| format!("a{i}")).collect();
+    let lines: Vec<String> =
+        hosts.iter().map(|host| format!("{host}.example none 2a0f:eeee:1::1\n")).collect();
+    let zone = ZONE.to_owned() + &lines.concat();
     hosts.push("good".to_owned());
     let events: Vec<_> = hosts
         .iter()

@@ -8,7 +8,7 @@ use std::time::Duration;
 use shared::clock;
 use shared::config::Config;
 use shared::db::{Db, ScheduleTarget};
-use shared::jobs::{Calls, Ctx, Egress, PageRoom, Verifier, alerts, begin_counters};
+use shared::jobs::{Calls, Ctx, Egress, Known, PageRoom, Verifier, alerts, begin_counters};
 use shared::models::{JobKind, LOCAL};
 use shared::net::Dialer;
 use shared::queue::{self, QueueOptions};
@@ -23,7 +23,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 
 /// Sees to it that changes of liveness are told where this worker knows the webhook, which is a secret of the workers':
 /// the scheduler need not know it.
-async fn listened(ctx: Ctx, stop: CancellationToken) {
+async fn listened(ctx: &Ctx, stop: &CancellationToken) {
     if ctx.config.alert_webhook.is_none() {
         return;
     }
@@ -70,6 +70,7 @@ pub async fn run(
         config: Arc::new(jobs),
         metrics: metrics.clone(),
         verifier: Verifier::default(),
+        known: Known::default(),
     };
     begin_counters(&metrics, &config.served_networks());
     tracing::info!(
@@ -83,8 +84,9 @@ pub async fn run(
             .join(" "),
         "worker starts"
     );
-    let listened = listened(ctx.clone(), stop.clone());
-    tokio::join!(queue::run(queue_db, options, Arc::new(ctx), metrics, health, stop), listened);
+    let handler = Arc::new(ctx.clone());
+    let work = Box::pin(queue::run(queue_db, options, handler, metrics, health, stop.clone()));
+    tokio::join!(work, listened(&ctx, &stop));
     tracing::info!(worker.id = worker, "worker stopped");
     Ok(())
 }
