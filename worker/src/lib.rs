@@ -3,19 +3,15 @@
 //! Any number may run; each may be killed at any moment and nothing is lost.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use shared::clock;
 use shared::config::Config;
 use shared::db::Db;
-use shared::jobs::{Calls, Ctx, Egress, PageRoom, Verifier, begin_counters};
+use shared::jobs::{Calls, Ctx, Egress, PageRoom, Verifier, begin_counters, refresh};
 use shared::net::Dialer;
 use shared::queue::{self, QueueOptions};
 use shared::telemetry::{Health, Metrics};
 use tokio_util::sync::CancellationToken;
-
-/// A refresh of a large view takes as long as it takes; this only ends a hung one.
-const REFRESH_LIMIT: Duration = Duration::from_secs(3_500);
 
 /// Runs until `stop`, then finishes within the configured grace.
 ///
@@ -31,7 +27,7 @@ pub async fn run(
     let worker = format!("worker-{}-{}", std::process::id(), clock::random_hex(4));
     let queue_db = Db::lazy(config.database_url(), "bigbrotr worker queue", 3)?;
     let db = Db::lazy(config.database_url(), "bigbrotr worker", config.max_connections())?;
-    let direct = Db::lazy(config.direct_url(), "bigbrotr worker refresh", 1)?.with_timeout(REFRESH_LIMIT);
+    let direct = Db::lazy(config.direct_url(), "bigbrotr worker refresh", 1)?.with_timeout(refresh::LIMIT);
     let jobs = config.jobs_config();
     let dialer = Dialer::new(config.net_config()?)?;
     let options = QueueOptions { traffic: dialer.traffic(), ..config.queue_options(&worker) };
