@@ -13,8 +13,16 @@ say() { echo "backup: $*" >&2; }
 take() {
     # The file holds everything, the roles' passwords as verifiers too: it is for whoever took it.
     umask 077
-    # Through a pipe: no folder of this machine must belong to the server's user.
-    if ! docker compose exec -T postgres pg_basebackup -U postgres -D - -F t -X fetch -c fast >"$1.part"; then
+    # Through a pipe: no folder of this machine must belong to the server's user. The WAL that the backup needs is fetched at
+    # its end, however long that takes and whatever is written meanwhile: a slot keeps it, and goes with this session.
+    if ! docker compose exec -T postgres psql -qX -U postgres -d postgres -v ON_ERROR_STOP=1 -v slot="backup_$$" >"$1.part" <<'SQL'
+SELECT pg_create_physical_replication_slot(:'slot', true, true) \g /dev/null
+\! pg_basebackup -U postgres -D - -F t -X fetch -c fast
+\if :SHELL_ERROR
+DO $$ BEGIN RAISE 'pg_basebackup failed'; END $$;
+\endif
+SQL
+    then
         rm -f "$1.part"
         say "the server gave no backup"
         exit 1
@@ -27,8 +35,24 @@ restore() {
     [ -s "$1" ] || { say "$1 is no backup"; exit 2; }
     point=${2:-}
     case $point in *[!A-Za-z0-9_.-]*) say "a restore point's name has letters, digits, _ . - only here: $point"; exit 2 ;; esac
+    # In each case a recovery that ends in a new timeline: in the old one the server would archive under names that are taken.
+    RECOVERY="restore_command = 'test -f \"/wal/%f\" && cp \"/wal/%f\" \"%p\"'
+recovery_target_action = promote"
+    case $point in
+    "")
+        # With the WAL that the backup brought; what is archived only says which timelines there are.
+        RECOVERY="restore_command = 'case \"%f\" in *.history) test -f \"/wal/%f\" && cp \"/wal/%f\" \"%p\" ;; *) exit 1 ;; esac'
+recovery_target_action = promote
+recovery_target = immediate
+recovery_target_timeline = current" ;;
+    latest) ;;
+    *)
+        RECOVERY="$RECOVERY
+recovery_target_name = '$point'" ;;
+    esac
+    export RECOVERY
     # shellcheck disable=SC2016
-    docker compose run --rm --no-deps -T -e POINT="$point" --entrypoint sh postgres -c '
+    docker compose run --rm --no-deps -T -e RECOVERY --entrypoint sh postgres -c '
         set -eu
         if [ -e "$PGDATA/PG_VERSION" ]; then
             echo "backup: this stack has data already: remove its volume first, or restore beside it" >&2
@@ -37,10 +61,9 @@ restore() {
         mkdir -p "$PGDATA"
         chmod 700 "$PGDATA"
         tar -x -C "$PGDATA"
-        [ -n "$POINT" ] || exit 0
-        echo "restore_command = '\''cp \"/wal/%f\" \"%p\"'\''" >>"$PGDATA/postgresql.auto.conf"
-        echo "recovery_target_action = promote" >>"$PGDATA/postgresql.auto.conf"
-        [ "$POINT" = latest ] || echo "recovery_target_name = '\''$POINT'\''" >>"$PGDATA/postgresql.auto.conf"
+        # Those of an earlier restore came along: two targets are none.
+        sed -i -E "/^(restore_command|recovery_target[a-z_]*) *=/d" "$PGDATA/postgresql.auto.conf"
+        echo "$RECOVERY" >>"$PGDATA/postgresql.auto.conf"
         touch "$PGDATA/recovery.signal"' <"$1"
     say "restored; docker compose up -d starts it"
 }

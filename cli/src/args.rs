@@ -135,7 +135,7 @@ pub(crate) struct Health {
   bigbrotr up                        the shipped relays, the last 7 days, 5 GB
   bigbrotr up --days 30 --max-gb 50  more of both
   bigbrotr up --days all mine.txt    everything that the relays of a list have
-  bigbrotr up --once --timeout 600   for scripts: exit when every relay has been read once
+  bigbrotr up --once --timeout 600   for scripts: exit when every relay was tried once
 
 Ctrl-C stops cleanly and the next start resumes; a second Ctrl-C hurries.
 PostgreSQL 15 or newer must be installed; its server programs are run privately,
@@ -156,7 +156,7 @@ pub(crate) struct Up {
     /// Address of /metrics, /healthz and /readyz, or `none`
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(crate) metrics: String,
-    /// Exit when nothing is due or running and every relay has been read once
+    /// Exit when nothing is due or running and every relay was tried: 0 when each has been read, else 1 and which were not
     #[arg(long)]
     pub(crate) once: bool,
     /// With --once: give up after this many seconds, with exit code 1

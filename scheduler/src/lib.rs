@@ -25,8 +25,10 @@ use maintain::Maintenance;
 
 /// Name of the lease schedulers compete for.
 const LEASE: &str = "scheduler";
-/// Targets turned into jobs per kind, network and tick: a backlog is worked off over ticks.
+/// Targets turned into jobs per kind, network and tick: a backlog is worked off over ticks. A round that takes too long is
+/// followed by smaller ones, which grow again: all of a round is one transaction, and none of it stands when it times out.
 const PER_TICK: u32 = 5_000;
+const PER_TICK_LEAST: u32 = 50;
 /// Between two rounds of slow maintenance: partitions, retention, forgotten workers.
 const SLOW_EVERY_MS: u64 = 60_000;
 /// Between two looks for attempts that outlived their own deadline; lost workers are looked for in every round.
@@ -92,6 +94,7 @@ pub struct Scheduler {
     metrics: Metrics,
     options: SchedulerOptions,
     lead: Lead,
+    per_tick: u32,
     deadlines_ms: Option<u64>,
     slow_ms: Option<u64>,
     gauged_ms: Option<u64>,
@@ -115,6 +118,7 @@ impl Scheduler {
             metrics,
             options,
             lead: Lead::default(),
+            per_tick: PER_TICK,
             deadlines_ms: None,
             slow_ms: None,
             gauged_ms: None,
@@ -135,6 +139,7 @@ impl Scheduler {
         let deadlines = due(self.deadlines_ms, DEADLINES_EVERY_MS);
         let asked_ms = clock::boot_ms();
         let answer = self.ask(deadlines).await;
+        self.per_tick = next_per_tick(self.per_tick, answer.as_ref().err());
         let tick = match answer {
             Ok(tick) => tick,
             Err(error) => {
@@ -168,8 +173,14 @@ impl Scheduler {
     /// The call of a round. A lead whose lease ends meanwhile is given up at once: the answer may be long in coming.
     async fn ask(&self, deadlines: bool) -> Result<Tick, DbError> {
         let (kinds, options) = (kinds(), &self.options);
-        let answer =
-            self.db.scheduler_tick(&self.id, options.lease, &kinds, &options.networks, PER_TICK, deadlines);
+        let answer = self.db.scheduler_tick(
+            &self.id,
+            options.lease,
+            &kinds,
+            &options.networks,
+            self.per_tick,
+            deadlines,
+        );
         tokio::pin!(answer);
         tokio::select! {
             answer = &mut answer => return answer,
@@ -295,6 +306,15 @@ fn told(outage: &mut Outage, ended: Result<Result<(), DbError>, tokio::task::Joi
         Err(error) => outage.failed(&error, &format!("{what} again later")),
     }
     well
+}
+
+/// How many targets the next round takes, after one of so many that ended so.
+fn next_per_tick(per_tick: u32, error: Option<&DbError>) -> u32 {
+    match error {
+        Some(DbError::Timeout { .. }) => (per_tick / 8).max(PER_TICK_LEAST),
+        Some(_) => per_tick,
+        None => (per_tick * 2).min(PER_TICK),
+    }
 }
 
 /// Whether what was last done at `at` is to be done again.

@@ -84,6 +84,24 @@ fn on(url: &str, database: &str) -> String {
     format!("{}/{database}", url.rsplit_once('/').unwrap().0)
 }
 
+/// Waits until the server answers so.
+async fn until(url: &str, sql: &str, wanted: &str) {
+    for _ in 0..100 {
+        if psql(url, sql) == wanted {
+            return;
+        }
+        // bound: 100 × 100 ms
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("{sql}: {}", psql(url, "SELECT a FROM pg_stat_archiver a"));
+}
+
+/// What the doctor says of a database, well or not.
+fn doctor(url: &str) -> String {
+    let output = Command::new(binary("bigbrotr")).args(["doctor", "--database-url", url]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 fn verified(url: &str) {
     let said = ran(Command::new(binary("bigbrotr")).args(["verify", "--all", "--database-url", url]));
     assert!(said.contains("no fault"), "{said}");
@@ -103,11 +121,30 @@ async fn a_base_backup_with_its_wal_and_a_dump_of_the_small_tables_come_back_and
         None,
         &[("PG_DURABLE", "1"), ("PG_OPTIONS", "-c archive_mode=on -c wal_level=replica -c fsync=off")],
     );
-    psql(&cluster.url, &format!("ALTER SYSTEM SET archive_command = 'test ! -f {wal}/%f && cp %p {wal}/%f'"));
+    psql(&cluster.url, "ALTER SYSTEM SET archive_command = 'false'");
     psql(&cluster.url, "SELECT pg_reload_conf()");
     psql(&cluster.url, "CREATE DATABASE bigbrotr");
     let url = on(&cluster.url, "bigbrotr");
     queue::migrate(&url, &MigrateOptions::default()).await.unwrap();
+    // What cannot be archived is said by the doctor, to whoever may read; then it can be.
+    psql(&cluster.url, "SELECT pg_switch_wal()");
+    until(&cluster.url, "SELECT failed_count > 0 FROM pg_stat_archiver", "t").await;
+    let reader = url.replace("://postgres@", "://bigbrotr_reader@");
+    assert!(
+        doctor(&reader)
+            .lines()
+            .any(|line| line.starts_with("problem") && line.contains("cannot be archived"))
+    );
+    let program = folder.path("archive.sh");
+    std::fs::copy(tests::env::tools().join("../../deploy/postgres/archive.sh"), &program).unwrap();
+    psql(&cluster.url, &format!("ALTER SYSTEM SET archive_command = '{program} %p %f {wal}'"));
+    psql(&cluster.url, "SELECT pg_reload_conf()");
+    until(&cluster.url, "SELECT last_archived_time > last_failed_time FROM pg_stat_archiver", "t").await;
+    assert!(
+        doctor(&reader)
+            .lines()
+            .any(|line| line.starts_with("ok") && line.contains("finished WAL is archived"))
+    );
     let db = Db::lazy(&url, "test", 2).unwrap();
     let events = Factory::new(81).events(300);
     archive(&db, "wss://one.example", &events[..100]).await;
@@ -132,19 +169,8 @@ async fn a_base_backup_with_its_wal_and_a_dump_of_the_small_tables_come_back_and
     command.args(LARGE.map(|table| format!("--exclude-table-data={table}")));
     ran(&mut command);
     psql(&url, "SELECT pg_switch_wal()");
-    let archived = || {
-        psql(
-            &cluster.url,
-            "SELECT count(*) FROM pg_stat_archiver WHERE last_archived_wal >= pg_walfile_name(pg_current_wal_lsn() - 1)",
-        )
-    };
-    for _ in 0..100 {
-        if archived() == "1" {
-            break;
-        }
-        // bound: 100 × 100 ms
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    let archived = "SELECT count(*) FROM pg_stat_archiver WHERE last_archived_wal >= pg_walfile_name(pg_current_wal_lsn() - 1)";
+    until(&cluster.url, archived, "1").await;
     db.close().await;
     drop(cluster);
 

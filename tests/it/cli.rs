@@ -137,6 +137,28 @@ async fn up_turns_a_seed_list_into_an_archive_and_a_second_run_adds_nothing() {
     drop(std::fs::remove_file(log));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn up_says_which_relays_it_could_not_read_and_ends_with_one() {
+    let events = Factory::new(42).events(30);
+    let good = ScriptedRelay::start(Script::honest(&events, 200)).await;
+    let limited =
+        ScriptedRelay::start(Script::honest(&events, 200).closing(0, "rate-limited: slow down")).await;
+    let data = Data::new("unread");
+    let seeds = data.0.with_extension("txt");
+    std::fs::write(&seeds, format!("{}\n{}\n", good.url(), limited.url())).unwrap();
+    let output = up(&data, &seeds);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let told = lines(&output);
+    let last = told.iter().rfind(|line| line["done"] == true).unwrap_or_else(|| panic!("{said}{told:?}"));
+    assert_eq!(output.status.code(), Some(1), "{said}{last}");
+    assert_eq!((last["read"].as_u64(), last["unread"].as_u64()), (Some(1), Some(1)), "{last}");
+    let unread = &last["relays_unread"][0];
+    assert_eq!(unread["url"].as_str(), Some(limited.url().as_str()), "{last}");
+    assert!(unread["end"].as_str().is_some_and(|end| end != "up to date"), "{last}");
+    assert!(said.contains("1 relays read, 1 were tried once and could not be read"), "{said}");
+    drop(std::fs::remove_file(seeds));
+}
+
 fn wait_for<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     for _ in 0..200 {
         if let Some(found) = attempt() {

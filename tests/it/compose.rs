@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 
 fn read(path: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -56,6 +57,45 @@ fn every_secret_of_the_stack_is_made_by_the_script() {
         .collect();
     assert!(wanted.len() > 5, "{wanted:?}");
     assert_eq!(made, wanted);
+}
+
+#[test]
+fn wal_is_archived_whole_once_and_never_over_another_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let folder = std::env::temp_dir().join(format!("bigbrotr-archive-{}", shared::clock::random_hex(6)));
+    let wal = folder.join("wal");
+    std::fs::create_dir_all(&wal).unwrap();
+    let archive = |from: &str, name: &str| {
+        let mut command = Command::new("sh");
+        command.arg(root.join("deploy/postgres/archive.sh")).arg(folder.join(from)).arg(name).arg(&wal);
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (whole, other) = ("segment ".repeat(500), "another ".repeat(500));
+    std::fs::write(folder.join("ours"), &whole).unwrap();
+    std::fs::write(folder.join("theirs"), &other).unwrap();
+    let nothing = (true, String::new());
+    // New, asked twice, and after copies that were cut short: under the name, and before.
+    assert_eq!(archive("ours", "1"), nothing);
+    assert_eq!(archive("ours", "1"), nothing);
+    std::fs::write(wal.join("2"), &whole[..1_000]).unwrap();
+    std::fs::write(wal.join("3"), "").unwrap();
+    std::fs::write(wal.join("4.part"), "half of what").unwrap();
+    for name in ["2", "3", "4"] {
+        assert_eq!(archive("ours", name), nothing, "{name}");
+    }
+    // Another's: of the same length, a beginning of another, and longer.
+    std::fs::write(wal.join("5"), &other[..1_000]).unwrap();
+    std::fs::write(wal.join("6"), format!("{whole}more")).unwrap();
+    for (from, name) in [("theirs", "1"), ("ours", "5"), ("ours", "6")] {
+        let (done, said) = archive(from, name);
+        assert!(!done && said.contains("is another file") && said.lines().count() == 1, "{name}: {said}");
+    }
+    for name in ["1", "2", "3", "4"] {
+        assert_eq!(std::fs::read_to_string(wal.join(name)).unwrap(), whole, "{name}");
+    }
+    assert_eq!(std::fs::read_to_string(wal.join("5")).unwrap(), other[..1_000]);
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

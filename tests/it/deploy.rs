@@ -240,6 +240,15 @@ fn the_manifests_are_valid_and_hand_the_programs_what_they_understand() {
         let said = in_force(program, &variables);
         assert!(said.contains("0.0.0.0:9100") && said.contains("pgbouncer.database:6432"), "{said}");
     }
+    // Nothing would be done without a relay: whoever installs it names some, from where the database is reached.
+    let document = std::fs::read_to_string(deploy().join("../docs/OPERATIONS.md")).unwrap();
+    let (pod, command) = document
+        .lines()
+        .find_map(|line| line.strip_prefix("kubectl exec -n bigbrotr deploy/")?.split_once(" -- "))
+        .unwrap();
+    let scheduler = std::fs::read_to_string(deploy().join("kubernetes/scheduler.yaml")).unwrap();
+    assert!(scheduler.contains(&format!("kind: Deployment\nmetadata:\n  name: {pod}\n")), "{pod}");
+    assert!(command.starts_with("bigbrotr seed "), "{command}");
 }
 
 #[test]

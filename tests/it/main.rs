@@ -125,6 +125,8 @@ mod schema;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod settled;
+#[cfg(test)]
 mod skew;
 #[cfg(test)]
 mod socks;

@@ -92,6 +92,34 @@ async fn gauges_that_cannot_be_read_and_maintenance_that_hangs_hold_up_no_round(
     assert_eq!(value(&test, "SELECT count(*)::text FROM apalis.workers WHERE id = 'old'").await, "0");
 }
 
+#[tokio::test]
+async fn a_round_that_takes_too_long_is_followed_by_smaller_ones_and_what_is_due_is_enqueued() {
+    let Some(test) = migrated().await else { return };
+    let config = Config::load(None, &environment(&test.url(Role::Writer), &test.url(Role::Writer))).unwrap();
+    // A statement may take two seconds, and to enqueue all of it takes longer.
+    test.execute(
+        // bound: less than two seconds for a tenth of the rows
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.008); RETURN NEW; END';
+         CREATE TRIGGER slow BEFORE INSERT ON apalis.jobs FOR EACH ROW EXECUTE FUNCTION slow();
+         INSERT INTO schedule SELECT 'sync', 'wss://r' || n || '.example', 'clearnet', now(), 60, 'new' FROM generate_series(1, 300) n",
+    )
+    .await;
+    let db = handle(&test, Role::Writer).with_timeout(Duration::from_secs(3));
+    let mut scheduler = Scheduler::new(db, Metrics::new(), config.scheduler_options());
+    let mut late = 0;
+    while value(&test, "SELECT count(*)::text FROM apalis.jobs WHERE kind = 'sync'").await != "300" {
+        match scheduler.tick().await {
+            Ok(()) => {}
+            Err(error) => {
+                late += 1;
+                assert!(late < 6, "{error}");
+            }
+        }
+    }
+    assert!(late > 0, "a round took too long");
+    scheduler.settle().await;
+}
+
 /// A fleet of which every gauge has something to say.
 const STATE: &str = "
     INSERT INTO relay (url, network, discovered_at) VALUES ('wss://a.example', 'clearnet', 1), ('wss://b.example', 'clearnet', 1), ('ws://c.onion', 'tor', 1);
@@ -103,7 +131,8 @@ const STATE: &str = "
     INSERT INTO network_usage SELECT 'i2p', (now() AT TIME ZONE 'UTC')::date, 77;
     INSERT INTO network_lease (network, worker_id, permits) VALUES ('clearnet', 'w', 4), ('clearnet', 'gone', 9);
     INSERT INTO queue_pause (queue, mode, actor, why) VALUES ('validate.loki', 'drain', 'me', 'why');
-    INSERT INTO queue_sample SELECT now() - d, 'sync', 'tor', 0, 0, 2, 0, 0, NULL FROM unnest(ARRAY['5 min', '50 min', '70 min']::interval[]) d;
+    INSERT INTO job_history SELECT 'dead' || d || n, 'sync', 'tor', 't', 'dead', 1, 'w', now(), now(), now(), now() - d, '{}'
+        FROM unnest(ARRAY['5 min', '50 min', '70 min']::interval[]) d, generate_series(1, 2) n;
     INSERT INTO view_state (view_name, refreshed_at, duration_ms) VALUES ('old', now() - interval '2 h', 1), ('new', now(), 1);
     INSERT INTO relay_alert (relay_id, at, after, reason, settles, delivery, due_at, tries)
         VALUES (1, 1, 'down', 'none', true, 'pending', now(), 0), (1, 2, 'alive', 'none', true, 'pending', now(), 3), (1, 3, 'down', 'none', true, 'sent', NULL, 1);

@@ -3,20 +3,16 @@
 //! Any number may run; each may be killed at any moment and nothing is lost.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use shared::clock;
 use shared::config::Config;
 use shared::db::{Db, ScheduleTarget};
-use shared::jobs::{Calls, Ctx, Egress, Known, PageRoom, Verifier, alerts, begin_counters};
+use shared::jobs::{Calls, Ctx, Egress, Known, PageRoom, Verifier, alerts, begin_counters, refresh};
 use shared::models::{JobKind, LOCAL};
 use shared::net::Dialer;
 use shared::queue::{self, QueueOptions};
 use shared::telemetry::{Health, Metrics};
 use tokio_util::sync::CancellationToken;
-
-/// A refresh of a large view takes as long as it takes; this only ends a hung one.
-const REFRESH_LIMIT: Duration = Duration::from_secs(3_500);
 
 /// Between two tries to say that somebody listens.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -55,7 +51,7 @@ pub async fn run(
     let worker = format!("worker-{}-{}", std::process::id(), clock::random_hex(4));
     let queue_db = Db::lazy(config.database_url(), "bigbrotr worker queue", 3)?;
     let db = Db::lazy(config.database_url(), "bigbrotr worker", config.max_connections())?;
-    let direct = Db::lazy(config.direct_url(), "bigbrotr worker refresh", 1)?.with_timeout(REFRESH_LIMIT);
+    let direct = Db::lazy(config.direct_url(), "bigbrotr worker refresh", 1)?.with_timeout(refresh::LIMIT);
     let jobs = config.jobs_config();
     let dialer = Dialer::new(config.net_config()?)?;
     let options = QueueOptions { traffic: dialer.traffic(), ..config.queue_options(&worker) };

@@ -90,6 +90,7 @@ pub(crate) async fn doctor(session: &Session, config: &Config, args: &Doctor) ->
         listening(&db, config.listen_url(), &mut findings).await?;
         views(&db, &mut findings).await?;
         doctor_archive::keeping(&db, config.archive_max_bytes(), &mut findings).await?;
+        doctor_archive::wal(&db, &mut findings).await?;
         verify(&db, events, &mut findings).await?;
     }
     findings.print(session.global.json);

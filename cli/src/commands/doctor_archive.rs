@@ -10,6 +10,23 @@ use crate::output::{bytes, commas, utc};
 /// Rows in a default partition that are nobody's concern: events of absurd times.
 const DEFAULT_ROWS: u64 = 10_000;
 
+/// Whether a server that archives its WAL can: one that cannot keeps it until its disk is full.
+pub(super) async fn wal(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
+    let Some(wal) = db.wal_archiving().await? else { return Ok(()) };
+    let last = wal.archived_at.map_or_else(|| "never".to_owned(), utc);
+    let (mark, text) = match &wal.failing {
+        Some(file) => (
+            Mark::Problem,
+            format!(
+                "{file} cannot be archived (the last that was: {last}): the server keeps all WAL until its disk is full; its log says why"
+            ),
+        ),
+        None => (Mark::Ok, format!("finished WAL is archived, the last at: {last}")),
+    };
+    findings.add(mark, "wal", text, json!({ "failing": wal.failing, "archived_at": wal.archived_at }));
+    Ok(())
+}
+
 pub(super) async fn keeping(
     db: &Db,
     configured: Option<u64>,

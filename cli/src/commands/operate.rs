@@ -156,7 +156,12 @@ async fn cancel(db: &Db, select: &Select, user: &str, json: bool) -> Result<(), 
 async fn retry(db: &Db, select: &Select, since: Option<u32>, user: &str, json: bool) -> Result<(), Fail> {
     let selection = selection(select, since.is_some())?;
     let since = since.unwrap_or(DEAD_S);
-    let none = format!("nothing meant by that was put back, or died within the last {since} s");
+    let left_alone = excluded(db, selection.which.as_slice()).await?;
+    let none = if left_alone.is_empty() {
+        format!("nothing meant by that was put back, or died within the last {since} s")
+    } else {
+        left_alone.join("; ")
+    };
     let (jobs, sample) = db.job_retry_preview(&selection, f64::from(since)).await?;
     let what = "jobs that were put back, or are dead, are meant";
     if !agreed(select, &Meant { jobs, sample, what, none: none.clone() }, json)? {
@@ -174,6 +179,20 @@ async fn retry(db: &Db, select: &Select, since: Option<u32>, user: &str, json: b
     Ok(())
 }
 
+/// A sentence for each of these names that is excluded, so that nothing of it is ever run.
+async fn excluded(db: &Db, targets: &[String]) -> Result<Vec<String>, Fail> {
+    let mut sentences = Vec::new();
+    for target in targets {
+        let reasons = db.job_why(target).await?;
+        if let Some(line) =
+            reasons.iter().find(|line| ["opted-out", "blocked"].contains(&line.reason.as_str()))
+        {
+            sentences.push(format!("{target} is excluded ({}) and left alone: {}", line.reason, line.detail));
+        }
+    }
+    Ok(sentences)
+}
+
 async fn run_now(
     db: &Db,
     targets: &[String],
@@ -183,6 +202,13 @@ async fn run_now(
 ) -> Result<(), Fail> {
     let targets: Vec<String> = targets.iter().map(|target| canonical(target)).collect();
     let (asked, enqueued) = db.job_run_now(&targets, kinds, actor).await?;
+    let left_alone = excluded(db, &targets).await?;
+    if asked == 0 && !left_alone.is_empty() {
+        return Err(Fail::Failed(left_alone.join("; ")));
+    }
+    for sentence in left_alone {
+        warn(&sentence);
+    }
     if asked == 0 {
         return Err(Fail::Failed(format!(
             "no relay, candidate or task of these names has such jobs: {}",

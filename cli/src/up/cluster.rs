@@ -20,7 +20,6 @@ use crate::output::{Fail, warn};
 /// reported as archived is archived.
 const SETTINGS: &[&str] = &[
     "shared_buffers=128MB",
-    "max_connections=60",
     "jit=off",
     "synchronous_commit=on",
     "wal_compression=on",
@@ -30,6 +29,8 @@ const SETTINGS: &[&str] = &[
     "log_timezone=UTC",
     "logging_collector=off",
 ];
+/// Connections beside those that one part may take (`database.max_connections`): of the other parts, and of people.
+const OTHERS: u32 = 30;
 /// The log begins anew beyond this, bytes.
 const LOG_MAX: u64 = 10 * 1024 * 1024;
 /// How long the server of a killed `up` may take to end; the kernel has asked it to.
@@ -50,12 +51,13 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Makes the cluster where there is none, and starts it. Must be called on a thread that lives as
-    /// long as the process: the kernel stops the server when that thread ends.
+    /// Makes the cluster where there is none, and begins to start it, for parts that take up to so many connections. Must
+    /// be called on a thread that lives as long as the process: the kernel stops the server when that thread ends.
     pub(crate) async fn start(
         layout: &Layout,
         programs: &Programs,
         owner: &Owner,
+        connections: u32,
         lock: File,
     ) -> Result<Self, Fail> {
         end_leftover(layout).await?;
@@ -66,18 +68,17 @@ impl Cluster {
         }
         let mut command = owner.command(&programs.path("postgres"));
         command.arg("-D").arg(layout.cluster()).arg("-k").arg(&socket).args(["-p", &PORT.to_string()]);
-        for setting in SETTINGS {
-            command.args(["-c", setting]);
+        for setting in settings(connections) {
+            command.args(["-c", &setting]);
         }
         let log = open_log(layout)?;
         let errors = log.try_clone().map_err(|error| failed(&layout.log(), &error))?;
         let child = command.stdout(log).stderr(errors).spawn().map_err(|error| no_setpriv(&error))?;
-        let mut cluster = Self { child, layout: layout.clone(), _lock: lock };
-        cluster.wait_until_ready().await?;
-        Ok(cluster)
+        Ok(Self { child, layout: layout.clone(), _lock: lock })
     }
 
-    async fn wait_until_ready(&mut self) -> Result<(), Fail> {
+    /// Waits until it answers, through a recovery where one is needed.
+    pub(crate) async fn wait_until_ready(&mut self) -> Result<(), Fail> {
         for turn in 0..START_TURNS {
             self.check()?;
             let state = fs::read_to_string(self.layout.cluster().join("postmaster.pid")).unwrap_or_default();
@@ -133,6 +134,13 @@ impl Cluster {
             tokio::time::sleep(TURN).await;
         }
     }
+}
+
+/// The settings of a server whose parts take up to so many connections each.
+fn settings(connections: u32) -> Vec<String> {
+    let connections = connections.saturating_add(OTHERS);
+    let fixed = SETTINGS.iter().map(|setting| (*setting).to_owned());
+    fixed.chain([format!("max_connections={connections}")]).collect()
 }
 
 /// Makes the data directory and takes it for this process.
@@ -293,4 +301,24 @@ fn failed(path: &Path, error: &std::io::Error) -> Fail {
 
 fn no_setpriv(error: &std::io::Error) -> Fail {
     Fail::Failed(format!("setpriv, of the package util-linux, is needed and cannot be run: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_has_room_for_what_a_part_may_take_and_for_the_others() {
+        let room = |connections| {
+            let all = settings(connections);
+            let found: Vec<u32> = all
+                .iter()
+                .filter_map(|setting| setting.strip_prefix("max_connections=")?.parse().ok())
+                .collect();
+            assert_eq!((found.len(), all.len()), (1, SETTINGS.len() + 1), "{all:?}");
+            found[0]
+        };
+        assert!(room(16) >= 16 + 20);
+        assert!(room(200) >= 200 + 20, "the most that the configuration allows");
+    }
 }

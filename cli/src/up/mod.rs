@@ -15,13 +15,14 @@ use std::time::Duration;
 use serde_json::json;
 use shared::clock;
 use shared::config::{Config, Flag};
-use shared::db::{Db, DbError, MigrateOptions, Unsettled, VIEWS};
-use shared::jobs::seed as seeder;
+use shared::db::{Db, MigrateOptions, ReadCount, Unsettled};
+use shared::jobs::{refresh, seed as seeder};
 use shared::models::Fill;
 use shared::process::{self, Surroundings};
 use shared::queue;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::Session;
 use crate::args::Up;
@@ -127,7 +128,10 @@ fn all_flags(mut flags: Vec<Flag>, config: &Config, args: &Up, layout: &Layout) 
 }
 
 async fn work(plan: &Plan<'_>, lock: File, around: Surroundings) -> Result<(), Fail> {
-    let mut cluster = Cluster::start(&plan.layout, &plan.programs, &plan.owner, lock).await?;
+    let connections = plan.config.max_connections();
+    let start = Cluster::start(&plan.layout, &plan.programs, &plan.owner, connections, lock);
+    let Some(started) = unless_stopped(&around, start).await else { return interrupted(plan) };
+    let mut cluster = started?;
     let ended = Box::pin(observe(plan, &mut cluster, &around)).await;
     cluster.stop().await;
     if ended.is_ok() && !plan.session.global.json {
@@ -138,11 +142,10 @@ async fn work(plan: &Plan<'_>, lock: File, around: Surroundings) -> Result<(), F
 
 /// Everything that needs the server.
 async fn observe(plan: &Plan<'_>, cluster: &mut Cluster, around: &Surroundings) -> Result<(), Fail> {
-    let options =
-        MigrateOptions { passwords: role_passwords(&plan.session.env)?, ..MigrateOptions::default() };
-    queue::migrate(&plan.layout.url(SUPERUSER), &options).await?;
-    let writer = Db::connect(plan.config.database_url(), "bigbrotr up", 1).await?;
-    let seeds = seed(plan, &writer).await?;
+    let Some(prepared) = unless_stopped(around, Box::pin(prepare(plan, cluster))).await else {
+        return interrupted(plan);
+    };
+    let (writer, seeds) = prepared?;
     greet(plan, &seeds);
     let reader = Db::lazy(&plan.layout.url("bigbrotr_reader"), "bigbrotr up", 1)?;
     let mut tasks = JoinSet::new();
@@ -169,13 +172,40 @@ async fn observe(plan: &Plan<'_>, cluster: &mut Cluster, around: &Surroundings) 
         .await
         .unwrap_or_else(|_| Err(Fail::Failed("scheduler and worker did not stop in time".to_owned())));
     if plan.args.once && ended.is_ok() {
-        finish(&writer).await?;
+        ended = finish(&writer).await;
         progress.show_last(now_s()).await;
-        report(&reader, json).await?;
+        ended = report(plan, &reader).await.and(ended);
     }
     reader.close().await;
     writer.close().await;
     ended
+}
+
+/// What the work ends with, or nothing when it is told to stop before: a recovery or a migration may take long.
+async fn unless_stopped<T>(around: &Surroundings, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        done = work => Some(done),
+        () = around.stop.cancelled() => None,
+    }
+}
+
+/// The end of what was told to stop.
+fn interrupted(plan: &Plan<'_>) -> Result<(), Fail> {
+    if plan.args.once {
+        return Err(Fail::Failed("interrupted before everything was read once".to_owned()));
+    }
+    Ok(())
+}
+
+/// The server, its schema, and what it is to begin with.
+async fn prepare(plan: &Plan<'_>, cluster: &mut Cluster) -> Result<(Db, String), Fail> {
+    cluster.wait_until_ready().await?;
+    let options =
+        MigrateOptions { passwords: role_passwords(&plan.session.env)?, ..MigrateOptions::default() };
+    queue::migrate(&plan.layout.url(SUPERUSER), &options).await?;
+    let writer = Db::connect(plan.config.database_url(), "bigbrotr up", 1).await?;
+    let seeds = seed(plan, &writer).await?;
+    Ok((writer, seeds))
 }
 
 /// Until a signal, the end of `--once`, or a failure.
@@ -216,7 +246,7 @@ async fn watch(
         }
         tokio::select! {
             () = around.stop.cancelled() => {
-                return if plan.args.once { Err(Fail::Failed("interrupted before everything was read once".to_owned())) } else { Ok(()) };
+                return interrupted(plan);
             }
             Some(joined) = tasks.join_next() => {
                 part_result(joined)?;
@@ -296,21 +326,42 @@ fn greet(plan: &Plan<'_>, seeds: &str) {
 }
 
 /// After `--once`: the views show what was just read.
-async fn finish(writer: &Db) -> Result<(), DbError> {
-    for (_, statement) in VIEWS {
-        writer.refresh(statement).await?;
+async fn finish(writer: &Db) -> Result<(), Fail> {
+    let done = refresh::all(&writer.with_timeout(refresh::LIMIT), &CancellationToken::new()).await?;
+    match done.unwrap_or_default().failed.first() {
+        None => Ok(()),
+        Some((what, error)) => Err(Fail::Failed(format!(
+            "what was read is archived, but {what} could not be brought up to date: {error}"
+        ))),
     }
-    Ok(())
 }
 
-async fn report(reader: &Db, json: bool) -> Result<(), DbError> {
+/// After `--once`: what there is now, and which relays were tried and could not be read.
+async fn report(plan: &Plan<'_>, reader: &Db) -> Result<(), Fail> {
     let (events, observations) = reader.archive_count().await?;
-    if json {
-        line(&json!({ "done": true, "events": events, "observations": observations }).to_string());
+    let relays = reader.read_count(&plan.config.scheduler_options().networks).await?;
+    let ReadCount { read, unread, .. } = relays;
+    if plan.session.global.json {
+        let lines: Vec<_> = relays
+            .lines
+            .iter()
+            .map(|of| json!({ "url": of.url, "end": of.ended, "reason": of.reason }))
+            .collect();
+        let value = json!({ "done": true, "events": events, "observations": observations, "read": read, "unread": unread, "relays_unread": lines });
+        line(&value.to_string());
     } else {
-        line(&format!("every relay has been read once: {events} events, {observations} observations"));
+        for of in &relays.lines {
+            let reason = of.reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+            line(&format!("not read: {}: {}{reason}", of.url, of.ended));
+        }
+        line(&format!("{read} relays have been read once: {events} events, {observations} observations"));
     }
-    Ok(())
+    if unread == 0 {
+        return Ok(());
+    }
+    Err(Fail::Failed(format!(
+        "{read} relays read, {unread} were tried once and could not be read; `bigbrotr up` goes on trying"
+    )))
 }
 
 fn now_s() -> u64 {

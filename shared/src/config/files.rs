@@ -29,10 +29,16 @@ impl Resolved {
     }
 }
 
+/// Whether `migrate` gives one of its roles the password in this variable.
+pub(super) fn is_role_password(variable: &str) -> bool {
+    let role = variable.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix("_PASSWORD"));
+    role.is_some_and(|role| ["ADMIN", "WRITER", "REFRESHER", "READER"].contains(&role))
+}
+
 /// Whether a variable may be given as a file: every key's, our own key's, passwords of roles.
 fn may_be_a_file(variable: &str) -> bool {
     matches!(variable, "BIGBROTR_DATABASE_URL" | identity::VARIABLE | identity::GENERAL)
-        || (variable.starts_with(PREFIX) && variable.ends_with("_PASSWORD"))
+        || is_role_password(variable)
         || KEYS.iter().map(Key::variable).any(|known| known == variable)
 }
 

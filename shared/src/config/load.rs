@@ -17,9 +17,6 @@ pub const DEFAULT_FILE: &str = "bigbrotr.toml";
 /// Variable that names the file.
 pub const FILE_VARIABLE: &str = "BIGBROTR_CONFIG";
 
-/// The password of our own role; other variables of that ending are `migrate`'s.
-const PASSWORD_VARIABLE: &str = "BIGBROTR_DATABASE_PASSWORD";
-
 /// Variables of ours that are not configuration: a file's name, the migrator's choices, the tests' own.
 fn is_other(variable: &str) -> bool {
     matches!(
@@ -31,7 +28,7 @@ fn is_other(variable: &str) -> bool {
             | "BIGBROTR_PG_STATE"
             | "BIGBROTR_DATABASE_URL"
     ) || variable.starts_with("BIGBROTR_TEST")
-        || (variable.ends_with("_PASSWORD") && variable != PASSWORD_VARIABLE)
+        || super::files::is_role_password(variable)
 }
 
 /// Checked values by path, and where each that is not a default came from.

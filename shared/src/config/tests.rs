@@ -124,11 +124,22 @@ fn an_unknown_key_names_the_nearest_right_one() {
 fn an_unknown_variable_names_the_nearest_right_one_and_foreign_ones_are_left_alone() {
     let said = Config::load(None, &env(&[("BIGBROTR_WORKER_LEASE", "5")])).unwrap_err().to_string();
     assert!(said.contains("did you mean BIGBROTR_WORKER_LEASE_S?"), "{said}");
+    for (wrong, right) in [
+        ("BIGBROTR_DATABSE_PASSWORD", "did you mean BIGBROTR_DATABASE_PASSWORD?"),
+        (
+            "BIGBROTR_WRITTER_PASSWORD_FILE",
+            "BIGBROTR_WRITTER_PASSWORD_FILE (in the environment) is not known",
+        ),
+    ] {
+        let said = Config::load(None, &env(&[(wrong, "/x")])).unwrap_err().to_string();
+        assert!(said.contains(right), "{said}");
+    }
     Config::load(
         None,
         &env(&[
             ("BIGBROTR_ROLE_PREFIX", "x"),
             ("BIGBROTR_WRITER_PASSWORD", "x"),
+            ("BIGBROTR_REFRESHER_PASSWORD", "x"),
             ("BIGBROTR_TEST_PG", "x"),
             ("BIGBROTR_MONITOR_INTERVAL_S", ""),
             ("WORKER_LEASE", "x"),

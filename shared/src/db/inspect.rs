@@ -23,10 +23,32 @@ pub struct Unsettled {
     pub due: u64,
     /// Jobs claimed.
     pub running: u64,
-    /// Candidates on these networks never tried.
+    /// Candidates on these networks never tried; excluded ones are not.
     pub untried: u64,
-    /// Relays on these networks without one finished sync job.
+    /// Relays on these networks, but for excluded ones, without one sync job that ended, however it did.
     pub unsynced: u64,
+}
+
+/// A relay no sync of which came to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreadLine {
+    /// Its URL.
+    pub url: String,
+    /// How the last sync ended.
+    pub ended: String,
+    /// Why, where that is known.
+    pub reason: Option<String>,
+}
+
+/// How many relays were read, and which were not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReadCount {
+    /// Relays with a sync that came to its end.
+    pub read: u64,
+    /// The others.
+    pub unread: u64,
+    /// The first thousand of these.
+    pub lines: Vec<UnreadLine>,
 }
 
 impl Unsettled {
@@ -47,9 +69,30 @@ SELECT (SELECT count(*) FROM apalis.jobs j WHERE j.kind IS NOT NULL AND j.status
      + (SELECT count(*) FROM schedule s WHERE s.due_at <= now() AND (s.network = 'local' OR s.network = ANY($1))) AS due,
        (SELECT count(*) FROM apalis.jobs j WHERE j.kind IS NOT NULL AND j.status = 'Running') AS running,
        (SELECT count(*) FROM candidate c WHERE c.tombstoned_at IS NULL AND c.last_tried_at IS NULL AND c.network = ANY($1)
+           AND (NOT EXISTS (SELECT FROM relay_exclusion) OR url_excluded(c.url) IS NULL)
            AND NOT EXISTS (SELECT FROM job_history h WHERE h.target = c.url AND h.kind = 'validate' AND h.state <> 'complete')) AS untried,
-       (SELECT count(*) FROM relay r WHERE r.network = ANY($1) AND NOT EXISTS (
-            SELECT FROM job_history h WHERE h.target = r.url AND h.kind = 'sync')) AS unsynced";
+       (SELECT count(*) FROM relay r WHERE r.network = ANY($1)
+           AND (NOT EXISTS (SELECT FROM relay_exclusion) OR url_excluded(r.url) IS NULL)
+           AND NOT EXISTS (SELECT FROM job_history h WHERE h.target = r.url AND h.kind = 'sync')) AS unsynced";
+
+/// Relays, and whether a sync of theirs has come to its end: by the words of `jobs::cadence` and `jobs::sync`.
+const READ: &str = "
+WITH known AS (
+    SELECT r.id, r.url, EXISTS (
+        SELECT FROM job_history h WHERE h.target = r.url AND h.kind = 'sync' AND h.state = 'complete'
+            AND (h.result ->> 'end' = 'up to date' OR h.result ->> 'skipped' = 'nothing of it is kept')) AS is_read
+    FROM relay r WHERE r.network = ANY($1) AND (NOT EXISTS (SELECT FROM relay_exclusion) OR url_excluded(r.url) IS NULL)
+)
+SELECT c.relays_read, c.relays_unread, u.url, u.ended, u.reason
+FROM (SELECT count(*) FILTER (WHERE k.is_read) AS relays_read, count(*) FILTER (WHERE NOT k.is_read) AS relays_unread FROM known k) c
+LEFT JOIN LATERAL (
+    SELECT k.url, coalesce(h.result ->> 'end', h.result ->> 'skipped', h.state, 'not tried') AS ended,
+           coalesce(h.result ->> 'error', (SELECT string_agg(DISTINCT v.reason, ', ') FROM coverage v
+                                           WHERE v.relay_id = k.id AND v.grade IN ('refused', 'unknown') AND v.reason <> 'none')) AS reason
+    FROM known k
+    LEFT JOIN LATERAL (SELECT x.state, x.result FROM job_history x WHERE x.target = k.url AND x.kind = 'sync'
+                       ORDER BY x.finished_at DESC LIMIT 1) h ON true
+    WHERE NOT k.is_read ORDER BY k.url LIMIT 1000) u ON true";
 
 impl Db {
     /// Number of the newest migration this program knows.
@@ -87,6 +130,19 @@ impl Db {
             .collect()
     }
 
+    /// Which relays of these networks were read at least once, excluded ones left out.
+    pub async fn read_count(&self, networks: &[String]) -> Result<ReadCount, DbError> {
+        let rows = self.all(sqlx::query(READ).bind(networks)).await?;
+        let mut found = ReadCount::default();
+        for row in &rows {
+            (found.read, found.unread) = (count(row, "relays_read")?, count(row, "relays_unread")?);
+            if let Some(url) = get(row, "url")? {
+                found.lines.push(UnreadLine { url, ended: get(row, "ended")?, reason: get(row, "reason")? });
+            }
+        }
+        Ok(found)
+    }
+
     /// What is still to do on these networks.
     pub async fn unsettled(&self, networks: &[String]) -> Result<Unsettled, DbError> {
         let row = self.one(sqlx::query(UNSETTLED).bind(networks)).await?;
@@ -96,6 +152,29 @@ impl Db {
             untried: count(&row, "untried")?,
             unsynced: count(&row, "unsynced")?,
         })
+    }
+}
+
+/// How the archiving of the server's WAL goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalArchiving {
+    /// The file that could not be archived, when that is what happened last.
+    pub failing: Option<String>,
+    /// When the last one was archived, Unix seconds.
+    pub archived_at: Option<i64>,
+}
+
+impl Db {
+    /// How the archiving of WAL goes; `None` where the server does none.
+    pub async fn wal_archiving(&self) -> Result<Option<WalArchiving>, DbError> {
+        let sql = "SELECT CASE WHEN last_failed_time > coalesce(last_archived_time, '-infinity') THEN last_failed_wal END AS failing, \
+                   extract(epoch FROM last_archived_time)::bigint AS archived_at \
+                   FROM pg_stat_archiver WHERE current_setting('archive_mode') <> 'off'";
+        let rows = self.all(sqlx::query(sql)).await?;
+        let line = |row| -> Result<WalArchiving, DbError> {
+            Ok(WalArchiving { failing: get(row, "failing")?, archived_at: get(row, "archived_at")? })
+        };
+        rows.first().map(line).transpose()
     }
 }
 

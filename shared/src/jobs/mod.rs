@@ -18,7 +18,7 @@ pub mod liveness;
 mod monitor;
 mod permit;
 pub mod publish;
-mod refresh;
+pub mod refresh;
 mod room;
 pub mod seed;
 mod sync;

@@ -24,6 +24,7 @@ pub(super) struct Ended {
 
 impl Ended {
     pub(super) fn new(ticket: Ticket, ending: Ending) -> Self {
+        ticket.holding.over();
         let claimed = &ticket.claimed;
         let delay = ending.delay.unwrap_or_else(|| {
             backoff(failures(claimed.attempt, claimed.max_attempts, spec(claimed.kind).max_attempts))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::held::{Key, Why};
+use super::held::{Held, Key, Why};
 use super::run::{HEARTBEAT, Shared};
 use crate::clock;
 use crate::db::{DbError, Finished};
@@ -134,15 +134,13 @@ pub(super) async fn beat(shared: &Shared, strays: &mut Strays) -> Result<(), DbE
     };
     shared.renewed(asked_ms);
     shared.beat(HEARTBEAT);
-    for key in before {
-        if !held.contains(&key) && shared.held.contains(&key) {
-            tracing::warn!(
-                job.id = key.0,
-                job.attempt = key.1,
-                "this job is not ours any more; stopping it here"
-            );
-            shared.held.end(&key, Why::Lost);
-        }
+    for key in lost(before, &held, &shared.held) {
+        tracing::warn!(
+            job.id = key.0,
+            job.attempt = key.1,
+            "this job is not ours any more; stopping it here"
+        );
+        shared.held.end(&key, Why::Lost);
     }
     // In this order: a call that is over by now has handed out what it claimed.
     let over = shared.claims.over();
@@ -154,6 +152,12 @@ pub(super) async fn beat(shared: &Shared, strays: &mut Strays) -> Result<(), DbE
         shared.db.job_finish(&shared.options.worker, &give_back).await?;
     }
     Ok(())
+}
+
+/// What ran here before the question, runs here still, and is not ours by the answer. An attempt that has ended by itself
+/// meanwhile may be acknowledged already: whoever acknowledges it hears whether it was ours.
+fn lost(before: Pairs, ours: &Pairs, here: &Held) -> Vec<Key> {
+    before.into_iter().filter(|key| !ours.contains(key) && here.is_running(key)).collect()
 }
 
 fn given_back((job, attempt): &Key) -> Finished {
@@ -195,6 +199,19 @@ mod tests {
         assert!(strays.sight(unknown(), 10, 9).is_empty());
         assert!(strays.sight(Pairs::new(), 10, 10).is_empty());
         assert!(strays.sight(unknown(), 11, 10).is_empty());
+    }
+
+    #[test]
+    fn what_is_being_acknowledged_was_not_lost() {
+        let here = Held::new(Metrics::new());
+        let (running, over, gone) = (here.remember("a", 1), here.remember("b", 1), here.remember("c", 1));
+        let kept = here.remember("d", 1);
+        let before = here.keys();
+        over.over();
+        drop(gone);
+        let ours = Pairs::from([("d".to_owned(), 1)]);
+        assert_eq!(lost(before, &ours, &here), [("a".to_owned(), 1)]);
+        drop((running, over, kept));
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 //! end. What is not noted is not ours to keep: the heartbeat gives it back.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,8 @@ pub(super) type Key = (String, i32);
 struct End {
     token: CancellationToken,
     why: Arc<OnceLock<Why>>,
+    /// It has ended by itself, and the database is being told.
+    over: Arc<AtomicBool>,
 }
 
 impl End {
@@ -74,6 +77,11 @@ impl Held {
         self.lock().contains_key(key)
     }
 
+    /// Whether an attempt runs here still: one that is over and not forgotten is being acknowledged.
+    pub(super) fn is_running(&self, key: &Key) -> bool {
+        self.lock().get(key).is_some_and(|end| !end.over.load(Ordering::Relaxed))
+    }
+
     /// Ends an attempt that runs here; none of that name is none to end.
     pub(super) fn end(&self, key: &Key, why: Why) {
         if let Some(end) = self.lock().get(key) {
@@ -109,6 +117,11 @@ pub(super) struct Holding {
 }
 
 impl Holding {
+    /// The attempt has ended by itself.
+    pub(super) fn over(&self) {
+        self.end.over.store(true, Ordering::Relaxed);
+    }
+
     /// Waits until the attempt is told to end.
     pub(super) async fn told(&self) -> Why {
         self.end.token.cancelled().await;
