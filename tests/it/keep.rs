@@ -282,6 +282,10 @@ const FAULTS: &[(&str, &str)] = &[
         "INSERT INTO event_relay SELECT event_key, 5, 99, 0 FROM event LIMIT 1",
         "observations without their relay",
     ),
+    (
+        "DELETE FROM event_relay WHERE event_key = (SELECT min(event_key) FROM event)",
+        "archived events seen on no relay",
+    ),
     ("INSERT INTO event_unmined VALUES (5)", "waiting to be mined"),
     ("INSERT INTO event_collision VALUES (sha256('x'), 5)", "collisions whose event"),
     ("UPDATE event SET fate = 2 WHERE event_key = (SELECT min(event_key) FROM event)", "have a body"),
