@@ -25,11 +25,14 @@ const ORPHANS: u32 = 1_000;
 const SWEEP: u32 = 5_000;
 /// How long one round does what the policies ask for, milliseconds: the other steps have their turn.
 const RETAIN_MS: u64 = 20_000;
-/// How long one round makes events expire, and reviews what was archived before, milliseconds each.
+/// How long one round makes events expire or deleted, and reviews what was archived before, milliseconds each.
 const EXPIRE_MS: u64 = 5_000;
-/// Events of one piece of either.
+/// Events of one piece of each.
 const EXPIRE: u32 = 500;
 const REVIEW: u32 = 2_000;
+const BURY: i32 = 2_000;
+/// Months made per round for what the default partitions hold: five years within five minutes.
+const MONTHS: u32 = 12;
 /// Between two pieces of that.
 const BREATH: Duration = Duration::from_millis(20);
 
@@ -52,13 +55,14 @@ enum Step {
     Documents,
     Retention,
     Review,
+    Deletions,
     Expiry,
     Orphans,
     Drift,
 }
 
 impl Step {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::Tasks,
         Self::Limits,
         Self::Archive,
@@ -75,6 +79,7 @@ impl Step {
         Self::Documents,
         Self::Retention,
         Self::Review,
+        Self::Deletions,
         Self::Expiry,
         Self::Orphans,
         Self::Drift,
@@ -97,6 +102,7 @@ impl Step {
             Self::Archive => Some("settings of the archive published"),
             Self::Retention => Some("events or observations retired"),
             Self::Review => Some("deletions and expirations found in what was archived before"),
+            Self::Deletions => Some("events deleted as their authors asked"),
             Self::Expiry => Some("events expired"),
             Self::Orphans => Some("orphaned events deleted"),
         }
@@ -157,7 +163,10 @@ impl Maintenance {
                 let since =
                     options.archive_days.map_or(0, |days| clock::unix_now() - i64::from(days) * 86_400);
                 // A month that retention has dropped is not made again.
-                db.partition_maintain(since.max(db.archive_get(None).await?.before)).await
+                let before = db.archive_get(None).await?.before;
+                let made = db.partition_maintain(since.max(before)).await?;
+                // What is older than archive.days was imported, or asked for when that was more.
+                Ok(made + db.month_adopt(before, MONTHS).await?)
             }
             Step::History => db.job_retire(options.history_days).await,
             Step::Checks => db.check_retire(options.checks_days).await,
@@ -174,6 +183,7 @@ impl Maintenance {
             Step::Documents => db.orphan_metadata_delete(ORPHANS).await,
             Step::Retention => self.retain().await,
             Step::Review => self.review().await,
+            Step::Deletions => self.bury().await,
             Step::Expiry => self.expire().await,
             Step::Orphans => match db.orphan_event_sweep(SWEEP).await {
                 // Found, and not to be had at this moment: the round comes by again.
@@ -226,6 +236,11 @@ impl Maintenance {
     async fn review(&self) -> Result<u64, DbError> {
         let until_ms = clock::monotonic_ms() + EXPIRE_MS;
         let deletes = self.options.unkept.contains(&Unkept::Deleted);
+        if self.db.archive_review_begin(deletes).await? {
+            tracing::info!(
+                "what is archived is looked through once more, for what authors asked to have deleted"
+            );
+        }
         let mut found = 0;
         while clock::monotonic_ms() < until_ms && self.lead.stands(self.term) {
             let Some(piece) = self.db.archive_review_take(REVIEW).await? else { break };
@@ -236,6 +251,28 @@ impl Maintenance {
             tokio::time::sleep(BREATH).await;
         }
         Ok(found)
+    }
+
+    /// Applies what authors asked to have deleted, where the operator heeds that; a pass over a relay does so too, where
+    /// there is one.
+    async fn bury(&self) -> Result<u64, DbError> {
+        if !self.options.unkept.contains(&Unkept::Deleted) {
+            return Ok(0);
+        }
+        let until_ms = clock::monotonic_ms() + EXPIRE_MS;
+        let mut done = 0;
+        while clock::monotonic_ms() < until_ms
+            && self.lead.stands(self.term)
+            && self.db.tombstone_waits().await?
+        {
+            match self.db.tombstone_step(BURY).await {
+                Ok(deleted) => done += deleted,
+                Err(error) if error.is_busy() => break,
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(BREATH).await;
+        }
+        Ok(done)
     }
 
     /// Takes the bodies of events whose own time has come, where the operator does not keep them.

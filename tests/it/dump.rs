@@ -3,18 +3,24 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use shared::db::EventRow;
 use shared::models::Event;
 use tests::factory::Factory;
 use tests::pg::{Bouncer, Generation, Role};
+use tests::programs::Process;
 
 use super::cli::bigbrotr;
+use super::fleet::binary;
 use super::support::{handle, migrated, value};
 use super::transfer::{Folder, export, fill, import};
+use super::traps::peak_mib;
 
 const RELAY: &str = "wss://dumped.example";
 
@@ -188,8 +194,8 @@ async fn a_deletion_request_in_a_dump_counts_whenever_it_comes() {
     fs::write(&file, first.join("\n")).unwrap();
     let (code, found, said) = import(&test, &[&file, "--relay", RELAY]);
     assert_eq!(
-        (code, &found["new_events"], &found["unkept"]["deleted"]),
-        (Some(0), &json!(2), &json!(1)),
+        (code, &found["new_events"], &found["unkept"]["deleted"], &found["deleted"]),
+        (Some(0), &json!(2), &json!(1), &json!(1)),
         "{said}"
     );
     fs::write(&file, [late.as_json(), others.as_json()].join("\n")).unwrap();
@@ -199,10 +205,64 @@ async fn a_deletion_request_in_a_dump_counts_whenever_it_comes() {
         (Some(0), &json!(1), &json!(1)),
         "{said}"
     );
-    test.execute("SELECT tombstone_step(100)").await;
     let fates = "SELECT string_agg(fate || ' ' || n, ', ' ORDER BY fate) FROM (SELECT fate, count(*) AS n FROM event GROUP BY 1) x";
     // The two requests and the other author's note stay.
     assert_eq!(value(&test, fates).await, "0 3, 2 3");
     let observed = "SELECT count(DISTINCT event_key)::text FROM event_relay";
     assert_eq!(value(&test, observed).await, "6", "who has them is known");
+}
+
+#[tokio::test]
+async fn what_a_hostile_export_says_of_relays_is_read_in_bounded_memory() {
+    let Some(test) = migrated().await else { return };
+    let Some(source) = migrated().await else { return };
+    fill(&source, &Factory::new(75).events(3), shared::clock::unix_now() - 1_000).await;
+    let folder = Folder::new("named");
+    let (out, log) = (folder.join("a"), folder.join("log"));
+    assert_eq!(export(&source, &out, &[]).status.code(), Some(0));
+    let (observations, manifest) =
+        (Path::new(&out).join("observations-00000.jsonl"), Path::new(&out).join("manifest.json"));
+    let good = fs::read_to_string(&observations).unwrap();
+    assert_eq!(good.lines().count(), 4);
+    // Texts that are no URLs, of two megabytes each; lines that are none; and what is there, again and again.
+    let row: Value = serde_json::from_str(good.lines().next().unwrap()).unwrap();
+    let mut file = std::io::BufWriter::new(fs::File::create(&observations).unwrap());
+    for i in 0..80 {
+        let mut row = row.clone();
+        row["relay_url"] = json!(format!("wss://{i}.example/{}", "x".repeat(1_900_000)));
+        writeln!(file, "{row}").unwrap();
+    }
+    for _ in 0..5_000 {
+        writeln!(file, "{{}}").unwrap();
+    }
+    for line in good.lines() {
+        for _ in 0..2_000 {
+            writeln!(file, "{line}").unwrap();
+        }
+    }
+    file.into_inner().unwrap();
+    let mut record: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    record["files"][1]["sha256"] = json!(hex::encode(Sha256::digest(fs::read(&observations).unwrap())));
+    fs::write(&manifest, record.to_string()).unwrap();
+
+    let mut command = Command::new(binary("bigbrotr"));
+    command.args(["import", "--json", "--database-url", &test.url(Role::Writer), &out]);
+    let mut process = Process::spawn(&command, Path::new(&log));
+    let mut peak = 0;
+    while !process.has_ended() {
+        peak = peak.max(peak_mib(process.pid()).unwrap_or_default());
+        // bound: the import ends by itself
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let said = fs::read_to_string(&log).unwrap();
+    let found = said.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("{said}"));
+    let found: Value = serde_json::from_str(found).unwrap();
+    assert_eq!(
+        [&found["bad"]["observation"], &found["stray_observations"], &found["new_observations"]],
+        [5_080, 4 * 1_999, 4].map(|n| json!(n)).each_ref(),
+        "{found}"
+    );
+    assert_eq!(said.lines().filter(|line| line.contains("no observation of a relay")).count(), 20);
+    // 150 MB were named.
+    assert!(peak < 120, "{peak} MiB");
 }

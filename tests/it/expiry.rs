@@ -30,7 +30,7 @@ async fn fates(test: &TestDb) -> String {
 }
 
 /// One round of a leading scheduler with these variables.
-async fn round(test: &TestDb, more: &[(&str, &str)]) {
+pub(crate) async fn round(test: &TestDb, more: &[(&str, &str)]) {
     test.execute("UPDATE leader SET until = now()").await;
     let (mut scheduler, _) = led(test, more).await;
     scheduler.release().await.unwrap();
@@ -133,7 +133,7 @@ async fn what_was_archived_before_is_looked_through_once() {
     assert_eq!(value(&test, found).await, "0 0", "not a second time");
     test.execute(BEFORE).await;
     round(&test, &KEEPS).await;
-    // What is found is applied by the passes that follow.
+    // What is found is applied by the rounds and passes that follow.
     let more = factory.sign(5, 1, vec![], "new", now - 70);
     let relay = ScriptedRelay::start(Script::of_stored(vec![Stored::from(&more)], 500)).await;
     let url = known_relay(&ctx.db, &relay).await;
@@ -145,6 +145,12 @@ async fn what_was_archived_before_is_looked_through_once() {
     // Where requests are not honoured nothing is noted of them.
     test.execute(BEFORE).await;
     round(&test, &[("BIGBROTR_ARCHIVE_UNKEPT", "expired")]).await;
+    assert_eq!(value(&test, found).await, "0 1");
+    // Where they are honoured from some day on, those of the time before are; once.
+    round(&test, &[]).await;
+    assert_eq!(value(&test, found).await, "4 1");
+    test.execute("DELETE FROM tombstone").await;
+    round(&test, &[]).await;
     assert_eq!(value(&test, found).await, "0 1");
 }
 

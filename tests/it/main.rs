@@ -11,6 +11,8 @@ mod beyond;
 #[cfg(test)]
 mod board;
 #[cfg(test)]
+mod brought;
+#[cfg(test)]
 mod caps;
 #[cfg(test)]
 mod chaos;

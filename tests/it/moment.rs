@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use shared::models::JobKind;
+use shared::db::{EventRow, ReconcileBatch, StoreBatch};
+use shared::models::{AddressPolicy, Event, EventId, JobKind, RelayUrl};
 use sqlx::Connection as _;
 use tests::factory::Factory;
 use tests::pg::{Role, TestDb};
@@ -95,7 +96,7 @@ async fn an_export_waits_for_the_batch_of_an_import_that_is_under_way() {
     // The import's batch has its time, and comes no further.
     let mut holder = test.connect(Role::Superuser).await;
     let mut held = holder.begin().await.unwrap();
-    sqlx::raw_sql("LOCK TABLE relay IN EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
+    sqlx::raw_sql("LOCK TABLE rollup_delta IN EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
     let url = test.url(Role::Writer);
     let mut import = started(&["import", "--database-url", &url, &dump, "--relay", "wss://dumped.example"]);
     let waits = "SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory' AND objid = 7334 AND granted AND mode = 'ShareLock'
@@ -121,4 +122,60 @@ async fn an_export_waits_for_the_batch_of_an_import_that_is_under_way() {
     assert_eq!(manifest["counts"]["observations_per_relay"]["wss://dumped.example"], 10);
     let seen = "SELECT (max(seen_at) - min(seen_at))::text || ' ' || (max(seen_at) <= extract(epoch FROM now())) FROM observation WHERE relay_url = 'wss://dumped.example'";
     assert_eq!(value(&test, seen).await, "0 true");
+}
+
+#[tokio::test]
+async fn a_worker_whose_clock_is_ahead_takes_nothing_out_of_an_export() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    let ahead = shared::clock::unix_now() + 600;
+    let rows: Vec<EventRow> = Factory::new(103)
+        .events(20)
+        .iter()
+        .map(|event| EventRow::from(Event::parse(&event.as_json()).unwrap()))
+        .collect();
+    let delivered: Vec<(EventId, i64)> =
+        rows.iter().map(|row| (row.event.id(), row.event.created_at())).collect();
+    let urls = RELAYS.map(|url| RelayUrl::parse(url, &AddressPolicy::public()).unwrap());
+    for url in &urls[..2] {
+        db.relay_insert(&[(url.clone(), 1)]).await.unwrap();
+    }
+    let (_, fence) = claim_one(&db, "w1", JobKind::Sync, RELAYS[0]).await;
+    let batch = StoreBatch {
+        fence: &fence,
+        relay_id: 1,
+        seen_at: ahead,
+        delivered: &delivered,
+        new: &rows,
+        light: false,
+        coverage: None,
+        next: None,
+    };
+    assert!(db.sync_store(&batch).await.unwrap().held);
+    let batch = ReconcileBatch {
+        fence: &fence,
+        relay_id: 2,
+        at: ahead,
+        claimed: &delivered[..5],
+        gone: &delivered[5..6],
+        unserved: &["07".repeat(32).parse().unwrap()],
+        coverage: None,
+    };
+    assert_eq!(db.reconcile_store(&batch).await.unwrap(), Some(5));
+    test.execute(
+        "DELETE FROM apalis.jobs;
+         INSERT INTO coverage SELECT id, 'all', 0, extract(epoch FROM now())::bigint, 'walked', 'none', 5, 5 FROM relay WHERE id = 1",
+    )
+    .await;
+    // bound: a second and more, so that what was stored is older than the export
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let folder = Folder::new("ahead");
+    let out = folder.join("a");
+    assert_eq!(export(&test, &out, &[]).status.code(), Some(0));
+    let manifest = read(&out, "manifest.json").unwrap();
+    assert_eq!((&manifest["counts"]["events"], &manifest["left_out"]["unseen"]), (&json!(20), &json!(0)));
+    assert_eq!(manifest["counts"]["observations"], 25, "{manifest}");
+    assert_eq!(manifest["coverage"][0]["grade"], "walked", "what is proved is there: {manifest}");
+    let late = "SELECT ((SELECT max(gone_at) FROM event_gone) <= extract(epoch FROM now()) AND (SELECT max(last_at) FROM event_unserved) <= extract(epoch FROM now()))::text";
+    assert_eq!(value(&test, late).await, "true");
 }

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use shared::jobs::{Attempt, Ctx, Handler as _, JobsConfig, PageRoom};
+use shared::jobs::{Attempt, Ctx, Handler as _, JobError, JobsConfig, PageRoom};
 use shared::models::JobKind;
 use tests::factory::Factory;
 use tests::pg::Role;
 use tests::scripted::{Answer, Script};
 use tokio_util::sync::CancellationToken;
 
-use super::jobs::{config, context};
+use super::jobs::{config, context, run};
 use super::proof::{RESTED, gaps, held, second, start, sync};
 use super::support::{claim_one, migrated, value};
 
@@ -226,4 +226,27 @@ async fn pages_of_large_events_share_one_budget_and_none_waits_for_ever() {
     assert!(ended == 4 && least == 0, "{ended} passes ended, {least} bytes were left at least");
     assert_eq!((held(&test).await.as_str(), ctx.pages.free()), ("200", free));
     assert_eq!(value(&test, "SELECT count(*)::text FROM event_relay").await, "740");
+}
+
+#[tokio::test]
+async fn a_pass_ends_when_the_disk_budget_is_reached_while_it_runs_and_goes_on_when_there_is_room() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, JobsConfig { rescan: Duration::ZERO, budget_look: Duration::ZERO, ..whole() });
+    let (_relay, url) = start(&ctx, Script::honest(&Factory::new(219).events(400), 20)).await;
+    // The first page that is stored fills it.
+    test.execute(
+        "CREATE FUNCTION fill_up() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN UPDATE archive_setting SET max_bytes = 1; RETURN NULL; END';
+         CREATE TRIGGER fill_up AFTER INSERT ON rollup_delta FOR EACH STATEMENT EXECUTE FUNCTION fill_up()",
+    )
+    .await;
+    let report = sync(&ctx, &url).await;
+    assert_eq!(report["end"], "more to read", "{report}");
+    let first = report["new_events"].as_u64().unwrap();
+    assert!((20..=80).contains(&first), "one page, and those on their way: {report}");
+    assert!(report["proved_share"].as_f64().unwrap() > 0.0, "{report}");
+    let rests = run(&ctx, JobKind::Sync, url.as_str()).await;
+    assert!(matches!(&rests, Err(JobError::Snooze { why, .. }) if why.contains("size limit")), "{rests:?}");
+    test.execute("DROP TRIGGER fill_up ON rollup_delta; UPDATE archive_setting SET max_bytes = NULL").await;
+    let report = sync(&ctx, &url).await;
+    assert_eq!((&report["new_events"], &report["proved_share"]), (&(400 - first).into(), &1.0.into()));
 }

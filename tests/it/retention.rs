@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use shared::db::{Db, EventRow, Pace, RetentionStep};
 use shared::jobs::JobsConfig;
 use shared::models::{AddressPolicy, Event, JobKind, RelayUrl, Retention};
@@ -275,4 +276,26 @@ async fn a_plan_says_what_the_deed_takes_and_the_deed_is_written_down() {
         code == 0 && status.contains("age: kept for 60 days") && status.contains("all: kept from"),
         "{status}"
     );
+}
+
+#[tokio::test]
+async fn what_lightening_takes_is_given_back_by_a_full_vacuum_only() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    let now = shared::clock::unix_now();
+    let factory = Factory::new(49);
+    // Nothing that could be compressed, and nothing that lies in a file of its own.
+    let noise = |i: i64| (0..14).map(|k| hex::encode(Sha256::digest(format!("{i} {k}")))).collect::<String>();
+    let long = |i: i64| factory.sign(1, 1, vec![], &noise(i), now - i);
+    archive(&db, "wss://one.example", &(0..1_500).map(long).collect::<Vec<_>>()).await;
+    test.execute("DELETE FROM event_unmined").await;
+    let before = db.archive_get(None).await.unwrap().bytes;
+    let actor = shared::db::Actor { name: "me".to_owned(), why: String::new() };
+    db.archive_mode_set(true, &actor).await.unwrap();
+    while db.archive_lighten(5_000).await.unwrap().0 > 0 {}
+    test.execute("VACUUM event").await;
+    assert!(db.archive_get(None).await.unwrap().bytes >= before, "the files are as large as before");
+    test.execute("VACUUM FULL event").await;
+    let after = db.archive_get(None).await.unwrap().bytes;
+    assert!(after + 800_000 < before, "{after} of {before}");
 }

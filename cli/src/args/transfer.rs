@@ -78,8 +78,10 @@ A FILE has one event a line (NIP-01); gzip is read as it is. Every id is hashed,
 signature is checked; lines that fail are counted by class and named by number, and cost the
 others nothing. What no relay was seen to hold is no part of the archive: events of a plain file
 are noted as claimed by the relay named, those of an export by its own observations. Importing
-again adds nothing. Needs a role that may write, such as bigbrotr_writer.
-Exit code 1 when a file could not be read to its end, or no line of it was good.")]
+again adds nothing. An export makes no relays known that are excluded, too many of one host, site
+or hoster, or on other ports than discover.ports; what only those had is left out, and counted.
+Needs a role that may write, such as bigbrotr_writer. Exit code 1 when a file could not be read to
+its end, no line of it was good, or the archive is at its size limit (archive.max_gb).")]
 pub(crate) struct Import {
     /// Files, - for standard input, or directories made by `bigbrotr export --format jsonl`
     #[arg(value_name = "FILE|DIR", required = true)]

@@ -70,6 +70,9 @@ fn preview(plan: &LightenPlan, json: bool) {
     line(
         "the space is used again by new rows; to give it back to the system, VACUUM FULL each month of event",
     );
+    line(
+        "until then the database is as large as before, and syncing that rests for archive.max_gb goes on resting",
+    );
     line(if plan.light {
         "the archive is lightweight already"
     } else {

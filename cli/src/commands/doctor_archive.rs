@@ -46,7 +46,8 @@ pub(super) async fn keeping(
         (Fill::Rests, Some(max)) => (
             Mark::Problem,
             format!(
-                "{size} of {}, over {REST_PERCENT} %: syncing rests, monitoring goes on (archive.max_gb, [retention], `bigbrotr archive lighten`)",
+                "{size} of {}, over {REST_PERCENT} %: syncing rests, monitoring goes on. Room is made by archive.max_gb, and by [retention] days, which drops months; \
+                 what other policies and `bigbrotr archive lighten` take is given back by VACUUM FULL",
                 bytes(max)
             ),
         ),

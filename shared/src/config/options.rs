@@ -203,6 +203,7 @@ impl Config {
             nip05_per_day: self.number("discover.nip05_per_day"),
             archive_days: self.archive_days(),
             archive_max_bytes: self.archive_max_bytes(),
+            budget_look: JobsConfig::BUDGET_LOOK,
             forgery: ForgeryLimit {
                 floor: self.number("archive.forgery_floor"),
                 percent: self.number("archive.forgery_percent"),

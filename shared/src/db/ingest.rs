@@ -169,6 +169,11 @@ impl Db {
         small_count(&row, "deleted")
     }
 
+    /// Whether [`Self::tombstone_step`] has something to do.
+    pub async fn tombstone_waits(&self) -> Result<bool, DbError> {
+        get(&self.one(sqlx::query("SELECT tombstone_waits() AS waits")).await?, "waits")
+    }
+
     /// By what a second may be split: at most so many kinds and authors.
     pub async fn dense_facts(&self, second: i64, kinds: i32, authors: i32) -> Result<DenseFacts, DbError> {
         let row = self

@@ -180,6 +180,13 @@ impl Db {
         archive_state(&row)
     }
 
+    /// The size of the database, which may be ten seconds old, and its published budget, bytes.
+    pub async fn archive_room(&self) -> Result<(u64, Option<u64>), DbError> {
+        let row = self.one(sqlx::query("SELECT bytes, max_bytes FROM archive_room()")).await?;
+        let max: Option<i64> = get(&row, "max_bytes")?;
+        Ok((count(&row, "bytes")?, max.and_then(|max| u64::try_from(max).ok())))
+    }
+
     /// Every horizon.
     pub async fn archive_horizons(&self) -> Result<Horizons, DbError> {
         let rows = self.all(sqlx::query("SELECT scope, before_at FROM archive_horizons()")).await?;

@@ -66,6 +66,24 @@ impl Db {
         Ok(made)
     }
 
+    /// Makes the months from `since` (Unix seconds) on of which the default partitions hold something, at most `most`;
+    /// returns how many partitions.
+    pub async fn month_adopt(&self, since: i64, most: u32) -> Result<u64, DbError> {
+        let mut made = 0;
+        for _ in 0..most {
+            match self.one(sqlx::query("SELECT month_adopt($1) AS n").bind(since)).await {
+                Ok(row) => match small_count(&row, "n")? {
+                    0 => break,
+                    n => made += n,
+                },
+                // Somebody reads or writes there for longer than others are kept waiting: in the next round.
+                Err(error) if error.is_busy() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(made)
+    }
+
     /// Deletes at most one batch of documents that no relay has.
     pub async fn orphan_metadata_delete(&self, batch: u32) -> Result<u64, DbError> {
         let batch = i32::try_from(batch).unwrap_or(i32::MAX);

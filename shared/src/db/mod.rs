@@ -58,7 +58,7 @@ pub use discover::{Asked, Found, Sighted, Sighting, UnminedEvent};
 pub use error::DbError;
 pub use export::{ExportBatch, ExportCoverage, ExportItem, ExportScope, LeftOut, SeenOn};
 pub use fleet::{FleetLimits, GaugeLine, HostAsked, HostPermit};
-pub use import::{Imported, ImportedObservation};
+pub use import::{Imported, ImportedObservation, Named, UrlCaps};
 pub use ingest::{DenseFacts, ForgeryRow, KnownPage, SigHead};
 pub use inspect::{HorizonLine, LeaderLine, ReadCount, UnreadLine, Unsettled, WalArchiving};
 pub use jobs::{Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Unreadable, Wanted};

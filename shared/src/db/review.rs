@@ -24,6 +24,12 @@ impl Db {
         Ok((small_count(&row, "looked")?, small_count(&row, "expired")?))
     }
 
+    /// Says whether requests to delete are heeded: where they are from now on, the round begins anew. Whether it did.
+    pub async fn archive_review_begin(&self, deletes: bool) -> Result<bool, DbError> {
+        let query = sqlx::query("SELECT archive_review_begin($1) AS again").bind(deletes);
+        get(&self.one(query).await?, "again")
+    }
+
     /// The next piece, of at most `look` events; `None`: the round is over.
     pub async fn archive_review_take(&self, look: u32) -> Result<Option<ReviewPiece>, DbError> {
         let look = i32::try_from(look).unwrap_or(i32::MAX);

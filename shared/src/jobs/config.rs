@@ -48,6 +48,8 @@ pub struct JobsConfig {
     pub archive_days: Option<u32>,
     /// This worker's own word on the disk budget, bytes; the stricter of it and the published one holds.
     pub archive_max_bytes: Option<u64>,
+    /// How long a look at the disk budget holds within a pass.
+    pub budget_look: Duration,
     /// How much of what a relay serves may be forged.
     pub forgery: ForgeryLimit,
     /// What is known without being kept.
@@ -89,6 +91,9 @@ pub enum WriteTo {
 }
 
 impl JobsConfig {
+    /// The size is measured as seldom.
+    pub(crate) const BUDGET_LOOK: Duration = Duration::from_secs(10);
+
     /// The key that relays which ask for one are shown, where the operator wants that.
     pub fn identity(&self) -> Option<Keys> {
         self.looks.speak.identity.clone().filter(|_| self.looks.speak.auth)
@@ -116,6 +121,7 @@ impl Default for JobsConfig {
             nip05_per_day: 240,
             archive_days: None,
             archive_max_bytes: None,
+            budget_look: Self::BUDGET_LOOK,
             forgery: ForgeryLimit { floor: 200, percent: 10, days: 30 },
             unkept: Unkept::ALL.to_vec(),
             page_limit: 500,

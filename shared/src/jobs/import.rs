@@ -5,17 +5,41 @@
 //! observation or not at all, because what no relay was seen to hold is an orphan and is deleted. A dump proves no
 //! stretch of time, so it adds no coverage. What is known as skipped, deleted or expired stays that, and what is not kept
 //! of what relays deliver is not kept here either: `jobs::keep` decides for both, and what lies below a horizon is
-//! left alone.
+//! left alone. Whoever wrote a file makes no more relays known than whoever writes events: exclusions, limits per host
+//! and ports hold; and at the disk budget nothing is imported.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::Verifier;
 use super::keep::{Judged, Policy};
 use super::verify::{Need, Raw};
+use super::{JobsConfig, Verifier};
 use crate::clock;
-use crate::db::{Db, DbError, EventRow, Horizons, Imported, ImportedObservation};
-use crate::models::{EnvelopeFacts, Event, EventError, EventId, RelayUrl, Unkept};
+use crate::db::{Db, DbError, EventRow, Horizons, Imported, ImportedObservation, UrlCaps};
+use crate::models::{
+    EnvelopeFacts, Event, EventError, EventId, Fill, PortRange, REST_PERCENT, RelayUrl, stricter,
+};
+
+/// Tombstones applied as soon as they are noted.
+const TOMBSTONES_AT_ONCE: i32 = 2_000;
+
+/// Why a batch is not imported.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// There is no room.
+    #[error(
+        "the archive is at its size limit ({bytes} of {max} bytes, {REST_PERCENT} % are enough): nothing more is imported"
+    )]
+    Full {
+        /// Of the database.
+        bytes: u64,
+        /// The budget.
+        max: u64,
+    },
+    /// What the database says when it is not a value that it refuses.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
 
 /// A line of a file that may be an event.
 #[derive(Debug, Clone)]
@@ -63,6 +87,12 @@ pub struct Outcome {
     pub unobserved: u64,
     /// Unknown events older than what is kept, of the archive or of every relay that had them: not stored.
     pub retired: u64,
+    /// Observations left out because their relays may not become known, by why.
+    pub left_out: BTreeMap<&'static str, u64>,
+    /// Unknown events that only such relays had: not stored.
+    pub unadmitted: u64,
+    /// Held events that requests of the batch have deleted at once.
+    pub deleted: u64,
     /// New events of classes that are not kept: known, without a body.
     pub unkept: BTreeMap<&'static str, u64>,
     /// New events of kinds that are not kept, or not for so long: likewise.
@@ -78,14 +108,19 @@ pub struct Outcome {
 /// A known event is parsed and hashed, not verified: a forged body under a known id is refused all the same.
 ///
 /// # Errors
-/// What the database says when it is not a value that it refuses.
+/// [`ImportError`].
 pub async fn import(
     db: &Db,
     verifier: &Verifier,
-    unkept: &[Unkept],
+    config: &JobsConfig,
     lines: Vec<Line>,
     seen: &Seen,
-) -> Result<Outcome, DbError> {
+) -> Result<Outcome, ImportError> {
+    let archive = db.archive_get(None).await?;
+    let max = stricter(config.archive_max_bytes, archive.max_bytes);
+    if let (Fill::Rests, Some(max)) = (Fill::of(archive.bytes, max), max) {
+        return Err(ImportError::Full { bytes: archive.bytes, max });
+    }
     let mut outcome = Outcome::default();
     let mut scanned: Vec<(EnvelopeFacts, Line)> = Vec::with_capacity(lines.len());
     for line in lines {
@@ -120,41 +155,105 @@ pub async fn import(
     }
     outcome.bad.sort_unstable_by_key(|(number, _)| *number);
     outcome.good = good.len() as u64;
-    let observed = observations(&good, seen);
-    let kept = kept(observed, &mut fresh, &db.archive_horizons().await?, &mut outcome);
-    let archive = db.archive_get(None).await?;
-    let policy = Policy { unkept, kinds: &archive.kinds };
+    let mut batch = Batch { observed: observations(&good, seen), fresh };
+    outcome.unobserved = batch.keep(|_| true);
+    outcome.retired = batch.retire(&db.archive_horizons().await?);
+    let now = clock::unix_now();
+    batch.admit(db, config, matches!(seen, Seen::On(_)), now, &mut outcome).await?;
+    let Batch { observed, fresh } = batch;
+    make_months(db, &observed).await?;
+    let policy = Policy { unkept: &config.unkept, kinds: &archive.kinds };
     // An import has no fence that could be lost.
-    let Judged { new, noted, unkept, skipped, .. } = policy.judge(db, None, fresh).await?.unwrap_or_default();
+    let judged = policy.judge(db, None, fresh).await?.unwrap_or_default();
+    let Judged { new, noted, stones, unkept, skipped } = judged;
     (outcome.unkept, outcome.skipped) = (unkept, skipped);
     // First, so that they are known when their observations are stored.
     if !noted.is_empty() {
         db.import_note(&noted).await?;
     }
-    Store { db, light: archive.light, now: clock::unix_now() }.all(&new, &kept, &mut outcome).await?;
+    Store { db, light: archive.light, now }.all(&new, &observed, &mut outcome).await?;
+    if !stones.is_empty() {
+        match db.tombstone_step(TOMBSTONES_AT_ONCE).await {
+            Ok(deleted) => outcome.deleted = deleted,
+            Err(error) => tracing::warn!(error = %error, "deletions wait for the leading scheduler"),
+        }
+    }
     Ok(outcome)
 }
 
-/// The observations that no horizon has retired; of the events those that one of them names.
-fn kept(
-    mut observed: Vec<ImportedObservation>,
-    fresh: &mut Vec<(Arc<Event>, bool)>,
-    horizons: &Horizons,
-    outcome: &mut Outcome,
-) -> Vec<ImportedObservation> {
-    let named = |observed: &[ImportedObservation]| -> HashSet<EventId> {
-        observed.iter().map(|observation| observation.id).collect()
-    };
-    let before = named(&observed);
-    observed.retain(|observation| observation.created_at >= horizons.before(&observation.relay));
-    let after = named(&observed);
-    fresh.retain(|(event, _)| {
-        let (was_named, is_named) = (before.contains(&event.id()), after.contains(&event.id()));
-        outcome.unobserved += u64::from(!was_named);
-        outcome.retired += u64::from(was_named && !is_named);
-        is_named
-    });
-    observed
+/// Makes the months of a batch, so that it does not lie in the default partitions until somebody moves it.
+async fn make_months(db: &Db, observed: &[ImportedObservation]) -> Result<(), DbError> {
+    let seconds: BTreeSet<i64> = observed.iter().map(|observation| observation.created_at).collect();
+    if seconds.is_empty() {
+        return Ok(());
+    }
+    match db.month_of_import(&seconds.into_iter().collect::<Vec<_>>()).await {
+        Ok(_) => Ok(()),
+        // It lies there then; the leading scheduler moves it.
+        Err(error) if error.is_busy() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is left of a batch on its way.
+struct Batch {
+    observed: Vec<ImportedObservation>,
+    /// Unknown events, and whether their author has asked for deletions.
+    fresh: Vec<(Arc<Event>, bool)>,
+}
+
+impl Batch {
+    /// Takes observations away, and the new events that none is left of; how many events.
+    fn keep(&mut self, wanted: impl Fn(&ImportedObservation) -> bool) -> u64 {
+        self.observed.retain(wanted);
+        let named: HashSet<EventId> = self.observed.iter().map(|observation| observation.id).collect();
+        let before = self.fresh.len();
+        self.fresh.retain(|(event, _)| named.contains(&event.id()));
+        (before - self.fresh.len()) as u64
+    }
+
+    fn retire(&mut self, horizons: &Horizons) -> u64 {
+        self.keep(|observation| observation.created_at >= horizons.before(&observation.relay))
+    }
+
+    /// Makes their relays known, or leaves out what they had. An operator's own word (`named`) has no limits but his
+    /// exclusions.
+    async fn admit(
+        &mut self,
+        db: &Db,
+        config: &JobsConfig,
+        named: bool,
+        now: i64,
+        outcome: &mut Outcome,
+    ) -> Result<(), DbError> {
+        let urls: BTreeSet<&RelayUrl> = self.observed.iter().map(|observation| &observation.relay).collect();
+        if urls.is_empty() {
+            return Ok(());
+        }
+        let open = |url: &RelayUrl| named || PortRange::admit(&config.ports, url);
+        let relays: Vec<(&RelayUrl, bool)> = urls.into_iter().map(|url| (url, open(url))).collect();
+        let caps = UrlCaps {
+            per_host: config.urls_per_host,
+            per_site: config.urls_per_site,
+            per_hoster: config.urls_per_hoster,
+        };
+        let became = db.import_relays(&relays, (!named).then_some(caps), now).await?;
+        outcome.new.relays += became.new;
+        let whys = [
+            ("excluded", &became.excluded),
+            ("over_cap", &became.over_cap),
+            ("other_port", &became.other_port),
+        ];
+        let why = |observation: &ImportedObservation| {
+            let url = observation.relay.as_str();
+            whys.iter().find(|(_, urls)| urls.contains(url)).map(|(why, _)| *why)
+        };
+        for why in self.observed.iter().filter_map(why) {
+            *outcome.left_out.entry(why).or_default() += 1;
+        }
+        outcome.unadmitted = self.keep(|observation| why(observation).is_none());
+        Ok(())
+    }
 }
 
 fn observations(good: &HashMap<EventId, i64>, seen: &Seen) -> Vec<ImportedObservation> {
@@ -252,8 +351,6 @@ impl Store<'_> {
         seen: &ImportedObservation,
         why: &DbError,
     ) -> Result<(), DbError> {
-        self.db.relay_insert(&[(seen.relay.clone(), self.now)]).await?;
-        // An excluded relay has no row to be read; the event is counted all the same.
         if let Some(relay) = self.db.relay_get(&seen.relay, "").await? {
             let seen_at = seen.seen_at.unwrap_or(self.now);
             self.db.event_quarantine_insert(relay.id, seen_at, &why.to_string(), event).await?;

@@ -1,6 +1,6 @@
 //! A directory that `bigbrotr export` made: which files, and where each event was seen.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use shared::clock;
 use shared::jobs::import::Sighting;
-use shared::models::{AddressPolicy, EventId, RelayUrl};
+use shared::models::{AddressPolicy, EventId, MAX_URL_BYTES, RelayUrl};
 
 use super::lines::Lines;
 use crate::commands::export::{FileEntry, MANIFEST, NAME, STATE, VERSION};
@@ -22,6 +22,8 @@ const AHEAD: usize = 10_000;
 const PER_EVENT: usize = 100_000;
 /// Spellings of URLs that are remembered.
 const URLS: usize = 50_000;
+/// Lines refused that are named.
+const NAMED: usize = 20;
 /// How far ahead of our clock an observation may claim to be, seconds.
 const AHEAD_S: i64 = 600;
 
@@ -101,8 +103,10 @@ pub(super) struct Sightings {
     ahead: VecDeque<Sighting>,
     urls: HashMap<String, Option<RelayUrl>>,
     /// Lines that are no observation, or of a relay that may not be dialled.
-    pub(super) bad: Vec<u64>,
-    /// Observations of events that are not there, or too many of one.
+    pub(super) bad: u64,
+    /// The numbers of the first of them.
+    pub(super) named: Vec<u64>,
+    /// Observations of events that are not there, again of the same relay, or too many of one.
     pub(super) stray: u64,
 }
 
@@ -110,7 +114,8 @@ impl Sightings {
     pub(super) fn open(path: &Path, policy: &AddressPolicy) -> io::Result<Self> {
         let lines = Lines::open(path)?;
         let policy = policy.clone();
-        Ok(Self { lines, policy, ahead: VecDeque::new(), urls: HashMap::new(), bad: Vec::new(), stray: 0 })
+        let (ahead, urls) = (VecDeque::new(), HashMap::new());
+        Ok(Self { lines, policy, ahead, urls, bad: 0, named: Vec::new(), stray: 0 })
     }
 
     /// Those of this event, if they are next, or not far behind.
@@ -124,9 +129,10 @@ impl Sightings {
             self.stray += skip as u64;
             self.ahead.drain(..skip);
         }
-        let mut mine = Vec::new();
+        let (mut mine, mut relays) = (Vec::new(), HashSet::new());
         while let Some(sighting) = self.ahead.pop_front_if(|next| next.id == id) {
-            if mine.len() < PER_EVENT {
+            // An export has one of each relay.
+            if mine.len() < PER_EVENT && relays.insert(sighting.relay.clone()) {
                 mine.push(sighting);
             } else {
                 self.stray += 1;
@@ -163,7 +169,10 @@ impl Sightings {
             if sighting.is_some() {
                 return Ok(sighting);
             }
-            self.bad.push(number);
+            self.bad += 1;
+            if self.named.len() < NAMED {
+                self.named.push(number);
+            }
         }
         Ok(None)
     }
@@ -178,7 +187,11 @@ impl Sightings {
         if !(0..=clock::unix_now() + AHEAD_S).contains(&row.seen_at) {
             return None;
         }
-        if self.urls.len() > URLS {
+        // Before it is remembered, which it is whether it is a URL or not.
+        if row.relay_url.len() > MAX_URL_BYTES {
+            return None;
+        }
+        if self.urls.len() >= URLS {
             self.urls.clear();
         }
         let policy = &self.policy;

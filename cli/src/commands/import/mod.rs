@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use shared::config::Config;
 use shared::db::{Db, Imported};
-use shared::jobs::Verifier;
-use shared::jobs::import::{Line, Outcome, Seen, Sighting, import as store};
-use shared::models::{AddressPolicy, EnvelopeFacts, EventError, RelayUrl, Unkept};
+use shared::jobs::import::{ImportError, Line, Outcome, Seen, Sighting, import as store};
+use shared::jobs::{JobsConfig, Verifier};
+use shared::models::{AddressPolicy, EnvelopeFacts, EventError, RelayUrl};
 
 use super::bar::Bar;
 use crate::Session;
@@ -38,6 +38,9 @@ struct Tally {
     new: Imported,
     unobserved: u64,
     retired: u64,
+    left_out: BTreeMap<&'static str, u64>,
+    unadmitted: u64,
+    deleted: u64,
     unkept: BTreeMap<&'static str, u64>,
     skipped: u64,
     quarantined: u64,
@@ -54,6 +57,7 @@ impl Tally {
             "new_relays": self.new.relays, "new_events": self.new.events,
             "new_observations": self.new.observations, "unobserved": self.unobserved,
             "stray_observations": self.stray, "retired": self.retired, "skipped": self.skipped,
+            "left_out": self.left_out, "unadmitted": self.unadmitted, "deleted": self.deleted,
             "quarantined": self.quarantined, "unkept": self.unkept, "bad": self.bad,
         })
     }
@@ -90,9 +94,9 @@ pub(crate) async fn import(session: &Session, config: &Config, args: &Import) ->
     }
     let db = session.database(config, "bigbrotr_writer").await?;
     let verifier = Verifier::default();
-    let unkept = config.jobs_config().unkept;
     let json = session.global.json;
-    let mut import = Importer { db, verifier, unkept, policy, json, tally: Tally::default() };
+    let rules = config.jobs_config();
+    let mut import = Importer { db, verifier, rules, policy, json, tally: Tally::default() };
     for file in &args.files {
         let before = (import.tally.lines, import.tally.good);
         let read = match &relay {
@@ -118,7 +122,7 @@ fn name(file: &Path) -> String {
 struct Importer {
     db: Db,
     verifier: Verifier,
-    unkept: Vec<Unkept>,
+    rules: JobsConfig,
     policy: AddressPolicy,
     json: bool,
     tally: Tally,
@@ -159,9 +163,9 @@ impl Importer {
                 return Ok(Err(format!("{}: {error}", observations.display())));
             }
             self.tally.stray += sightings.stray;
-            if !sightings.bad.is_empty() {
-                *self.tally.bad.entry("observation").or_default() += sightings.bad.len() as u64;
-                for number in sightings.bad.iter().take(usize::try_from(NAMED).unwrap_or(usize::MAX)) {
+            if sightings.bad > 0 {
+                *self.tally.bad.entry("observation").or_default() += sightings.bad;
+                for number in &sightings.named {
                     warn(&format!(
                         "{}, line {number}: no observation of a relay that may be known",
                         observations.display()
@@ -197,35 +201,55 @@ impl Importer {
                     self.bad(file, number, error, &mut named);
                 }
                 Ok(None) => break None,
-                Err(error) => break Some(error),
+                Err(error) => break Some(format!("it ends badly: {error}")),
             }
             if batch.is_full() {
-                self.flush(file, std::mem::take(&mut batch), relay, &mut named).await?;
+                let full = self.flush(file, std::mem::take(&mut batch), relay, &mut named).await?;
+                if full.is_some() {
+                    break full;
+                }
                 let tally = &self.tally;
                 bar.show(lines.bytes.get(), lines.length, || (tally.sentence(), tally.json()));
             }
         };
-        self.flush(file, batch, relay, &mut named).await?;
+        let full = self.flush(file, batch, relay, &mut named).await?;
         bar.clear();
         if named > NAMED {
             warn(&format!("{}: {} more lines were refused", name(file), named - NAMED));
         }
-        Ok(broken.map_or(Ok(()), |error| Err(format!("it ends badly: {error}"))))
+        Ok(broken.or(full).map_or(Ok(()), Err))
     }
 
+    /// Stores a batch; that there is no room for it is what it returns.
     async fn flush(
         &mut self,
         file: &Path,
         batch: Batch,
         relay: Option<&RelayUrl>,
         named: &mut u64,
-    ) -> Result<(), Fail> {
+    ) -> Result<Option<String>, Fail> {
         if batch.lines.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let seen = relay.map_or(Seen::As(batch.sightings), |relay| Seen::On(relay.clone()));
-        let Outcome { good, known, repeated, new, unobserved, retired, unkept, skipped, quarantined, bad } =
-            store(&self.db, &self.verifier, &self.unkept, batch.lines, &seen).await?;
+        let outcome = match store(&self.db, &self.verifier, &self.rules, batch.lines, &seen).await {
+            Ok(outcome) => outcome,
+            Err(full @ ImportError::Full { .. }) => return Ok(Some(full.to_string())),
+            Err(ImportError::Db(error)) => return Err(error.into()),
+        };
+        let Outcome {
+            good,
+            known,
+            repeated,
+            new,
+            unobserved,
+            retired,
+            unkept,
+            skipped,
+            quarantined,
+            bad,
+            ..
+        } = outcome;
         let tally = &mut self.tally;
         tally.good += good;
         tally.known += known;
@@ -233,6 +257,11 @@ impl Importer {
         tally.unobserved += unobserved;
         tally.retired += retired;
         tally.skipped += skipped;
+        tally.unadmitted += outcome.unadmitted;
+        tally.deleted += outcome.deleted;
+        for (why, count) in outcome.left_out {
+            *tally.left_out.entry(why).or_default() += count;
+        }
         for (class, count) in unkept {
             *tally.unkept.entry(class).or_default() += count;
         }
@@ -243,7 +272,7 @@ impl Importer {
         for (number, error) in bad {
             self.bad(file, number, error, named);
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Counts a refused line, and names it while there are few.
@@ -261,7 +290,11 @@ impl Importer {
             line(&tally.json().to_string());
         } else {
             line(&tally.sentence());
-            for (what, classes) in [("refused", &tally.bad), ("known now, and not kept", &tally.unkept)] {
+            for (what, classes) in [
+                ("refused", &tally.bad),
+                ("known now, and not kept", &tally.unkept),
+                ("observations left out, of relays that may not become known", &tally.left_out),
+            ] {
                 let classes: Vec<String> =
                     classes.iter().map(|(class, count)| format!("{} {class}", commas(*count))).collect();
                 if !classes.is_empty() {
@@ -271,8 +304,10 @@ impl Importer {
             for (count, what) in [
                 (tally.repeated, "came twice within a thousand lines"),
                 (tally.unobserved, "events were not stored: nothing says which relay had them"),
-                (tally.stray, "observations were of events that are not there"),
+                (tally.stray, "observations were of events that are not there, or came again"),
                 (tally.skipped, "events are known now, and not kept: retention keeps no such kinds"),
+                (tally.unadmitted, "events were not stored: only relays that may not become known had them"),
+                (tally.deleted, "events were held, and are deleted as their authors ask"),
                 (tally.retired, "events were not stored: they are older than what retention keeps"),
                 (tally.quarantined, "events were refused by the database and set aside"),
             ] {

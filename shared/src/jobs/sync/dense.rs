@@ -45,6 +45,7 @@ impl Pass<'_> {
             });
             let mut ended = false;
             while let Some(filter) = plan.next().filter(|_| !ended) {
+                self.look_at_budget().await?;
                 if self.is_over() || (!socket.is_usable() && !self.reconnect(socket).await?) {
                     return Ok(());
                 }

@@ -6,16 +6,33 @@ use super::super::cadence::{self, SyncEnd};
 use super::super::{JobError, Report, lost};
 use super::class::Class;
 use super::revisit::{self, AGES};
-use super::{Pass, TOMBSTONES_PER_PASS, reconcile};
+use super::{Budget, Pass, TOMBSTONES_PER_PASS, reconcile};
 use crate::clock;
 use crate::db::{NewCoverage, Revisited, StoreBatch};
 use crate::jobs::cadence::Due;
-use crate::models::{Coverage, RelayUrl};
+use crate::models::{Coverage, Fill, RelayUrl, stricter};
 
 impl Pass<'_> {
-    /// Whether the pass is over: its time is up, or what the relay serves is not worth it.
+    /// Whether the pass is over: its time or the disk budget is up, or what the relay serves is not worth it.
     pub(super) fn is_over(&self) -> bool {
-        self.attempt.stop.is_cancelled() || clock::monotonic_ms() >= self.until_ms || self.forges()
+        self.attempt.stop.is_cancelled()
+            || clock::monotonic_ms() >= self.until_ms
+            || self.budget.fill.rests()
+            || self.forges()
+    }
+
+    /// Looks at the disk budget again, where the last look is long enough ago: a pass is as long as a time box, and many
+    /// run at once.
+    pub(super) async fn look_at_budget(&mut self) -> Result<(), JobError> {
+        let now_ms = clock::monotonic_ms();
+        let look_ms = u64::try_from(self.ctx.config.budget_look.as_millis()).unwrap_or(u64::MAX);
+        if self.budget.fill.rests() || now_ms.saturating_sub(self.budget.looked_ms) < look_ms {
+            return Ok(());
+        }
+        let (bytes, max) = self.ctx.db.archive_room().await?;
+        let fill = Fill::of(bytes, stricter(self.ctx.config.archive_max_bytes, max));
+        self.budget = Budget { looked_ms: now_ms, fill };
+        Ok(())
     }
 
     /// The same for reading, which leaves a share of the time to splitting where there is something to split.

@@ -69,6 +69,12 @@ struct ReadBy {
     measured: Measured,
 }
 
+/// The disk budget, as a pass last saw it.
+struct Budget {
+    looked_ms: u64,
+    fill: Fill,
+}
+
 /// One pass over one relay.
 struct Pass<'a> {
     ctx: &'a Ctx,
@@ -82,6 +88,7 @@ struct Pass<'a> {
     tally: Tally,
     until_ms: u64,
     split_ms: u64,
+    budget: Budget,
     /// Events asked for per page.
     page_limit: u32,
     /// Events of the largest page the relay is known to have served.
@@ -232,6 +239,7 @@ impl<'a> Pass<'a> {
             tally: Tally::default(),
             until_ms: clock::monotonic_ms().saturating_add(time_box),
             split_ms: time_box / SPLIT_SHARE,
+            budget: Budget { looked_ms: clock::monotonic_ms(), fill: Fill::Free },
             page_limit: capability::page_limit(ctx.config.page_limit, &measured),
             page_shown: usize::try_from(measured.page_max).unwrap_or(usize::MAX),
             reconciles,
@@ -331,6 +339,7 @@ impl Pass<'_> {
         windows: &[Window],
     ) -> Result<SyncEnd, JobError> {
         for (index, window) in windows.iter().enumerate() {
+            self.look_at_budget().await?;
             if self.reading_is_over() {
                 return Ok(SyncEnd::More);
             }

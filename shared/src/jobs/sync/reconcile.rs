@@ -45,6 +45,7 @@ impl Pass<'_> {
             if job == Job::Done {
                 break;
             }
+            self.look_at_budget().await?;
             if self.reading_is_over() {
                 stopped = true;
                 break;

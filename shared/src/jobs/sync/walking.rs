@@ -37,6 +37,7 @@ impl Pass<'_> {
         let mut stopped = false;
         let mut ahead: Option<Page> = None;
         while let Next::Request(filter) = walk.next() {
+            self.look_at_budget().await?;
             if ahead.is_none() {
                 if self.reading_is_over() {
                     stopped = true;
