@@ -167,7 +167,7 @@ async fn a_monitor_that_announces_a_century_vouches_for_three_weeks_and_breaks_n
 async fn a_relay_that_says_something_else_at_every_look_keeps_its_latest_hundred_documents() {
     let Some(test) = migrated().await else { return };
     let ctx = context(&test, publishing(&["ws://127.0.0.1:1"]));
-    let url = shared::models::RelayUrl::parse("wss://chatty.example", &AddressPolicy::public()).unwrap();
+    let url = RelayUrl::parse("wss://chatty.example", &AddressPolicy::public()).unwrap();
     let say = |n: i64| {
         let json = format!(r#"{{"data":{{"name":"{n}"}},"logs":{{"success":true}}}}"#);
         let document = shared::models::Metadata::new(shared::models::MetadataType::Nip11Info, &json).unwrap();

@@ -44,10 +44,10 @@ async fn an_id_that_comes_with_another_time_is_read_in_full() {
         if i % 4 > 0 {
             return Stored::from(event);
         }
-        let (at, text) = (event.created_at.as_secs(), event.as_json());
+        let (at, body) = (event.created_at.as_secs(), event.as_json());
         let (from, to) = (format!("\"created_at\":{at},"), format!("\"created_at\":{},", at - 1));
-        assert!(text.contains(&from), "{text}");
-        Stored::raw(text.replacen(&from, &to, 1))
+        assert!(body.contains(&from), "{body}");
+        Stored::raw(body.replacen(&from, &to, 1))
     });
     // That they were verified a moment ago is forgotten, that they are archived is not.
     let ctx = Ctx { verifier: Verifier::new(2), ..ctx };

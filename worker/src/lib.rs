@@ -3,6 +3,7 @@
 //! Any number may run; each may be killed at any moment and nothing is lost.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use shared::clock;
 use shared::config::Config;
