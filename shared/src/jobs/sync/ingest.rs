@@ -90,7 +90,12 @@ const TOMBSTONES_AT_ONCE: i32 = 2_000;
 
 impl Pass<'_> {
     /// Stores one page with the coverage it proves, if it changed, in one fenced transaction, when its turn has come.
-    pub(super) async fn store_page(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
+    /// Returns the ids under which something came that does not verify.
+    pub(super) async fn store_page(
+        &mut self,
+        page: Page,
+        changed: bool,
+    ) -> Result<HashSet<EventId>, JobError> {
         let stored = {
             // Until then no more is read: what waits here is one page.
             let _turn = self.ctx.db.turn().await;
@@ -101,7 +106,11 @@ impl Pass<'_> {
     }
 
     /// The same, where that is so and the page's share of the room is given back by the caller.
-    pub(super) async fn store_now(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
+    pub(super) async fn store_now(
+        &mut self,
+        page: Page,
+        changed: bool,
+    ) -> Result<HashSet<EventId>, JobError> {
         self.tally.bytes += page.bytes;
         self.tally.mismatched += u64::from(page.facts.mismatched);
         self.note_unread(&page.facts);
@@ -110,14 +119,15 @@ impl Pass<'_> {
         let checked = self.sift(page.events).await?;
         let labels = Labels::new("", "", "known");
         self.ctx.metrics.events_received.get_or_create(&labels).inc_by(self.tally.known - known);
-        let forged = checked.forged.iter().map(|at| (*at, *at)).chain(page.facts.doubts).collect();
-        let changed = self.doubt(forged, GapReason::Protocol) || changed;
+        let doubts = checked.forged.iter().map(|(at, _)| (*at, *at)).chain(page.facts.doubts).collect();
+        let changed = self.doubt(doubts, GapReason::Protocol) || changed;
+        let forged = checked.forged.iter().map(|(_, id)| *id).collect();
         // First, so that they are known when their observations are stored.
         if !checked.noted.is_empty() && !self.ctx.db.sync_note(&self.attempt.fence, &checked.noted).await? {
             return Err(lost());
         }
         if checked.delivered.is_empty() && !changed {
-            return Ok(());
+            return Ok(forged);
         }
         let stored = self.store(&checked, changed).await?;
         let delivered: HashSet<&EventId> = checked.delivered.iter().map(|(id, _)| id).collect();
@@ -134,7 +144,7 @@ impl Pass<'_> {
         if !checked.stones.is_empty() {
             self.bury(TOMBSTONES_AT_ONCE).await;
         }
-        Ok(())
+        Ok(forged)
     }
 
     /// Applies some of what authors asked to have deleted. What fails is written down and done by a later pass.

@@ -38,6 +38,7 @@ impl Pass<'_> {
             ids_per_page: IDS_PER_PAGE.min(page_limit),
             max_items: IDS_MAX,
             page_shown: self.page_shown,
+            until_exclusive: self.until_exclusive,
         });
         let (mut stopped, mut ended) = (false, None);
         loop {
@@ -55,8 +56,8 @@ impl Pass<'_> {
             }
             let settled = self.work(socket, &mut plan, job).await?;
             self.settle(settled).await?;
-            if let Some(second) = plan.take_aside() {
-                let aside = Window { floor: second, ceiling: second, open_top: false };
+            if let Some((floor, ceiling)) = plan.take_aside() {
+                let aside = Window { floor, ceiling, open_top: false };
                 let (end, gap) = self.walk(socket, aside).await?;
                 stopped = end == SyncEnd::More;
                 ended = gap;
@@ -106,10 +107,11 @@ impl Pass<'_> {
             Job::Page(filter) => {
                 self.tally.requests += 1;
                 let page = self.fetch(socket, filter).await;
-                let settled = plan.on_page(&page.facts, &page.end);
-                // The events first: what they settle is worth nothing without them.
-                self.store_page(page, false).await?;
-                settled
+                let (mut facts, end) = (page.facts.clone(), page.end.clone());
+                // The events first: what they settle is worth nothing without them, and a forged one settles nothing.
+                let forged = self.store_page(page, false).await?;
+                facts.seen.retain(|(_, id)| !forged.contains(id));
+                plan.on_page(&facts, &end)
             }
         })
     }

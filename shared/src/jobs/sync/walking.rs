@@ -134,7 +134,7 @@ impl Pass<'_> {
             stored
         };
         let asked = async { Ok(socket.fetch(filter, limits).await) };
-        let ((), next) = tokio::try_join!(stored, asked)?;
+        let (_forged, next) = tokio::try_join!(stored, asked)?;
         self.room.enter(share, &next);
         self.note_asked(&next);
         Ok(Some(next))
