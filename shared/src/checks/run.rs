@@ -216,5 +216,12 @@ fn unreached(failure: &DialFailure, kinds: impl Iterator<Item = CheckKind>) -> M
 
 /// The host answered, only not with a WebSocket. A host that let the deadline pass is not asked again.
 const fn only_the_upgrade_failed(reason: Reason) -> bool {
-    matches!(reason, Reason::WsUpgradeRefused | Reason::WsProtocol | Reason::Oversize | Reason::Disconnected)
+    matches!(
+        reason,
+        Reason::WsUpgradeRefused
+            | Reason::RateLimited
+            | Reason::WsProtocol
+            | Reason::Oversize
+            | Reason::Disconnected
+    )
 }

@@ -144,7 +144,9 @@ fn upgrade_request(url: &RelayUrl) -> Result<Request<()>, DialFailure> {
 fn judge_upgrade(error: &WsError) -> DialFailure {
     match error {
         WsError::Http(response) => {
-            DialFailure::new(Reason::WsUpgradeRefused, format!("HTTP status {}", status(response)))
+            let limited = response.status() == http::StatusCode::TOO_MANY_REQUESTS;
+            let reason = if limited { Reason::RateLimited } else { Reason::WsUpgradeRefused };
+            DialFailure::new(reason, format!("HTTP status {}", status(response)))
         }
         WsError::Io(error) => DialFailure::new(Reason::Disconnected, format!("during the upgrade: {error}")),
         WsError::Protocol(ProtocolError::HandshakeIncomplete) | WsError::ConnectionClosed => {

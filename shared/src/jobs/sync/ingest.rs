@@ -11,6 +11,7 @@ use super::sift::Checked;
 use crate::clock;
 use crate::db::{DbError, EventRow, NewCoverage, StoreBatch, Stored};
 use crate::models::{Event, EventError, EventId, GapReason};
+use crate::nips::PageEnd;
 use crate::relay::{Page, PageEvent};
 use crate::telemetry::Labels;
 
@@ -112,6 +113,7 @@ impl Pass<'_> {
         changed: bool,
     ) -> Result<HashSet<EventId>, JobError> {
         self.tally.bytes += page.bytes;
+        self.drags = page.end == PageEnd::Timeout { idle: false };
         self.tally.mismatched += u64::from(page.facts.mismatched);
         self.note_unread(&page.facts);
         let known = self.tally.known;
@@ -134,6 +136,9 @@ impl Pass<'_> {
         let is_stored = |id: &EventId| delivered.contains(id) && !stored.refused.contains(id);
         self.edge = edge.into_iter().filter(|(id, _)| is_stored(id)).collect();
         let stored = stored.sum;
+        let new = checked.new.iter().map(|row| row.event.created_at());
+        let noted = checked.noted.iter().map(|(event, _)| event.created_at());
+        self.note_found(&checked.delivered, new.chain(noted), stored.observations);
         if self.facts.has_gone {
             self.ctx.db.gone_clear(&self.attempt.fence, self.relay_id, &checked.delivered).await?;
         }

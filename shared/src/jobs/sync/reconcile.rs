@@ -1,7 +1,7 @@
 //! Carries a reconciliation ([`Reconcile`]) between relay and database.
 
 use super::windows::Window;
-use super::{Pass, REQUESTS, SyncEnd};
+use super::{Pass, REQUESTS, SyncEnd, ended_by};
 use crate::clock;
 use crate::db::{NewCoverage, ReconcileBatch};
 use crate::jobs::{JobError, lost};
@@ -68,7 +68,7 @@ impl Pass<'_> {
         }
         let rest = match (plan.finish(), ended) {
             (rest, None) => rest,
-            (Rest::None, Some(gap)) => return Ok((ended_by(gap.0), Some(gap))),
+            (Rest::None, Some(gap)) => return Ok((ended_by(gap), Some(gap))),
             (rest, Some(gap)) => rest.stopped(gap),
         };
         self.after(socket, window, rest, stopped).await
@@ -165,7 +165,7 @@ impl Pass<'_> {
             Rest::Page { floor, ceiling } => self.walk(socket, walk(floor, ceiling)).await,
             Rest::Stopped { floor, ceiling, grade, reason } => {
                 self.leave_gaps(&[walk(floor, ceiling)], grade, reason);
-                Ok((ended_by(grade), Some((grade, reason))))
+                Ok((ended_by((grade, reason)), Some((grade, reason))))
             }
         }
     }
@@ -185,9 +185,4 @@ impl Pass<'_> {
         self.store_page(page, false).await?;
         Ok((SyncEnd::UpToDate, None))
     }
-}
-
-/// How a pass ends that a gap of this grade ended.
-const fn ended_by(grade: Grade) -> SyncEnd {
-    if matches!(grade, Grade::Refused) { SyncEnd::Refused } else { SyncEnd::Interrupted }
 }

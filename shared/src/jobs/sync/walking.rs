@@ -2,7 +2,7 @@
 
 use super::class::Class;
 use super::windows::Window;
-use super::{PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd};
+use super::{PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd, ended_by};
 use crate::clock;
 use crate::db::ReconcileBatch;
 use crate::jobs::{JobError, lost};
@@ -73,8 +73,7 @@ impl Pass<'_> {
         let end = match gap {
             _ if stopped => SyncEnd::More,
             None => SyncEnd::UpToDate,
-            Some((Grade::Refused, _)) => SyncEnd::Refused,
-            Some(_) => SyncEnd::Interrupted,
+            Some(gap) => ended_by(gap),
         };
         Ok((end, if stopped { None } else { gap }))
     }
