@@ -110,7 +110,7 @@ impl Pass<'_> {
         self.learn(floor, now).await?;
         self.bury(TOMBSTONES_PER_PASS).await;
         // Whoever drips when the time is up would drip on.
-        let end = if end == SyncEnd::More && self.drags { SyncEnd::Interrupted } else { end };
+        let end = if end == SyncEnd::More && self.tally.drags { SyncEnd::Interrupted } else { end };
         let base = self.ctx.config.sync_interval;
         let due = if let Some(until) = self.weigh(now).await? {
             cadence::aside(until - now, url.as_str())

@@ -41,6 +41,8 @@ pub(super) struct Tally {
     pub(super) forged_known: u64,
     /// Held events that their authors asked to have deleted.
     pub(super) deleted: u64,
+    /// The last page took too long as a whole.
+    pub(super) drags: bool,
     /// What is not kept, by class.
     pub(super) unkept: BTreeMap<&'static str, u64>,
     bad: Map<String, serde_json::Value>,
@@ -113,7 +115,7 @@ impl Pass<'_> {
         changed: bool,
     ) -> Result<HashSet<EventId>, JobError> {
         self.tally.bytes += page.bytes;
-        self.drags = page.end == PageEnd::Timeout { idle: false };
+        self.tally.drags = page.end == PageEnd::Timeout { idle: false };
         self.tally.mismatched += u64::from(page.facts.mismatched);
         self.note_unread(&page.facts);
         let known = self.tally.known;

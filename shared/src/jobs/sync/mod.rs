@@ -105,8 +105,6 @@ struct Pass<'a> {
     until_exclusive: bool,
     revisited: Vec<Revisited>,
     room: room::Room,
-    /// The last page took too long as a whole.
-    drags: bool,
     /// The gaps that are read again.
     rest: rest::Rest,
 }
@@ -255,7 +253,6 @@ impl<'a> Pass<'a> {
             until_exclusive: measured.until == Until::Exclusive,
             revisited: Vec::new(),
             room: room::Room::default(),
-            drags: false,
             rest: rest::Rest::default(),
         }
     }

@@ -14,7 +14,7 @@ const REST_MAX_S: i64 = 30 * 86_400;
 /// The gaps of a class that are read again.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
-    rest_s: i64,
+    length_s: i64,
     /// Both ends included, ascending.
     gaps: Vec<(i64, i64)>,
     found: u64,
@@ -27,7 +27,7 @@ impl Rest {
     }
 
     pub(super) const fn seconds(&self) -> i64 {
-        self.rest_s
+        self.length_s
     }
 }
 
@@ -71,7 +71,7 @@ impl Pass<'_> {
         };
         let rest_s = known.unwrap_or(REST_S).max(REST_S);
         let gaps = if rest_s > REST_S { rested(&self.coverage, floor, now, rest_s) } else { gaps };
-        self.rest = Rest { rest_s, gaps, found: 0 };
+        self.rest = Rest { length_s: rest_s, gaps, found: 0 };
         Ok(())
     }
 
@@ -93,9 +93,9 @@ impl Pass<'_> {
 
     /// Notes how long they rest from now on, if they were read.
     pub(super) async fn lay_down(&self) -> Result<(), JobError> {
-        let rest_s = next(self.rest.rest_s, self.rest.found);
+        let rest_s = next(self.rest.length_s, self.rest.found);
         let gaps = &self.rest.gaps;
-        if gaps.is_empty() || rest_s == self.rest.rest_s || !are_read(gaps, &self.read) {
+        if gaps.is_empty() || rest_s == self.rest.length_s || !are_read(gaps, &self.read) {
             return Ok(());
         }
         let (fence, class) = (&self.attempt.fence, &self.class.name);
@@ -137,7 +137,7 @@ mod tests {
             coverage.overlay(gap.unwrap());
         }
         let gaps = rested(&coverage, 15, 900_001, REST_S);
-        let rest = Rest { rest_s: REST_S, gaps, found: 0 };
+        let rest = Rest { length_s: REST_S, gaps, found: 0 };
         let held: Vec<i64> = (0..70).filter(|second| rest.holds(*second)).collect();
         assert_eq!(held, (15..20).chain(50..60).collect::<Vec<i64>>());
     }

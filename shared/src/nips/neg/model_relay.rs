@@ -12,7 +12,6 @@ use crate::nips::{Claim, Filter, PageEnd, PageFacts};
 const RUNAWAY: usize = 20_000;
 
 #[derive(Debug, Clone)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a behaviour of its own")]
 pub(super) struct ModelRelay {
     pub(super) events: Vec<(i64, EventId)>,
     /// Events per page.
