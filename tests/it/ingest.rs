@@ -102,6 +102,23 @@ async fn forged_bodies_under_known_ids_and_signatures_are_caught_by_the_sample()
 }
 
 #[tokio::test]
+async fn where_no_signature_is_held_another_one_tells_nothing_and_the_sample_is_all_there_is() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let (factory, now) = (Factory::new(41), clock::unix_now() - 100);
+    // Of a class that is not kept: a row without a body, as every row of a lightweight archive is.
+    let events: Vec<Event> = (0..2_000)
+        .map(|n| factory.sign(n % 50, 20_001, vec![], &n.to_string(), now - i64::try_from(n).unwrap()))
+        .collect();
+    let (_honest, honest) = serving(&ctx, stored(&events)).await;
+    sync(&ctx, &honest).await;
+    let (_liar, liar) = serving(&ctx, events.iter().map(signed_by_nobody).collect()).await;
+    let report = sync(&ctx, &liar).await;
+    let caught = report["forged_known"].as_u64().unwrap();
+    assert!((8..=80).contains(&caught), "one in 64 is 31: {report}");
+}
+
+#[tokio::test]
 async fn an_event_that_six_relays_have_is_read_once() {
     let Some(test) = migrated().await else { return };
     let ctx = context(&test, config());

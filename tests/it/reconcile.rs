@@ -187,23 +187,57 @@ async fn a_relay_that_does_not_reconcile_after_all_is_walked_and_not_asked_for_a
 }
 
 #[tokio::test]
-async fn a_forged_event_fetched_by_its_id_leaves_a_gap_of_its_second() {
+async fn a_forged_event_fetched_by_its_id_leaves_a_gap_of_its_second_and_its_id_unserved() {
     let Some(test) = migrated().await else { return };
     let ctx = context(&test, config());
     let events = Factory::new(13).events(100);
-    let mut stored: Vec<Stored> = events.iter().map(Stored::from).collect();
-    stored[40] = Stored::raw(tests::hostile::with_bad_signature(&events[40]));
-    let relay =
-        ScriptedRelay::start(Script::of_stored(stored, 500).speaking(reconciling(Sets::default()))).await;
-    let url = known_relay(&ctx.db, &relay).await;
-    measured(&test, &url).await;
-    let report = sync(&ctx, &url).await;
-    assert_eq!((&report["new_events"], &report["bad"]["bad_signature"]), (&99.into(), &1.into()), "{report}");
-    assert_eq!(grades(&test, &url).await, "partial/protocol, reconciled/none");
-    let gap =
-        value(&test, "SELECT since_at::text || '-' || until_at FROM coverage WHERE grade = 'partial'").await;
     let second = events[40].created_at.as_secs();
-    assert_eq!(gap, format!("{second}-{second}"));
+    // With its own time, and with another one: as the list has it, and as the body says.
+    let mut dated: Value = serde_json::from_str(&events[40].as_json()).unwrap();
+    dated["created_at"] = 1.into();
+    for (forged, reason, at) in [
+        (tests::hostile::with_bad_signature(&events[40]), "bad_signature", second),
+        (dated.to_string(), "bad_id", 1),
+    ] {
+        let mut stored: Vec<Stored> = events.iter().map(Stored::from).collect();
+        stored[40] = Stored::raw(forged);
+        let lists =
+            Sets { invents: vec![(second.cast_signed(), events[40].id.to_bytes())], ..Sets::default() };
+        let relay = ScriptedRelay::start(Script::of_stored(stored, 500).speaking(reconciling(lists))).await;
+        let url = known_relay(&ctx.db, &relay).await;
+        measured(&test, &url).await;
+        let report = sync(&ctx, &url).await;
+        assert_eq!((&report["new_observations"], &report["unserved"]), (&99.into(), &1.into()), "{report}");
+        assert!(report["bad"][reason].as_u64() >= Some(2), "asked for twice: {report}");
+        assert_eq!(grades(&test, &url).await, "partial/protocol, reconciled/none", "{report}");
+        let gap = value(
+            &test,
+            "SELECT since_at::text || '-' || until_at FROM coverage
+             WHERE grade = 'partial' AND relay_id = (SELECT max(id) FROM relay)",
+        )
+        .await;
+        assert_eq!(gap, format!("{at}-{at}"));
+        let named =
+            value(&test, "SELECT string_agg(DISTINCT encode(event_id, 'hex'), ',') FROM event_unserved")
+                .await;
+        assert_eq!(named, events[40].id.to_hex());
+    }
+}
+
+#[tokio::test]
+async fn a_comparison_without_the_newest_is_found_out_and_nothing_counts_as_gone() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, JobsConfig { rescan: std::time::Duration::from_hours(2_000), ..config() });
+    let events = Factory::new(16).events(600);
+    let at = |n: usize| i64::try_from(events[n].created_at.as_secs()).unwrap();
+    let stale = Sets { hides: Some((at(100), i64::MAX)), ..Sets::default() };
+    let (_relay, url) = scripted(&test, &ctx, &events, stale).await;
+    let first = sync(&ctx, &url).await;
+    assert_eq!((&first["new_observations"], &first["proved_share"]), (&600.into(), &1.0.into()), "{first}");
+    assert_eq!(grades(&test, &url).await, "reconciled/none, walked/none");
+    let again = sync(&ctx, &url).await;
+    assert_eq!((&again["gone"], &again["end"]), (&0.into(), &"up to date".into()), "{again}");
+    assert_eq!(value(&test, "SELECT count(*)::text FROM event_gone").await, "0");
 }
 
 #[tokio::test]

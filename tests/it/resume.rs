@@ -124,6 +124,84 @@ async fn a_request_refused_at_any_place_costs_what_is_older_and_the_next_pass_re
 }
 
 #[tokio::test]
+async fn a_relay_that_drips_does_not_have_its_slot_back_at_once() {
+    let Some(test) = migrated().await else { return };
+    let time_box = Duration::from_secs(2);
+    let ctx = context(&test, JobsConfig { sync_time_box: time_box, page_total: time_box / 2, ..whole() });
+    let events = Factory::new(218).dense(400, shared::clock::unix_now() - 86_400);
+    // From the first request on: given up. From the second on, it is found dripping when the time is up.
+    for from in [1, 2] {
+        let script = Script::honest(&events, 50).answering(Answer::Drip(100, from));
+        let (relay, url) = start(&ctx, script).await;
+        let report = sync(&ctx, &url).await;
+        assert_eq!(report["end"], "interrupted", "from {from}: {report}");
+        assert!(report["new_observations"].as_u64() > Some(3), "what came is kept: {report}");
+        assert!(relay.counts().reqs <= 3 + from, "from {from}: {:?}", relay.counts());
+    }
+}
+
+#[tokio::test]
+async fn a_gap_that_brings_nothing_new_rests_twice_as_long_each_time() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, JobsConfig { rescan: Duration::from_secs(60), ..whole() });
+    let events = Factory::new(220).events(300);
+    let (late, early) = events.split_at(20);
+    let (relay, url) = start(&ctx, Script::honest(early, 500).answering(Answer::OldestFirst)).await;
+    let first = sync(&ctx, &url).await;
+    assert_eq!(
+        (&first["new_observations"], gaps(&test).await.contains("partial/unordered")),
+        (&280.into(), true)
+    );
+    let rest = "SELECT coalesce(max(rest_s), 0) / 3600 || ' h' FROM relay_rest";
+    // One rest after the other, of six hours each; whether all is read again, and how long it rests from then on.
+    let later = format!("UPDATE coverage SET observed_at = observed_at - {RESTED}");
+    for (read, rests) in [(false, "0 h"), (true, "12 h"), (false, "12 h"), (true, "24 h")] {
+        if rests != "0 h" {
+            test.execute(&later).await;
+        }
+        let report = sync(&ctx, &url).await;
+        assert_eq!(report["delivered"].as_u64() > Some(250), read, "{rests}: {report}");
+        assert_eq!(value(&test, rest).await, rests, "{report}");
+    }
+    // What is found begins anew, however much of the page is known.
+    relay.set(Script::honest(early.iter().chain(late), 500).answering(Answer::OldestFirst));
+    for _ in 0..4 {
+        test.execute(&later).await;
+    }
+    let report = sync(&ctx, &url).await;
+    assert_eq!(
+        (&report["new_observations"], value(&test, rest).await.as_str()),
+        (&20.into(), "6 h"),
+        "{report}"
+    );
+}
+
+#[tokio::test]
+async fn a_relay_that_wants_to_be_asked_less_is_asked_less_each_time() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, whole());
+    let events = Factory::new(219).events(100);
+    let limited = Script::honest(&events, 50).closing(0, "rate-limited: slow down");
+    let busy = Script { refuse_upgrade: Some(429), ..Script::honest(&events, 50) };
+    let (relay, url) = start(&ctx, limited).await;
+    test.execute("INSERT INTO schedule SELECT 'sync', url, 'clearnet', now(), 60, 'new' FROM relay").await;
+    let pause = "SELECT why || ' ' || round(extract(epoch FROM due_at - now()) / 900) FROM schedule WHERE kind = 'sync'";
+    let mut pauses = Vec::new();
+    for pass in 0..3 {
+        if pass == 2 {
+            relay.set(busy.clone());
+        }
+        assert_eq!(sync(&ctx, &url).await["end"], "rate limited");
+        pauses.push(value(&test, pause).await);
+    }
+    assert_eq!(pauses, ["rate limited 1", "rate limited 2", "rate limited 4"]);
+    assert_eq!(gaps(&test).await.split(' ').next(), Some("unknown/rate_limited"));
+    relay.set(Script::honest(&events, 50));
+    assert_eq!(sync(&ctx, &url).await["end"], "up to date");
+    assert_eq!(value(&test, pause).await, "up to date 1");
+}
+
+#[tokio::test]
 async fn one_request_without_an_answer_costs_what_is_older_and_the_next_pass_reads_that() {
     let Some(test) = migrated().await else { return };
     let ctx = context(&test, whole());

@@ -227,6 +227,7 @@ const fn only_the_upgrade_failed(reason: Reason) -> bool {
         Reason::WsUpgradeRefused
             | Reason::AuthRequired
             | Reason::Blocked
+            | Reason::RateLimited
             | Reason::WsProtocol
             | Reason::Oversize
             | Reason::Disconnected

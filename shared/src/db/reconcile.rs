@@ -183,6 +183,37 @@ impl Db {
         facts(&row)
     }
 
+    /// How long syncing paused before this pass because of the relay's rate limit, seconds; `None` where it did not.
+    pub async fn sync_limited_s(&self, relay_id: i32) -> Result<Option<u64>, DbError> {
+        let row = self.one(sqlx::query("SELECT sync_limited_s($1) AS pause").bind(relay_id)).await?;
+        let pause: Option<i32> = get(&row, "pause")?;
+        Ok(pause.and_then(|pause| u64::try_from(pause).ok()))
+    }
+
+    /// How long gaps of this relay in this class rest, seconds; `None`: as short as any.
+    pub async fn gap_rest(&self, relay_id: i32, class: &str) -> Result<Option<i64>, DbError> {
+        let query = sqlx::query("SELECT gap_rest($1, $2) AS rest").bind(relay_id).bind(class);
+        get(&self.one(query).await?, "rest")
+    }
+
+    /// Notes how long they rest from now on; false when the job was not ours.
+    pub async fn gap_rest_set(
+        &self,
+        fence: &Fence,
+        relay_id: i32,
+        class: &str,
+        rest_s: i64,
+    ) -> Result<bool, DbError> {
+        let query = sqlx::query("SELECT gap_rest_set($1, $2, $3, $4, $5, $6) AS held")
+            .bind(fence.job())
+            .bind(fence.worker())
+            .bind(fence.attempt())
+            .bind(relay_id)
+            .bind(class)
+            .bind(rest_s);
+        get(&self.one(query).await?, "held")
+    }
+
     /// What a sync pass over a relay begins with, in one question.
     pub async fn sync_begin(&self, relay_id: i32) -> Result<SyncBegin, DbError> {
         let row = self

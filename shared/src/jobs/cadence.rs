@@ -21,6 +21,8 @@ const DOWN_MAX: u64 = DAY;
 const REFUSED: u64 = 6 * HOUR;
 /// A relay that changed state this recently is looked at more often.
 const FRESH: i64 = 6 * 3_600;
+/// Longest pause that a relay's rate limit earns it. A job's slack, by which the pause before is known, is a quarter of it.
+const LIMITED_MAX: u64 = 4 * HOUR;
 
 /// A due time: from now, how late it may be, and what set it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,8 +125,10 @@ pub enum SyncEnd {
     UpToDate,
     /// The time box ended first.
     More,
-    /// A fault that may pass: timeout, disconnect, rate limit.
+    /// A fault that may pass: timeout, disconnect.
     Interrupted,
+    /// The relay wants to be asked less.
+    RateLimited,
     /// The relay does not let us read.
     Refused,
     /// The relay is down.
@@ -140,9 +144,21 @@ pub fn sync(end: SyncEnd, base: Duration, url: &str) -> Due {
             Due { after: Duration::ZERO, slack: Duration::from_secs(MINUTE), why: "more to read" }
         }
         SyncEnd::Interrupted => due((base / 3).max(1), url, "interrupted"),
+        SyncEnd::RateLimited => limited(None, Duration::from_secs(base), url),
         SyncEnd::Refused => due(base.max(6 * HOUR), url, "refused"),
         SyncEnd::Down => due(base.max(HOUR), url, "down"),
     }
+}
+
+/// After a pass that a relay's rate limit ended: never sooner than after any other, and twice the pause before (seconds),
+/// where that was for the same reason.
+pub fn limited(before: Option<u64>, base: Duration, url: &str) -> Due {
+    let base = base.as_secs().max(1);
+    let pause = before.map_or(base, |before| before.saturating_mul(2)).clamp(base, LIMITED_MAX.max(base));
+    let mut due = due(pause, url, "rate limited");
+    // The interval of others is spread to both sides.
+    due.after = due.after.max(Duration::from_secs(base));
+    due
 }
 
 /// Of a relay that is set aside for so many more seconds: looked after once a day, and when that is over.
@@ -262,6 +278,27 @@ mod tests {
         };
         assert!(at(2) < at(5) && at(5) < at(12));
         assert!(at(1_000) > Duration::from_secs(DAY * 8 / 10));
+    }
+
+    #[test]
+    fn a_rate_limit_is_answered_by_ever_longer_pauses_and_never_by_shorter_ones() {
+        let base = Duration::from_secs(900);
+        let mut before = None;
+        let mut pauses = Vec::new();
+        for _ in 0..7 {
+            let due = limited(before, base, "wss://a.example");
+            before = Some(4 * due.slack.as_secs());
+            pauses.push(due.after);
+        }
+        assert!(pauses[0] >= base && pauses.is_sorted(), "{pauses:?}");
+        assert!(pauses[2] > base * 3, "{pauses:?}");
+        assert!(pauses[6] > base * 12 && pauses[6] == pauses[5], "{pauses:?}");
+        assert_eq!(
+            sync(SyncEnd::RateLimited, base, "wss://a.example"),
+            limited(None, base, "wss://a.example")
+        );
+        let long = Duration::from_secs(10 * HOUR);
+        assert!(limited(Some(4 * HOUR), long, "wss://a.example").after >= long);
     }
 
     #[test]

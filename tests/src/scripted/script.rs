@@ -76,6 +76,8 @@ pub enum Answer {
     Pings,
     /// Matching events, no EOSE.
     EoseNever,
+    /// The same, one every so many milliseconds, from this REQ on (from 1).
+    Drip(u64, u64),
     /// AUTH and `CLOSED auth-required`, until the client sends an AUTH event.
     AuthRequired,
     /// EOSE only after this many milliseconds of silence.

@@ -156,6 +156,14 @@ impl Session<'_> {
                 bail!("the script says: drop the connection here")
             }
             Answer::EoseNever => self.send_events(sub, page(script, frame)).await,
+            Answer::Drip(ms, from) if request >= *from => {
+                for event in page(script, frame) {
+                    self.send_events(sub, [event]).await?;
+                    // bound: the script's own number of milliseconds, for each event of a page.
+                    tokio::time::sleep(Duration::from_millis(*ms)).await;
+                }
+                Ok(())
+            }
             Answer::LateEose(late_ms) => {
                 // bound: the script's own number of milliseconds.
                 tokio::time::sleep(Duration::from_millis(*late_ms)).await;

@@ -62,7 +62,7 @@ impl Pass<'_> {
         self.dense.clear();
         self.edge.clear();
         self.revisited.clear();
-        Ok(())
+        self.wake(floor, now).await
     }
 
     /// Notes how far each age was read again, and that the relay does not reconcile.
@@ -79,8 +79,10 @@ impl Pass<'_> {
         }
         let off = self.neg_off.then_some(now + reconcile::NEG_OFF_S);
         let (fence, class) = (&self.attempt.fence, &self.class.name);
-        let held = self.ctx.db.sync_learn(fence, self.relay_id, now, off, class, &learnt).await?;
-        if held { Ok(()) } else { Err(lost()) }
+        if !self.ctx.db.sync_learn(fence, self.relay_id, now, off, class, &learnt).await? {
+            return Err(lost());
+        }
+        self.lay_down().await
     }
 
     /// Writes the coverage of the class as it stands, and when the relay is next due.
@@ -124,10 +126,15 @@ impl Pass<'_> {
     ) -> Result<Report, JobError> {
         self.learn(floor, now).await?;
         self.bury(TOMBSTONES_PER_PASS).await;
+        // Whoever drips when the time is up would drip on.
+        let end = if end == SyncEnd::More && self.tally.drags { SyncEnd::Interrupted } else { end };
+        let base = self.ctx.config.sync_interval;
         let due = if let Some(until) = self.weigh(now).await? {
             cadence::aside(until - now, url.as_str())
+        } else if end == SyncEnd::RateLimited {
+            cadence::limited(self.ctx.db.sync_limited_s(self.relay_id).await?, base, url.as_str())
         } else {
-            let due = cadence::sync(end, self.ctx.config.sync_interval, url.as_str());
+            let due = cadence::sync(end, base, url.as_str());
             cadence::by_worth(due, end, self.tally.requests, self.tally.new_observations)
         };
         self.write(now, Some(&due)).await?;

@@ -11,6 +11,7 @@ use super::sift::Checked;
 use crate::clock;
 use crate::db::{DbError, EventRow, NewCoverage, StoreBatch, Stored};
 use crate::models::{Event, EventError, EventId, GapReason};
+use crate::nips::PageEnd;
 use crate::relay::{Page, PageEvent};
 use crate::telemetry::Labels;
 
@@ -40,6 +41,8 @@ pub(super) struct Tally {
     pub(super) forged_known: u64,
     /// Held events that their authors asked to have deleted.
     pub(super) deleted: u64,
+    /// The last page took too long as a whole.
+    pub(super) drags: bool,
     /// What is not kept, by class.
     pub(super) unkept: BTreeMap<&'static str, u64>,
     bad: Map<String, serde_json::Value>,
@@ -90,7 +93,12 @@ const TOMBSTONES_AT_ONCE: i32 = 2_000;
 
 impl Pass<'_> {
     /// Stores one page with the coverage it proves, if it changed, in one fenced transaction, when its turn has come.
-    pub(super) async fn store_page(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
+    /// Returns the ids under which something came that does not verify.
+    pub(super) async fn store_page(
+        &mut self,
+        page: Page,
+        changed: bool,
+    ) -> Result<HashSet<EventId>, JobError> {
         let stored = {
             // Until then no more is read: what waits here is one page.
             let _turn = self.ctx.db.turn().await;
@@ -101,8 +109,13 @@ impl Pass<'_> {
     }
 
     /// The same, where that is so and the page's share of the room is given back by the caller.
-    pub(super) async fn store_now(&mut self, page: Page, changed: bool) -> Result<(), JobError> {
+    pub(super) async fn store_now(
+        &mut self,
+        page: Page,
+        changed: bool,
+    ) -> Result<HashSet<EventId>, JobError> {
         self.tally.bytes += page.bytes;
+        self.tally.drags = page.end == PageEnd::Timeout { idle: false };
         self.tally.mismatched += u64::from(page.facts.mismatched);
         self.note_unread(&page.facts);
         let known = self.tally.known;
@@ -110,20 +123,24 @@ impl Pass<'_> {
         let mut checked = self.sift(page.events).await?;
         let labels = Labels::new("", "", "known");
         self.ctx.metrics.events_received.get_or_create(&labels).inc_by(self.tally.known - known);
-        let forged = checked.forged.iter().map(|at| (*at, *at)).chain(page.facts.doubts).collect();
-        let changed = self.doubt(forged, GapReason::Protocol) || changed;
+        let doubts = checked.forged.iter().map(|(at, _)| (*at, *at)).chain(page.facts.doubts).collect();
+        let changed = self.doubt(doubts, GapReason::Protocol) || changed;
+        let forged = checked.forged.iter().map(|(_, id)| *id).collect();
         // First, so that they are known when their observations are stored.
         if !checked.noted.is_empty() && !self.ctx.db.sync_note(&self.attempt.fence, &checked.noted).await? {
             return Err(lost());
         }
         if checked.delivered.is_empty() && !changed {
-            return Ok(());
+            return Ok(forged);
         }
         let stored = self.store(&mut checked, changed).await?;
         let delivered: HashSet<&EventId> = checked.delivered.iter().map(|(id, _)| id).collect();
         let is_stored = |id: &EventId| delivered.contains(id) && !stored.refused.contains(id);
         self.edge = edge.into_iter().filter(|(id, _)| is_stored(id)).collect();
         let stored = stored.sum;
+        let new = checked.new.iter().map(|row| row.event.created_at());
+        let noted = checked.noted.iter().map(|(event, _)| event.created_at());
+        self.note_found(&checked.delivered, new.chain(noted), stored.observations);
         if self.facts.has_gone {
             self.ctx.db.gone_clear(&self.attempt.fence, self.relay_id, &checked.delivered).await?;
         }
@@ -134,7 +151,7 @@ impl Pass<'_> {
         if !checked.stones.is_empty() {
             self.bury(TOMBSTONES_AT_ONCE).await;
         }
-        Ok(())
+        Ok(forged)
     }
 
     /// Applies some of what authors asked to have deleted. What fails is written down and done by a later pass.

@@ -15,6 +15,7 @@ mod ingest;
 #[cfg(test)]
 mod passes;
 mod reconcile;
+mod rest;
 mod revisit;
 mod room;
 mod sift;
@@ -36,8 +37,8 @@ use super::{Attempt, Ctx, JobError, Report, SKIPPED, capability, lost, target_ur
 use crate::clock;
 use crate::db::{ArchiveState, Revisited, SyncBegin, SyncFacts};
 use crate::models::{
-    Coverage, EventId, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, RelayUrl, Support,
-    Until, stricter,
+    Coverage, EventId, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, Reason, RelayUrl,
+    Support, Until, stricter,
 };
 use crate::net::{DialFailure, Target};
 use crate::nips::Claim;
@@ -111,6 +112,8 @@ struct Pass<'a> {
     until_exclusive: bool,
     revisited: Vec<Revisited>,
     room: room::Room,
+    /// The gaps that are read again.
+    rest: rest::Rest,
 }
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
@@ -148,6 +151,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     }
     let read_by = ReadBy { archive, facts, class, measured };
     let mut pass = Pass::new(ctx, attempt, relay.id, read_by, coverage, now);
+    pass.wake(floor, now).await?;
     let end = match connect(ctx, attempt, &url, relay.was_up()).await? {
         Ok((mut socket, target)) => {
             pass.target = Some(target);
@@ -156,13 +160,13 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
             end?
         }
         Err(failure) => {
-            let reason = if failure.outcome == Outcome::Timeout {
-                GapReason::Timeout
-            } else {
-                GapReason::Disconnected
+            let reason = match failure.outcome {
+                Outcome::Timeout => GapReason::Timeout,
+                _ if failure.reason == Reason::RateLimited => GapReason::RateLimited,
+                _ => GapReason::Disconnected,
             };
             pass.leave_gaps(&pass.windows(floor, now), Grade::Unknown, reason);
-            SyncEnd::Interrupted
+            ended_by((Grade::Unknown, reason))
         }
     };
     pass.finish(&url, end, floor, now).await
@@ -194,6 +198,15 @@ async fn connect(
         blame(ctx, url.network(), failure.reason, false).await?;
     }
     Ok(opened)
+}
+
+/// How a pass ends that this gap ended.
+const fn ended_by(gap: (Grade, GapReason)) -> SyncEnd {
+    match gap {
+        (Grade::Refused, _) => SyncEnd::Refused,
+        (_, GapReason::RateLimited) => SyncEnd::RateLimited,
+        _ => SyncEnd::Interrupted,
+    }
 }
 
 /// Before the disk is full syncing stops, monitoring does not.
@@ -252,6 +265,7 @@ impl<'a> Pass<'a> {
             until_exclusive: measured.until == Until::Exclusive,
             revisited: Vec::new(),
             room: room::Room::default(),
+            rest: rest::Rest::default(),
         }
     }
 }
@@ -260,7 +274,7 @@ impl Pass<'_> {
     /// What the coverage of the class leaves to ask for.
     fn windows(&self, floor: i64, now: i64) -> Vec<Window> {
         let rescan = i64::try_from(self.ctx.config.rescan.as_secs()).unwrap_or(i64::MAX);
-        plan(&self.coverage, floor, now, rescan)
+        plan(&self.coverage, floor, now, rescan, self.rest.seconds())
     }
 
     /// Reads one class after another, until all is read or one ends otherwise.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::claims;
 use super::revisit::{self, AGES};
-use super::windows::{Window, plan};
+use super::windows::{REST_S, Window, plan};
 use crate::models::{Coverage, EventId, Interval};
 use crate::nips::walk::model_relay::{Failure, Ignores, ModelRelay, Story, events_at};
 use crate::nips::{PageEnd, WalkSpec};
@@ -63,7 +63,7 @@ impl Ours {
     /// One pass, as the job makes it.
     fn pass(&mut self, relay: &mut ModelRelay, now: i64, page_shown: usize) {
         let mut read: Vec<(i64, i64)> = Vec::new();
-        let windows = plan(&self.coverage, FLOOR, now, RESCAN);
+        let windows = plan(&self.coverage, FLOOR, now, RESCAN, REST_S);
         let revisits = revisit::due(&self.marks, &self.coverage, FLOOR, now, false);
         let mut ended = false;
         for window in &windows {

@@ -1,7 +1,7 @@
 //! Carries a reconciliation ([`Reconcile`]) between relay and database.
 
 use super::windows::Window;
-use super::{Pass, REQUESTS, SyncEnd};
+use super::{Pass, REQUESTS, SyncEnd, ended_by};
 use crate::clock;
 use crate::db::{NewCoverage, ReconcileBatch};
 use crate::jobs::{JobError, lost};
@@ -38,6 +38,7 @@ impl Pass<'_> {
             ids_per_page: IDS_PER_PAGE.min(page_limit),
             max_items: IDS_MAX,
             page_shown: self.page_shown,
+            until_exclusive: self.until_exclusive,
         });
         let (mut stopped, mut ended) = (false, None);
         loop {
@@ -56,8 +57,8 @@ impl Pass<'_> {
             }
             let settled = self.work(socket, &mut plan, job).await?;
             self.settle(settled).await?;
-            if let Some(second) = plan.take_aside() {
-                let aside = Window { floor: second, ceiling: second, open_top: false };
+            if let Some((floor, ceiling)) = plan.take_aside() {
+                let aside = Window { floor, ceiling, open_top: false };
                 let (end, gap) = self.walk(socket, aside).await?;
                 stopped = end == SyncEnd::More;
                 ended = gap;
@@ -68,7 +69,7 @@ impl Pass<'_> {
         }
         let rest = match (plan.finish(), ended) {
             (rest, None) => rest,
-            (Rest::None, Some(gap)) => return Ok((ended_by(gap.0), Some(gap))),
+            (Rest::None, Some(gap)) => return Ok((ended_by(gap), Some(gap))),
             (rest, Some(gap)) => rest.stopped(gap),
         };
         self.after(socket, window, rest, stopped).await
@@ -107,10 +108,11 @@ impl Pass<'_> {
             Job::Page(filter) => {
                 self.tally.requests += 1;
                 let page = self.fetch(socket, filter).await;
-                let settled = plan.on_page(&page.facts, &page.end);
-                // The events first: what they settle is worth nothing without them.
-                self.store_page(page, false).await?;
-                settled
+                let (mut facts, end) = (page.facts.clone(), page.end.clone());
+                // The events first: what they settle is worth nothing without them, and a forged one settles nothing.
+                let forged = self.store_page(page, false).await?;
+                facts.seen.retain(|(_, id)| !forged.contains(id));
+                plan.on_page(&facts, &end)
             }
         })
     }
@@ -164,7 +166,7 @@ impl Pass<'_> {
             Rest::Page { floor, ceiling } => self.walk(socket, walk(floor, ceiling)).await,
             Rest::Stopped { floor, ceiling, grade, reason } => {
                 self.leave_gaps(&[walk(floor, ceiling)], grade, reason);
-                Ok((ended_by(grade), Some((grade, reason))))
+                Ok((ended_by((grade, reason)), Some((grade, reason))))
             }
         }
     }
@@ -184,9 +186,4 @@ impl Pass<'_> {
         self.store_page(page, false).await?;
         Ok((SyncEnd::UpToDate, None))
     }
-}
-
-/// How a pass ends that a gap of this grade ended.
-const fn ended_by(grade: Grade) -> SyncEnd {
-    if matches!(grade, Grade::Refused) { SyncEnd::Refused } else { SyncEnd::Interrupted }
 }

@@ -28,8 +28,8 @@ pub(super) struct Checked {
     pub(super) new: Vec<EventRow>,
     /// Those of them to remember without a body, with their fate.
     pub(super) noted: Vec<(Arc<Event>, i16)>,
-    /// `created_at` of what did not verify, ascending.
-    pub(super) forged: Vec<i64>,
+    /// `created_at` and id of what did not verify, ascending.
+    pub(super) forged: Vec<(i64, EventId)>,
     /// Deletions asked for.
     pub(super) stones: Vec<Tombstone>,
 }
@@ -98,7 +98,7 @@ impl Pass<'_> {
                     self.tally.bad(self.ctx, &error);
                     self.tally.forged += 1;
                     self.tally.forged_known += u64::from(held);
-                    checked.forged.push(facts.created_at);
+                    checked.forged.push((facts.created_at, facts.id));
                     forged.push(ForgeryRow { id: facts.id, reason: error.as_str(), known: held });
                 }
             }

@@ -2,7 +2,7 @@
 
 use super::class::Class;
 use super::windows::Window;
-use super::{PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd};
+use super::{PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd, ended_by};
 use crate::clock;
 use crate::db::ReconcileBatch;
 use crate::jobs::{JobError, lost};
@@ -74,8 +74,7 @@ impl Pass<'_> {
         let end = match gap {
             _ if stopped => SyncEnd::More,
             None => SyncEnd::UpToDate,
-            Some((Grade::Refused, _)) => SyncEnd::Refused,
-            Some(_) => SyncEnd::Interrupted,
+            Some(gap) => ended_by(gap),
         };
         Ok((end, if stopped { None } else { gap }))
     }
@@ -135,7 +134,7 @@ impl Pass<'_> {
             stored
         };
         let asked = async { Ok(socket.fetch(filter, limits).await) };
-        let ((), next) = tokio::try_join!(stored, asked)?;
+        let (_forged, next) = tokio::try_join!(stored, asked)?;
         self.room.enter(share, &next);
         self.note_asked(&next);
         Ok(Some(next))

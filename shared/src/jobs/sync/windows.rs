@@ -2,8 +2,9 @@
 
 use crate::models::{Coverage, Grade};
 
-/// A gap that the relay itself leaves (a dense second, a refused filter) is asked again after this long, seconds.
-const GAP_AGAIN_S: i64 = 6 * 3_600;
+/// A gap that the relay itself leaves (a dense second, a refused filter) is asked again after this long, seconds: the
+/// shortest rest.
+pub(super) const REST_S: i64 = 6 * 3_600;
 
 /// A stretch to walk, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,18 +16,19 @@ pub(super) struct Window {
 }
 
 /// What of `[floor, now]` to walk, newest first, never below the floor, which is the archive's horizon or above it: whatever no proof covers, except gaps looked at lately,
-/// and the newest `rescan_s` seconds again, for late arrivals.
-pub(super) fn plan(coverage: &Coverage, floor: i64, now: i64, rescan_s: i64) -> Vec<Window> {
+/// and the newest `rescan_s` seconds again, for late arrivals. A gap is looked at lately where that was no
+/// more than `rest_s` seconds ago.
+pub(super) fn plan(coverage: &Coverage, floor: i64, now: i64, rescan_s: i64, rest_s: i64) -> Vec<Window> {
     let lately = |second: i64| {
         coverage.at(second).is_some_and(|known| {
-            known.grade() == Grade::Partial && now.saturating_sub(known.observed_at()) < GAP_AGAIN_S
+            known.grade() == Grade::Partial && now.saturating_sub(known.observed_at()) < rest_s
         })
     };
-    let newest_proved = coverage
+    let newest_read = coverage
         .intervals()
         .iter()
         .rev()
-        .find(|known| known.grade().is_proof() && known.since() <= now)
+        .find(|known| (known.grade().is_proof() || lately(known.since())) && known.since() <= now)
         .map(|known| known.until().min(now));
     let mut wanted: Vec<(i64, i64)> = Vec::new();
     for (since, until) in coverage.unproved(floor, now) {
@@ -46,8 +48,8 @@ pub(super) fn plan(coverage: &Coverage, floor: i64, now: i64, rescan_s: i64) -> 
             wanted.push((from, until));
         }
     }
-    if let Some(proved) = newest_proved {
-        wanted.push((proved.saturating_sub(rescan_s).max(floor), now));
+    if let Some(read) = newest_read {
+        wanted.push((read.saturating_sub(rescan_s).max(floor), now));
     }
     merge(wanted, now)
 }
@@ -84,12 +86,12 @@ mod tests {
 
     fn windows(intervals: &[Interval], rescan: i64) -> Vec<(i64, i64)> {
         let coverage = Coverage::from_intervals(intervals.iter().copied()).unwrap();
-        plan(&coverage, 0, NOW, rescan).iter().map(|w| (w.floor, w.ceiling)).collect()
+        plan(&coverage, 0, NOW, rescan, REST_S).iter().map(|w| (w.floor, w.ceiling)).collect()
     }
 
     #[test]
     fn nothing_known_is_one_window_with_an_open_top() {
-        let all = plan(&Coverage::empty(), 500, NOW, 3_600);
+        let all = plan(&Coverage::empty(), 500, NOW, 3_600, REST_S);
         assert_eq!(all, [Window { floor: 500, ceiling: NOW, open_top: true }]);
     }
 
@@ -109,8 +111,9 @@ mod tests {
         {
             coverage.overlay(Interval::new(since, until, grade, reason, 5).unwrap());
         }
-        let walked =
-            |floor| -> Vec<i64> { plan(&coverage, floor, NOW, 3_600).iter().map(|w| w.floor).collect() };
+        let walked = |floor| -> Vec<i64> {
+            plan(&coverage, floor, NOW, 3_600, REST_S).iter().map(|w| w.floor).collect()
+        };
         assert_eq!(walked(400), [NOW - 3_700]);
         assert_eq!(walked(NOW - 50), [NOW - 50], "a floor above what is proved");
         assert_eq!(walked(100), [NOW - 3_700, 100], "a floor that came down asks again for what was retired");
@@ -126,7 +129,14 @@ mod tests {
             ]
         };
         assert_eq!(windows(&gap(NOW - 60), 0), [(NOW, NOW)]);
-        assert_eq!(windows(&gap(NOW - GAP_AGAIN_S), 0), [(NOW, NOW), (100, 100)]);
+        assert_eq!(windows(&gap(NOW - REST_S), 0), [(NOW, NOW), (100, 100)]);
+    }
+
+    #[test]
+    fn a_gap_above_all_that_is_proved_rests_as_well() {
+        let gap = |at| [interval(0, 99, Grade::Walked, at), interval(100, NOW - 50, Grade::Partial, at)];
+        assert_eq!(windows(&gap(NOW - 50), 20), [(NOW - 70, NOW)]);
+        assert_eq!(windows(&gap(NOW - REST_S), 20), [(79, NOW)]);
     }
 
     #[test]
@@ -147,11 +157,11 @@ mod tests {
                 let reason = if grade.is_proof() { GapReason::None } else { GapReason::Timeout };
                 coverage.overlay(Interval::new(since, since + length, grade, reason, at).unwrap());
             }
-            let windows = plan(&coverage, 0, NOW, 0);
+            let windows = plan(&coverage, 0, NOW, 0, REST_S);
             let asked = windows.iter().any(|w| w.floor <= second && second <= w.ceiling);
             let known = coverage.at(second);
             let proved = known.is_some_and(|k| k.grade().is_proof());
-            let rests = known.is_some_and(|k| k.grade() == Grade::Partial && NOW - k.observed_at() < GAP_AGAIN_S);
+            let rests = known.is_some_and(|k| k.grade() == Grade::Partial && NOW - k.observed_at() < REST_S);
             prop_assert!(asked || proved || rests);
             prop_assert!(windows.windows(2).all(|pair| pair[1].ceiling + 1 < pair[0].floor), "newest first, apart");
         }

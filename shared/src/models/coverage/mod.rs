@@ -1,12 +1,15 @@
 //! What is known of one relay over time, as intervals of `created_at`.
 //!
 //! Pure interval algebra: it does not know how a stretch was walked, only what came of it.
-//! Invariant: intervals are ascending and disjoint, no two neighbours could be one, and what was
-//! proved stays proved until another proof takes its place.
+//! Invariant: intervals are ascending and disjoint, neighbours that say the same are one (gaps: where they were found in one
+//! pass), and what was proved stays proved until another proof takes its place.
 
 use std::collections::HashSet;
 
 use super::grade::{GapReason, Grade};
+
+/// Gaps found so far apart, in seconds, stay apart: longer than any pass, and shorter than any gap rests.
+const APART_S: u64 = 3_600;
 
 /// Why an interval, or a set of them, is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -100,11 +103,14 @@ impl Interval {
         [before, behind]
     }
 
-    /// Whether `next` begins where this one ends and says the same.
+    /// Whether `next` begins where this one ends and says the same. A gap that is read again bit by bit is not as old as what
+    /// is still to be read of it.
     fn continues_as(&self, next: &Self) -> bool {
+        let apart = self.grade == Grade::Partial && self.observed_at.abs_diff(next.observed_at) >= APART_S;
         self.until.checked_add(1) == Some(next.since)
             && self.grade == next.grade
             && self.reason == next.reason
+            && !apart
     }
 }
 

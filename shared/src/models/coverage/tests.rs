@@ -74,6 +74,15 @@ fn neighbours_that_say_the_same_become_one_with_the_earlier_observation() {
 }
 
 #[test]
+fn a_gap_that_is_read_again_in_parts_is_no_older_than_each_of_them() {
+    let known = partial(10, 40);
+    let at = |since, until, ago| Interval { observed_at: known.observed_at() + ago, ..partial(since, until) };
+    let again = [known, at(31, 40, 7_200), at(20, 30, 7_210)];
+    assert_eq!(laid(&again).intervals(), [partial(10, 19), at(20, 40, 7_200)]);
+    assert_eq!(laid(&[known, at(20, 40, 600)]).intervals(), [known]);
+}
+
+#[test]
 fn stored_intervals_that_overlap_are_refused() {
     let overlap = Coverage::from_intervals([walked(10, 20), partial(20, 30)]);
     assert_eq!(overlap, Err(CoverageError::Overlap));

@@ -6,6 +6,7 @@
 
 mod compare;
 mod plan;
+mod probe;
 mod refused;
 mod spec;
 mod window;
@@ -14,6 +15,8 @@ pub use compare::{Comparison, NegEnd, NegLimits, NegStep};
 pub use plan::Reconcile;
 pub use spec::{Job, ReconcileSpec, Rest, Settlement};
 
+#[cfg(test)]
+mod bent;
 #[cfg(test)]
 mod model_relay;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::compare::NegEnd;
 use super::plan::Reconcile;
 use super::spec::{Job, ReconcileSpec, Rest};
-use crate::models::{EventId, Grade};
+use crate::models::{EventId, GapReason, Grade};
 use crate::nips::{Claim, Filter, PageEnd, PageFacts};
 
 /// More steps than any of these tests may take.
@@ -20,6 +20,14 @@ pub(super) struct ModelRelay {
     pub(super) refuses_above: usize,
     /// Compares only so many of the newest, and says nothing.
     pub(super) truncates_at: usize,
+    /// Compares only so many of the oldest.
+    pub(super) truncates_oldest: usize,
+    /// Answers no request for a stretch of time.
+    pub(super) mutes: bool,
+    /// Serves what is newer than `until`, too.
+    pub(super) ignores_until: bool,
+    /// Takes `until` as exclusive.
+    pub(super) until_exclusive: bool,
     /// Claims these too, and serves them never.
     pub(super) invents: Vec<(i64, EventId)>,
     /// Larger than we take: a page breaks off before one.
@@ -44,8 +52,8 @@ pub(super) struct Story {
     pub(super) claimed: HashSet<EventId>,
     pub(super) gone: HashSet<EventId>,
     pub(super) unserved: HashSet<EventId>,
-    /// Seconds to be paged.
-    pub(super) aside: Vec<i64>,
+    /// Stretches to be paged, which the caller does at once: they count as claims without proof.
+    pub(super) aside: Vec<(i64, i64)>,
     pub(super) comparisons: u32,
     pub(super) pages: u32,
     pub(super) rest: Rest,
@@ -68,6 +76,10 @@ impl ModelRelay {
             cap: 500,
             refuses_above: usize::MAX,
             truncates_at: usize::MAX,
+            truncates_oldest: usize::MAX,
+            mutes: false,
+            ignores_until: false,
+            until_exclusive: false,
             invents: Vec::new(),
             heavy: HashSet::new(),
             hides: None,
@@ -84,7 +96,7 @@ impl ModelRelay {
         {
             return end.clone();
         }
-        let window = filter.since.unwrap()..=filter.until.unwrap();
+        let window = filter.since.unwrap()..=filter.until.unwrap() - i64::from(self.until_exclusive);
         let hidden = |second: i64| self.hides.is_some_and(|(low, high)| (low..=high).contains(&second));
         let mut set: Vec<_> = self.events.iter().chain(&self.invents).copied().collect();
         set.retain(|(second, _)| window.contains(second) && !hidden(*second));
@@ -93,6 +105,7 @@ impl ModelRelay {
         }
         set.sort_by_key(|(second, id)| (std::cmp::Reverse(*second), id.0));
         set.truncate(self.truncates_at);
+        set.drain(..set.len().saturating_sub(self.truncates_oldest));
         let theirs: HashSet<EventId> = set.iter().map(|(_, id)| *id).collect();
         let mine: HashSet<EventId> = ours.iter().map(|(_, id)| *id).collect();
         NegEnd::Compared {
@@ -109,11 +122,16 @@ impl ModelRelay {
             return (PageFacts::default(), end.clone());
         }
         let mut page: Vec<_> = self.events.clone();
+        let until = filter.until.filter(|_| !self.ignores_until);
+        let until = until.map(|until| until - i64::from(self.until_exclusive));
         page.retain(|(second, id)| {
             filter.since.is_none_or(|since| *second >= since)
-                && filter.until.is_none_or(|until| *second <= until)
+                && until.is_none_or(|until| *second <= until)
                 && (filter.ids.is_empty() || filter.ids.contains(id))
         });
+        if self.mutes && filter.ids.is_empty() {
+            page.clear();
+        }
         page.sort_by_key(|(second, id)| (std::cmp::Reverse(*second), id.0));
         page.truncate(self.cap.min(filter.limit.map_or(usize::MAX, |limit| limit as usize)));
         let mut end = PageEnd::Eose { hint: None };
@@ -121,7 +139,10 @@ impl ModelRelay {
             end = PageEnd::Oversize;
             page.truncate(place);
         }
-        (PageFacts { seen: page, ..PageFacts::default() }, end)
+        let came = page.len();
+        page.retain(|(second, _)| filter.until.is_none_or(|until| *second <= until));
+        let mismatched = u32::try_from(came - page.len()).unwrap();
+        (PageFacts { seen: page, mismatched, ..PageFacts::default() }, end)
     }
 
     /// Reconciles what `ours` holds of this relay; `archived` is what we hold from elsewhere.
@@ -176,13 +197,21 @@ impl ModelRelay {
                     let (facts, end) = self.page(&filter);
                     let ids = facts.seen.iter().map(|(_, id)| *id);
                     story.held.extend(ids.clone());
-                    if !filter.ids.is_empty() {
+                    // Some of ours are asked for by themselves, before they count as gone.
+                    let confirms = filter.ids.len() <= 10
+                        && filter.ids.iter().all(|id| ours.iter().any(|(_, known)| known == id));
+                    if !filter.ids.is_empty() && !confirms {
                         story.fetched.extend(ids);
                     }
                     planner.on_page(&facts, &end)
                 }
             };
-            story.aside.extend(planner.take_aside());
+            if let Some((since, until)) = planner.take_aside() {
+                story.aside.push((since, until));
+                if settled.claims.iter().all(|claim| claim.until != until) {
+                    story.claims.extend(Claim::over(since, until, Grade::Partial, GapReason::NotServed));
+                }
+            }
             story.claims.extend(settled.claims);
             story.held.extend(settled.claimed.iter().map(|(id, _)| *id));
             story.claimed.extend(settled.claimed.iter().map(|(id, _)| *id));

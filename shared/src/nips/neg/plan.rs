@@ -11,21 +11,28 @@
 //!    says: the rest is left to paging.
 //! 2. **Ids that only the relay has** are looked up in the archive first: those held become claimed observations
 //!    without download. The others are fetched by id, twice at most, the second time in handfuls; what never comes
-//!    is *unserved*, as is one that is more than we take by itself. More of that than one in a hundred, and the
-//!    comparison is worth nothing: the rest is left to paging, and nothing is *gone*.
+//!    is *unserved*, as is one that is more than we take by itself. Of that one in a hundred is borne, or ten if as
+//!    many came. More, and the comparison is worth nothing: the rest is left to paging, and nothing is *gone*.
 //! 3. **Truncation.** Some relays compare only the newest of a window, and say nothing. One event more asked for from
 //!    the oldest second of the relay's set down shows it: what lies above that second is reconciled, and the next
 //!    window begins there. No progress that way leaves the rest to paging.
 //! 4. **Liars.** One event asked for in the widest gap of the relay's set, or anywhere in a set said to be empty,
-//!    shows that the comparison leaves things out: nothing is claimed, and paging takes over.
-//! 5. **Ids that only we have** are *gone*: served once and no more. Reported only for what was reconciled.
-//! 6. **Any other end** claims nothing.
+//!    shows that the comparison leaves things out: nothing is claimed, and paging takes over. So does an answer to a
+//!    probe that lacks what the set has there, in either reading of `until`, or that brings what was not asked for.
+//! 5. **The top.** Others compare only the oldest of a window, or what they had some time ago. One event asked for above
+//!    the newest of the relay's set shows it: from that second up the window is paged by itself
+//!    ([`Reconcile::take_aside`]), and below it is reconciled.
+//! 6. **Ids that only we have** are *gone*: served once and no more. Reported only for what was reconciled, and only
+//!    once the relay was asked for some of them by id and handed out none; if it does, paging takes over.
+//! 7. **Any other end** claims nothing.
 //!
 //! # Bound
-//! At most `max_requests` comparisons and pages, and [`TOO_MUCH_MAX`] pages that are more than we take. An honest relay that compares `c` ids at once and hands out pages
-//! of `p`: `2·n/c` comparisons and `n/p` pages for `n` ids, and two probes a window.
+//! At most `max_requests` comparisons and pages, and [`TOO_MUCH_MAX`] pages that are more than we take. An honest relay
+//! that compares `c` ids at once and hands out pages of `p`: `2·n/c` comparisons and `n/p` pages for `n` ids, three
+//! probes a window, and one page where something is gone.
 
 use super::compare::NegEnd;
+use super::probe::range;
 use super::spec::{Job, Left, ReconcileSpec, Rest, Settlement, Stage};
 use super::window::{SECOND_TRY, Window};
 use crate::models::{EventId, GapReason, Grade};
@@ -42,29 +49,31 @@ const TOO_MUCH_MAX: u32 = 100;
 /// A reconciliation under way.
 #[derive(Debug)]
 pub struct Reconcile {
-    floor: i64,
+    pub(super) floor: i64,
     /// `[floor, frontier]` is unsettled.
-    frontier: i64,
-    max_requests: u32,
-    requests: u32,
-    ids_per_page: usize,
+    pub(super) frontier: i64,
+    pub(super) max_requests: u32,
+    pub(super) requests: u32,
+    pub(super) ids_per_page: usize,
     /// The same, for as long as pages of so many are more than we take.
-    ids_now: usize,
-    too_much: u32,
+    pub(super) ids_now: usize,
+    pub(super) too_much: u32,
     /// Whether the relay compared anything, and how many single seconds it refused since.
-    has_compared: bool,
-    refused: u32,
-    /// A second to be paged.
-    aside: Option<i64>,
-    max_items: usize,
+    pub(super) has_compared: bool,
+    pub(super) refused: u32,
+    /// A stretch to be paged.
+    pub(super) aside: Option<(i64, i64)>,
+    pub(super) max_items: usize,
     /// Pages of so many events are not cut.
-    page_shown: usize,
+    pub(super) page_shown: usize,
+    /// The relay takes `until` as exclusive, as far as that was seen.
+    pub(super) exclusive: bool,
     /// Seconds per window, once the relay has shown that the whole is too much.
-    width: Option<i64>,
-    window: Window,
-    stage: Stage,
-    fetching: Option<Vec<EventId>>,
-    left: Option<Left>,
+    pub(super) width: Option<i64>,
+    pub(super) window: Window,
+    pub(super) stage: Stage,
+    pub(super) fetching: Option<Vec<EventId>>,
+    pub(super) left: Option<Left>,
 }
 
 impl Reconcile {
@@ -83,6 +92,7 @@ impl Reconcile {
             aside: None,
             max_items: spec.max_items.max(1),
             page_shown: spec.page_shown.max(SMALLEST_CAP),
+            exclusive: spec.until_exclusive,
             width: None,
             window: Window::default(),
             stage: Stage::Items,
@@ -97,25 +107,23 @@ impl Reconcile {
     #[expect(clippy::should_implement_trait, reason = "it is driven by what comes back, it is no iterator")]
     pub fn next(&mut self) -> Job {
         let (since, until) = (self.window.since, self.window.until);
-        let range = |since, until| Filter { since: Some(since), until: Some(until), ..Filter::default() };
         match self.stage {
             Stage::Over => Job::Done,
             Stage::Items => Job::Items { since, until, most: self.max_items.saturating_add(1) },
             Stage::Lookup => Job::Lookup { since, until },
-            Stage::Compare | Stage::Fetch | Stage::Probe { .. } if self.requests >= self.max_requests => {
+            Stage::Compare | Stage::Fetch | Stage::Probe(_) | Stage::Confirm
+                if self.requests >= self.max_requests =>
+            {
                 self.leave(Left::Stopped(Grade::Unknown, GapReason::Stopped));
                 Job::Done
             }
-            Stage::Compare => Job::Compare(range(since, until)),
-            Stage::Fetch => {
+            Stage::Compare => Job::Compare(range(since, until, self.exclusive)),
+            Stage::Fetch | Stage::Confirm => {
                 let ids = self.fetching.clone().unwrap_or_default();
                 let limit = u32::try_from(ids.len()).ok();
                 Job::Page(Filter { ids, limit, ..Filter::default() })
             }
-            Stage::Probe { since, until, known } => {
-                let limit = u32::try_from(known).ok().and_then(|known| known.checked_add(1));
-                Job::Page(Filter { limit, ..range(since, until) })
-            }
+            Stage::Probe(probe) => Job::Page(self.asking(probe)),
         }
     }
 
@@ -129,8 +137,8 @@ impl Reconcile {
         self.window.need.iter().copied().collect()
     }
 
-    /// A second that is not compared, and is to be paged before anything else is done.
-    pub fn take_aside(&mut self) -> Option<i64> {
+    /// A stretch (both ends included) that is not compared, and is to be paged before anything else is done.
+    pub fn take_aside(&mut self) -> Option<(i64, i64)> {
         self.aside.take()
     }
 
@@ -178,7 +186,7 @@ impl Reconcile {
                     self.leave(Left::Page);
                     return Settlement::default();
                 }
-                self.aside = Some(self.window.until);
+                self.aside = Some((self.window.until, self.window.until));
                 return self.dense();
             }
             NegEnd::TooMany { most } => {
@@ -211,19 +219,20 @@ impl Reconcile {
         Settlement { claimed, ..settled }
     }
 
-    /// Takes the answer to a page.
+    /// Takes the answer to a page, without what of it does not verify.
     pub fn on_page(&mut self, facts: &PageFacts, end: &PageEnd) -> Settlement {
         match self.stage {
             Stage::Fetch => {
                 self.requests += 1;
                 self.on_fetched(facts, end)
             }
-            Stage::Probe { since, until, known } => {
+            Stage::Probe(probe) => {
                 self.requests += 1;
-                let hit = self.window.is_surprised_by(&facts.seen, since, until);
-                // What may be a full page says nothing of its last second.
-                let vague = known >= self.page_shown && facts.seen.len() <= known;
-                self.on_probed(hit || vague, known > 0, end)
+                self.on_probed(probe, facts, end)
+            }
+            Stage::Confirm => {
+                self.requests += 1;
+                self.on_confirmed(facts, end)
             }
             _ => Settlement::default(),
         }
@@ -241,7 +250,7 @@ impl Reconcile {
         }
     }
 
-    fn open_window(&mut self) {
+    pub(super) fn open_window(&mut self) {
         if self.floor > self.frontier {
             self.stage = Stage::Over;
             return;
@@ -251,13 +260,13 @@ impl Reconcile {
         self.stage = Stage::Items;
     }
 
-    fn leave(&mut self, left: Left) {
+    pub(super) fn leave(&mut self, left: Left) {
         self.left = Some(left);
         self.stage = Stage::Over;
     }
 
     /// Nothing is claimed; what was asked for in vain is told.
-    fn leave_to_paging(&mut self) -> Settlement {
+    pub(super) fn leave_to_paging(&mut self) -> Settlement {
         self.leave(Left::Page);
         Settlement { unserved: std::mem::take(&mut self.window.unserved), ..Settlement::default() }
     }
@@ -322,50 +331,8 @@ impl Reconcile {
         }
     }
 
-    /// Rules 3 and 4, one after the other.
-    fn probe(&mut self) -> Settlement {
-        let (since, until) = (self.window.since, self.window.until);
-        self.window.whole = since;
-        self.stage = match self.window.oldest() {
-            None => Stage::Probe { since, until, known: 0 },
-            Some((oldest, known)) => Stage::Probe { since, until: oldest, known },
-        };
-        Settlement::default()
-    }
-
-    /// What is whole from `whole` on is asked for one more event; without a gap to ask in, it is settled.
-    fn probe_gap(&mut self, whole: i64) -> Settlement {
-        self.window.whole = whole;
-        match self.window.widest_gap() {
-            Some((since, until)) => {
-                self.stage = Stage::Probe { since, until, known: 0 };
-                Settlement::default()
-            }
-            None => self.settle(whole),
-        }
-    }
-
-    fn on_probed(&mut self, hit: bool, below: bool, end: &PageEnd) -> Settlement {
-        if end.is_too_much() {
-            // Paging finds its way around what is too much.
-            return self.leave_to_paging();
-        }
-        if !end.is_eose() && !hit {
-            self.leave(Left::Stopped(end.grade(), end.gap()));
-            return Settlement::default();
-        }
-        if below {
-            let oldest = self.window.oldest().map_or(self.window.until, |(oldest, _)| oldest);
-            return self.probe_gap(if hit { oldest + 1 } else { self.window.since });
-        }
-        if hit {
-            return self.leave_to_paging();
-        }
-        self.settle(self.window.whole)
-    }
-
     /// The window is compared from `since` on, and the next one begins below.
-    fn settle(&mut self, since: i64) -> Settlement {
+    pub(super) fn settle(&mut self, since: i64) -> Settlement {
         let until = self.window.until;
         if since > until {
             // All that was compared lies in the newest second: nothing to go on by.

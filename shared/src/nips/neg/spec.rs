@@ -1,5 +1,6 @@
 //! What a reconciliation is given, asks and tells.
 
+use super::probe::Probe;
 use crate::models::{EventId, GapReason, Grade};
 use crate::nips::filter::Filter;
 use crate::nips::walk::Claim;
@@ -19,6 +20,8 @@ pub struct ReconcileSpec {
     pub max_items: usize,
     /// Events of the largest page this relay is known to have served; 0 where none is.
     pub page_shown: usize,
+    /// Whether this relay is known to take `until` as exclusive.
+    pub until_exclusive: bool,
 }
 
 /// What to do next.
@@ -82,12 +85,10 @@ pub(super) enum Stage {
     Compare,
     Lookup,
     Fetch,
-    /// One event inside this stretch that is not in the set shows that the set is not whole; `known` of it are there.
-    Probe {
-        since: i64,
-        until: i64,
-        known: usize,
-    },
+    /// One event more than the set has there shows that the set is not whole.
+    Probe(Probe),
+    /// Some of what is gone is asked for.
+    Confirm,
     Over,
 }
 

@@ -11,13 +11,14 @@ use super::window::Window;
 use crate::models::{EventId, GapReason, Grade};
 use crate::nips::{CloseClass, Cut, Filter};
 
-const SPEC: ReconcileSpec = ReconcileSpec {
+pub(super) const SPEC: ReconcileSpec = ReconcileSpec {
     floor: 0,
     ceiling: 10_000,
     max_requests: 500,
     ids_per_page: 100,
     max_items: 1_000,
     page_shown: 0,
+    until_exclusive: false,
 };
 const LIMITS: NegLimits =
     NegLimits { answer_ms: 1_000, total_ms: 60_000, max_rounds: 200, max_ids: 10_000, max_bytes: 10_000_000 };
@@ -179,8 +180,8 @@ fn replicas_cost_ids_only_and_what_is_gone_is_told() {
     assert_eq!(story.claimed.len(), 200);
     assert!(story.fetched.is_empty(), "nothing is downloaded");
     assert_eq!(story.gone.into_iter().collect::<Vec<_>>(), [id(900_000)]);
-    // One probe below the set, one inside its widest gap.
-    assert_eq!((story.comparisons, story.pages), (1, 2));
+    // One probe below the set, one inside its widest gap, one above it, and what is gone asked for once more.
+    assert_eq!((story.comparisons, story.pages), (1, 4));
 }
 
 #[test]
@@ -237,12 +238,12 @@ fn a_second_that_is_refused_is_set_aside_and_too_many_of_them_leave_it_to_paging
         }
     };
     let story = dense(500..502).reconcile(SPEC, &[], &HashMap::new());
-    assert_eq!((story.aside.as_slice(), story.rest), ([501, 500].as_slice(), Rest::None));
+    assert_eq!((story.aside.as_slice(), story.rest), ([(501, 501), (500, 500)].as_slice(), Rest::None));
     assert!(story.proves(502) && story.proves(499) && !story.proves(500));
     let story = dense(500..510).reconcile(SPEC, &[], &HashMap::new());
     assert_eq!(
         (story.aside.as_slice(), story.rest),
-        ([509, 508].as_slice(), Rest::Page { floor: 0, ceiling: 507 })
+        ([(509, 509), (508, 508)].as_slice(), Rest::Page { floor: 0, ceiling: 507 })
     );
     // One that compares nothing is not asked second by second.
     let refuses = ModelRelay { refuses_above: 0, ..ModelRelay::honest(events_at(0..50)) };

@@ -136,6 +136,16 @@ impl Window {
         Some((oldest, self.set.iter().filter(|(second, _)| *second == oldest).count()))
     }
 
+    /// The newest second of the relay's set.
+    pub(super) fn newest(&self) -> Option<i64> {
+        self.set.iter().map(|(second, _)| *second).max()
+    }
+
+    /// Whether anything of the relay's set came of this second.
+    pub(super) fn is_borne_out_by(&self, seen: &[(i64, EventId)], second: i64) -> bool {
+        seen.iter().any(|event| event.0 == second && self.set.contains(event))
+    }
+
     /// Whether one of these lies in the window and not in the relay's set.
     pub(super) fn is_surprised_by(&self, seen: &[(i64, EventId)], since: i64, until: i64) -> bool {
         let inside = seen.iter().filter(|(second, _)| (since..=until).contains(second));
@@ -150,24 +160,31 @@ impl Window {
         gaps.filter(|(low, high)| low <= high).max_by_key(|(low, high)| high - low)
     }
 
-    /// Ours from `since` on that the relay serves no more.
+    /// Ours from `since` up to the end of the window that the relay serves no more.
     pub(super) fn gone(&self, since: i64) -> Vec<(EventId, i64)> {
-        let gone = self.items.iter().filter(|(second, id)| *second >= since && self.have.contains(id));
+        let compared = since..=self.until;
+        let gone =
+            self.items.iter().filter(|(second, id)| compared.contains(second) && self.have.contains(id));
         gone.map(|(second, id)| (*id, *second)).collect()
     }
 
     /// Whether so much was claimed and not served that the claim is worth nothing.
     pub(super) fn is_mostly_hollow(&self) -> bool {
-        self.unserved.len() > SECOND_TRY && self.unserved.len() > self.set.len() / 100
+        is_hollow(self.unserved.len(), self.set.len())
     }
 
     /// Whether it would be so even if all that is still to be asked for again came. Then nothing is gained by asking.
     fn is_bound_to_be_hollow(&self) -> bool {
-        self.unserved.len() > SECOND_TRY && self.unserved.len() > (self.set.len() + self.second.len()) / 100
+        is_hollow(self.unserved.len(), self.set.len() + self.second.len())
     }
 
     /// Ids on either side.
     pub(super) fn size(&self) -> usize {
         self.items.len().max(self.set.len())
     }
+}
+
+/// One in a hundred is borne, or ten if as many came.
+const fn is_hollow(unserved: usize, served: usize) -> bool {
+    unserved > served / 100 && (unserved > SECOND_TRY || unserved > served)
 }

@@ -80,8 +80,11 @@ fn a_relay_of_which_everything_is_too_much_is_given_up_within_the_bound() {
         relay.failure.as_mut().unwrap().at = 0;
         let story = relay.clone().walk(spec);
         assert_eq!(story.claims, [gap(0, 9_000, Grade::Unknown, reason)]);
+        let slow = relay.failure.as_ref().is_some_and(|failure| failure.end != PageEnd::Oversize);
+        assert!(!slow || story.filters.len() == 2, "{} pages of a relay that drips", story.filters.len());
         let story = relay.walk(WalkSpec { floor: 40, ceiling: 42, open_top: false, ..spec });
-        assert_eq!(story.claims, [gap(40, 42, Grade::Partial, reason)]);
+        let grade = if slow { Grade::Unknown } else { Grade::Partial };
+        assert_eq!(story.claims, [gap(40, 42, grade, reason)]);
     }
 }
 

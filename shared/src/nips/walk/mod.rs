@@ -41,8 +41,8 @@
 //!    end's reason. But for a page that was more than we take, or took too long as a whole: it is asked for again in
 //!    less time, above what came last, or half of it, down to one second. One that is too much by itself is *partial*
 //!    with the end's reason, and the walk goes on older; beyond eight of them in a row 2, 4, 8 seconds and so on are
-//!    passed over at once, up to nine minutes. More than that, three before any page ended well, or more than
-//!    [`FAILURES_MAX`] such pages stop the walk like any other end (`narrow.rs`). In a window so shortened these rules
+//!    passed over at once, up to nine minutes. More than that, three before any page ended well (or two pages in a row that
+//!    took too long, before that), or more than [`FAILURES_MAX`] such pages stop the walk like any other end (`narrow.rs`). In a window so shortened these rules
 //!    hold with its lowest second for the floor.
 //! 10. **Exclusive `until`.** NIP-01 has `until` inclusive; some relay programs serve `created_at < until`. An
 //!     event of the very second `until` shows that it is inclusive: from there on it is sent as meant. The

@@ -18,6 +18,8 @@ const SINGLY: u32 = 8;
 const ROW_MAX: u32 = 16;
 /// The same before any page ended well.
 const ROW_AT_FIRST: u32 = 3;
+/// Pages that took too long in a row, before any ended well: half of what came of one would have come in half the time.
+const SLOW_AT_FIRST: u32 = 2;
 
 /// How far down pages go, as long as that is less than the floor.
 #[derive(Debug, Default)]
@@ -30,6 +32,8 @@ pub(super) struct Narrow {
     wall: Option<i64>,
     /// Seconds in a row that failed by themselves.
     row: u32,
+    /// Pages in a row that took too long, before one ended well.
+    slow: u32,
     /// Whether any page ended well.
     went_well: bool,
     /// The newest second passed over before any page ended well, and why: claimed once one does.
@@ -60,7 +64,12 @@ impl Walk {
         // Too many frames, and fewer events than were asked for: a flood of something else, which time does not lessen.
         let flood =
             *end == PageEnd::TooMany && page.frames < usize::try_from(self.limit).unwrap_or(usize::MAX);
-        if flood || self.narrow.failures > FAILURES_MAX {
+        self.narrow.slow = if matches!(end, PageEnd::Timeout { .. }) && !self.narrow.went_well {
+            self.narrow.slow + 1
+        } else {
+            0
+        };
+        if flood || self.narrow.failures > FAILURES_MAX || self.narrow.slow >= SLOW_AT_FIRST {
             return self.stop(end.grade(), end.gap());
         }
         self.last_frames = None;

@@ -1,0 +1,86 @@
+//! Comparisons that leave out an end, and relays whose pages do not bear them out.
+
+use std::collections::HashMap;
+
+use super::model_relay::{ModelRelay, events_at, id};
+use super::spec::{ReconcileSpec, Rest};
+use super::tests::SPEC;
+use crate::nips::{CloseClass, PageEnd};
+
+const WHOLE: Rest = Rest::Page { floor: 0, ceiling: 10_000 };
+
+#[test]
+fn a_relay_that_compares_only_its_oldest_is_paged_above_them_and_nothing_is_gone() {
+    let relay = events_at((0..1_000).map(|n| n * 5 + 3));
+    let oldest = ModelRelay { truncates_oldest: 100, ..ModelRelay::honest(relay.clone()) };
+    for ours in [&[], relay.as_slice()] {
+        let story = oldest.clone().reconcile(SPEC, ours, &HashMap::new());
+        assert_eq!((story.rest, story.aside.as_slice()), (Rest::None, [(498, 10_000)].as_slice()));
+        assert!((0..498).all(|second| story.proves(second)));
+        assert!((498..=10_000).all(|second| !story.proves(second)));
+        assert!(story.gone.is_empty(), "{} of {}", story.gone.len(), ours.len());
+    }
+    // An answer of the days before, or none at all: what we hold, and nothing of what came since.
+    let stale = ModelRelay { hides: Some((4_001, i64::MAX)), ..ModelRelay::honest(relay.clone()) };
+    let story = stale.clone().reconcile(SPEC, &relay[..800], &HashMap::new());
+    assert_eq!((story.aside.as_slice(), story.gone.len()), ([(3_998, 10_000)].as_slice(), 0));
+    assert!(story.proves(3_997));
+    // The newest event is more than we take: it is found by paging.
+    let heavy = ModelRelay { heavy: [id(999)].into(), ..ModelRelay::honest(relay) };
+    let story = heavy.clone().reconcile(SPEC, &[], &HashMap::new());
+    assert_eq!((story.rest, story.aside.as_slice()), (Rest::None, [(4_993, 10_000)].as_slice()));
+}
+
+#[test]
+fn pages_that_lack_what_was_compared_bear_nothing_out() {
+    let relay = ModelRelay::honest(events_at((0..300).map(|n| n * 10)));
+    let mute = ModelRelay { mutes: true, ..relay.clone() };
+    let story = mute.clone().reconcile(SPEC, &[], &HashMap::new());
+    assert_eq!((story.rest, story.claims.len()), (WHOLE, 0));
+    let foreign = ModelRelay { ignores_until: true, ..relay.clone() };
+    let story = foreign.clone().reconcile(SPEC, &[], &HashMap::new());
+    assert_eq!((story.rest, story.claims.len()), (WHOLE, 0));
+    // Who takes `until` as exclusive is asked so, known for it or not.
+    let exclusive = ModelRelay { until_exclusive: true, ..relay.clone() };
+    for (until_exclusive, pages) in [(false, 7), (true, 6)] {
+        let spec = ReconcileSpec { until_exclusive, ..SPEC };
+        let story = exclusive.clone().reconcile(spec, &[], &HashMap::new());
+        assert_eq!((story.rest, story.pages), (Rest::None, pages));
+        assert!((0..10_000).all(|second| story.proves(second)));
+    }
+    let story =
+        relay.clone().reconcile(ReconcileSpec { until_exclusive: true, ..SPEC }, &[], &HashMap::new());
+    assert_eq!((story.rest, story.claims.len()), (Rest::None, 1), "known for it in vain");
+}
+
+#[test]
+fn what_would_be_gone_is_asked_for_first() {
+    // One event left out, away from the widest gap.
+    let relay = events_at((0..400).map(|n| if n < 200 { n * 10 } else { n * 10 + 3_000 }));
+    let hiding = ModelRelay { hides: Some((95, 105)), ..ModelRelay::honest(relay.clone()) };
+    let mut ours = relay.clone();
+    ours.extend((0..5).map(|n| (1_000 + i64::try_from(n).unwrap(), id(800_000 + n))));
+    let story = hiding.clone().reconcile(SPEC, &ours, &HashMap::new());
+    assert_eq!((story.rest, story.gone.len()), (WHOLE, 0), "it hands out what it does not list");
+    let honest = ModelRelay::honest(relay);
+    let story = honest.clone().reconcile(SPEC, &ours, &HashMap::new());
+    assert_eq!((story.rest, story.gone.len(), story.pages), (Rest::None, 5, 4));
+    // Who does not answer for ids has said nothing of them.
+    let refusing =
+        PageEnd::Closed { class: CloseClass::Error, message: "error: no requests by ids".to_owned() };
+    let mut relay = ModelRelay { page_end: Some((4, refusing)), ..honest };
+    let story = relay.reconcile(SPEC, &ours, &HashMap::new());
+    assert_eq!((story.rest, story.gone.len(), story.proves(100)), (Rest::None, 0, true));
+}
+
+#[test]
+fn ten_that_never_come_are_borne_only_beside_as_many_that_do() {
+    let served = |count: i64| {
+        let invents = (0..10).map(|n| (i64::try_from(n).unwrap() * 50 + 7, id(700_000 + n))).collect();
+        let mut relay = ModelRelay { invents, ..ModelRelay::honest(events_at((0..count).map(|n| n * 50))) };
+        relay.reconcile(SPEC, &[], &HashMap::new())
+    };
+    assert_eq!(served(2).rest, WHOLE);
+    let story = served(10);
+    assert_eq!((story.rest, story.unserved.len()), (Rest::None, 10));
+}
