@@ -121,6 +121,8 @@ mod schema;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod silent;
+#[cfg(test)]
 mod skew;
 #[cfg(test)]
 mod socks;

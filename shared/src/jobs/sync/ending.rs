@@ -15,13 +15,18 @@ use crate::models::{Coverage, RelayUrl};
 impl Pass<'_> {
     /// Whether the pass is over: its time is up, or what the relay serves is not worth it.
     pub(super) fn is_over(&self) -> bool {
-        self.attempt.stop.is_cancelled() || clock::monotonic_ms() >= self.until_ms || self.forges()
+        clock::monotonic_ms() >= self.until_ms || self.is_cut_short()
     }
 
     /// The same for reading, which leaves a share of the time to splitting where there is something to split.
     pub(super) fn reading_is_over(&self) -> bool {
         let left_ms = if self.dense.is_empty() { 0 } else { self.split_ms };
         self.is_over() || clock::monotonic_ms().saturating_add(left_ms) >= self.until_ms
+    }
+
+    /// Whether it is over, and not because its time is up: nothing more is asked.
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.attempt.stop.is_cancelled() || self.forges()
     }
 
     /// Whether what came in this pass alone is more than is borne.

@@ -86,6 +86,8 @@ struct Pass<'a> {
     page_limit: u32,
     /// Events of the largest page the relay is known to have served.
     page_shown: usize,
+    /// Events of the smallest page of this pass shown to be cut.
+    smallest_cut: Option<usize>,
     /// The relay compares sets.
     reconciles: bool,
     /// It was found not to.
@@ -230,6 +232,7 @@ impl<'a> Pass<'a> {
             split_ms: time_box / SPLIT_SHARE,
             page_limit: capability::page_limit(ctx.config.page_limit, &measured),
             page_shown: usize::try_from(measured.page_max).unwrap_or(usize::MAX),
+            smallest_cut: None,
             reconciles,
             neg_off: false,
             doubts: Coverage::empty(),
