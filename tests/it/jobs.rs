@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use shared::db::{Db, NewCandidate};
-use shared::jobs::{Attempt, Calls, Ctx, Egress, Handler, JobError, JobsConfig, PageRoom, Verifier};
+use shared::jobs::{Attempt, Calls, Ctx, Egress, Handler, JobError, JobsConfig, Known, PageRoom, Verifier};
 use shared::models::{AddressPolicy, JobKind, Network, PortRange, RelayUrl};
 use shared::net::{Dialer, NetConfig};
 use shared::telemetry::Metrics;
@@ -36,6 +36,7 @@ pub(crate) fn context(test: &TestDb, config: JobsConfig) -> Ctx {
         config: Arc::new(config),
         db,
         verifier: Verifier::new(2),
+        known: Known::default(),
     }
 }
 

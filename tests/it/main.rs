@@ -55,6 +55,8 @@ mod keep;
 #[cfg(test)]
 mod kept;
 #[cfg(test)]
+mod known;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod locks;

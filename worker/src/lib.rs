@@ -8,7 +8,7 @@ use std::time::Duration;
 use shared::clock;
 use shared::config::Config;
 use shared::db::Db;
-use shared::jobs::{Calls, Ctx, Egress, PageRoom, Verifier, begin_counters};
+use shared::jobs::{Calls, Ctx, Egress, Known, PageRoom, Verifier, begin_counters};
 use shared::net::Dialer;
 use shared::queue::{self, QueueOptions};
 use shared::telemetry::{Health, Metrics};
@@ -46,6 +46,7 @@ pub async fn run(
         config: Arc::new(jobs),
         metrics: metrics.clone(),
         verifier: Verifier::default(),
+        known: Known::default(),
     };
     begin_counters(&metrics, &config.served_networks());
     tracing::info!(

@@ -17,7 +17,7 @@ pub struct KnownPage {
 }
 
 /// The first bytes of our signature, where we hold one.
-pub(super) type SigHead = Option<[u8; 8]>;
+pub type SigHead = Option<[u8; 8]>;
 
 impl KnownPage {
     /// Whether the event is known, and with what signature.

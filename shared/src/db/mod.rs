@@ -59,7 +59,7 @@ pub use error::DbError;
 pub use export::{ExportBatch, ExportCoverage, ExportItem, ExportScope, LeftOut, SeenOn};
 pub use fleet::{FleetLimits, GaugeLine, HostAsked, HostPermit};
 pub use import::{Imported, ImportedObservation};
-pub use ingest::{DenseFacts, ForgeryRow, KnownPage};
+pub use ingest::{DenseFacts, ForgeryRow, KnownPage, SigHead};
 pub use inspect::{HorizonLine, LeaderLine, Unsettled};
 pub use jobs::{Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Unreadable, Wanted};
 

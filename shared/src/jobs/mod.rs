@@ -13,6 +13,7 @@ mod egress;
 mod heard;
 pub mod import;
 mod keep;
+mod known;
 pub mod liveness;
 mod monitor;
 mod permit;
@@ -43,6 +44,7 @@ pub use config::{JobsConfig, WriteTo};
 pub use discover::{ARCHIVE, HTTP, HttpSource, Mined, NIP05, mine};
 pub use egress::{Egress, Standing};
 pub use heard::Heard;
+pub use known::Known;
 pub use room::PageRoom;
 pub use together::Calls;
 pub use verify::Verifier;
@@ -105,6 +107,8 @@ pub struct Ctx {
     pub calls: Calls,
     /// Where events are verified.
     pub verifier: Verifier,
+    /// Events that are known to be archived.
+    pub known: Known,
     /// What pages may hold together.
     pub pages: PageRoom,
 }

@@ -107,7 +107,7 @@ impl Pass<'_> {
         self.note_unread(&page.facts);
         let known = self.tally.known;
         let edge = edge(&page.events);
-        let checked = self.sift(page.events).await?;
+        let mut checked = self.sift(page.events).await?;
         let labels = Labels::new("", "", "known");
         self.ctx.metrics.events_received.get_or_create(&labels).inc_by(self.tally.known - known);
         let forged = checked.forged.iter().map(|at| (*at, *at)).chain(page.facts.doubts).collect();
@@ -119,7 +119,7 @@ impl Pass<'_> {
         if checked.delivered.is_empty() && !changed {
             return Ok(());
         }
-        let stored = self.store(&checked, changed).await?;
+        let stored = self.store(&mut checked, changed).await?;
         let delivered: HashSet<&EventId> = checked.delivered.iter().map(|(id, _)| id).collect();
         let is_stored = |id: &EventId| delivered.contains(id) && !stored.refused.contains(id);
         self.edge = edge.into_iter().filter(|(id, _)| is_stored(id)).collect();
@@ -147,14 +147,24 @@ impl Pass<'_> {
 
     /// One transaction; if the database refuses a value, the batch is halved until the one at fault stands
     /// alone: it is set aside, and its second is no proof any more.
-    async fn store(&mut self, checked: &Checked, changed: bool) -> Result<StoredPage, JobError> {
+    async fn store(&mut self, checked: &mut Checked, changed: bool) -> Result<StoredPage, JobError> {
+        let known = &self.ctx.known;
+        // What others store meanwhile is observed, not stored once more.
+        let writing = known.write(&mut checked.new).await;
         match self.try_store(&checked.delivered, &checked.new, changed).await {
-            Ok(sum) if sum.held => return Ok(StoredPage { sum, refused: HashSet::new() }),
+            Ok(sum) if sum.held => {
+                writing.done();
+                return Ok(StoredPage { sum, refused: HashSet::new() });
+            }
             Ok(_) => return Err(lost()),
             Err(error) if error.is_data() => {
                 tracing::warn!(error = %error, "looking for the event the database refuses");
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // It may be that one of them was removed since we learned that it is there.
+                known.forget(checked.delivered.iter().map(|(id, _)| *id));
+                return Err(error.into());
+            }
         }
         let mut sum = Stored { held: true, events: 0, observations: 0 };
         let mut poison: HashSet<EventId> = HashSet::new();

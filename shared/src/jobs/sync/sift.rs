@@ -51,13 +51,20 @@ impl Pass<'_> {
             }
             !again
         });
-        let asked: Vec<&EnvelopeFacts> = page.iter().map(PageEvent::facts).collect();
+        let claimed = |event: &PageEvent| (event.facts().id, event.facts().created_at);
+        let remembered = self.ctx.known.look(page.iter().map(claimed));
+        let unheard = page.iter().zip(&remembered).filter(|(_, known)| known.is_none());
+        let asked: Vec<&EnvelopeFacts> = unheard.map(|(event, _)| event.facts()).collect();
         let answer = self.ctx.db.event_known(&asked).await?;
         let mut checked = Checked::default();
         let (mut places, mut raw) = (Vec::new(), Vec::new());
-        for (position, event) in page.into_iter().enumerate() {
+        let mut positions = 0..;
+        for (event, remembered) in page.into_iter().zip(remembered) {
             let facts = *event.facts();
-            let held = answer.known(position);
+            let position = if remembered.is_none() { positions.next() } else { None };
+            let answered = position.and_then(|position| answer.known(position));
+            self.ctx.known.learn(answered.map(|head| (facts.id, (facts.created_at, head))));
+            let held = remembered.or(answered);
             let same = held.is_some_and(|ours| {
                 ours.is_none() || event.sig().and_then(|sig| sig.first_chunk()) == ours.as_ref()
             });
@@ -67,7 +74,8 @@ impl Pass<'_> {
                 self.tally.known += 1;
                 continue;
             }
-            places.push((facts, held.is_some(), answer.is_marked(position)));
+            let marked = position.is_some_and(|position| answer.is_marked(position));
+            places.push((facts, held.is_some(), marked));
             let need = if sampled || held.is_some() { Need::Text } else { Need::Event };
             let text = event.json().to_owned();
             raw.push(Raw { id: facts.id, sig: event.sig().copied(), text, need });

@@ -1,0 +1,80 @@
+//! What a worker remembers to be archived: it saves questions, and never the truth.
+
+use serde_json::Value;
+use shared::jobs::{Ctx, JobError, Verifier};
+use shared::models::JobKind;
+use tests::factory::Factory;
+use tests::scripted::{Script, ScriptedRelay, Stored};
+
+use super::jobs::{config, context, known_relay, run};
+use super::support::{migrated, value};
+
+async fn sync(ctx: &Ctx, script: Script) -> Result<Value, JobError> {
+    let relay = ScriptedRelay::start(script).await;
+    let url = known_relay(&ctx.db, &relay).await;
+    run(ctx, JobKind::Sync, url.as_str()).await
+}
+
+#[tokio::test]
+async fn what_another_relay_has_delivered_is_not_looked_up_again() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let events = Factory::new(81).events(300);
+    sync(&ctx, Script::honest(&events[..250], 100)).await.unwrap();
+    test.execute(
+        "REVOKE EXECUTE ON FUNCTION event_known FROM PUBLIC;
+         REVOKE EXECUTE ON FUNCTION event_known FROM bigbrotr_writer",
+    )
+    .await;
+    let report = sync(&ctx, Script::honest(&events[..250], 100)).await.unwrap();
+    assert_eq!((&report["new_events"], &report["new_observations"]), (&0.into(), &250.into()), "{report}");
+    // What it does not remember it has to ask for.
+    let refused = sync(&ctx, Script::honest(&events, 500)).await.unwrap_err();
+    assert!(refused.to_string().contains("event_known"), "{refused}");
+}
+
+#[tokio::test]
+async fn an_id_that_comes_with_another_time_is_read_in_full() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let events = Factory::new(82).events(40);
+    sync(&ctx, Script::honest(&events, 100)).await.unwrap();
+    // Some of them a second earlier than they are, with their true ids and signatures.
+    let moved = events.iter().enumerate().map(|(i, event)| {
+        if i % 4 > 0 {
+            return Stored::from(event);
+        }
+        let (at, text) = (event.created_at.as_secs(), event.as_json());
+        let (from, to) = (format!("\"created_at\":{at},"), format!("\"created_at\":{},", at - 1));
+        assert!(text.contains(&from), "{text}");
+        Stored::raw(text.replacen(&from, &to, 1))
+    });
+    // That they were verified a moment ago is forgotten, that they are archived is not.
+    let ctx = Ctx { verifier: Verifier::new(2), ..ctx };
+    let report = sync(&ctx, Script::of_stored(moved.collect(), 100)).await.unwrap();
+    assert!(report["forged"].as_u64().unwrap() >= 10, "{report}");
+    assert_eq!((&report["new_events"], &report["new_observations"]), (&0.into(), &30.into()), "{report}");
+    let stray = "SELECT count(*)::text FROM event_relay o WHERE NOT EXISTS (SELECT FROM event e WHERE e.event_key = o.event_key)";
+    assert_eq!(value(&test, stray).await, "0");
+}
+
+#[tokio::test]
+async fn what_was_removed_since_is_fetched_again() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let events = Factory::new(83).events(50);
+    sync(&ctx, Script::honest(&events, 100)).await.unwrap();
+    test.execute("DELETE FROM event_relay WHERE event_key < (SELECT max(event_key) FROM event)").await;
+    assert_eq!(ctx.db.orphan_event_delete(100).await.unwrap(), 49);
+    let relay = ScriptedRelay::start(Script::honest(&events, 100)).await;
+    let url = known_relay(&ctx.db, &relay).await;
+    // It is remembered, and is not there: nothing of the page is stored, and nothing covered.
+    let refused = run(&ctx, JobKind::Sync, url.as_str()).await.unwrap_err();
+    assert!(refused.to_string().contains("deleted while it came"), "{refused}");
+    assert_eq!(value(&test, "SELECT count(*)::text FROM event_relay").await, "1");
+    let covered = "SELECT count(*)::text FROM coverage c JOIN relay r ON r.id = c.relay_id AND r.id > 1";
+    assert_eq!(value(&test, covered).await, "0");
+    test.execute("UPDATE apalis.jobs SET run_at = now()").await;
+    let report = run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+    assert_eq!((&report["new_events"], &report["new_observations"]), (&49.into(), &50.into()), "{report}");
+}
