@@ -133,3 +133,49 @@ async fn every_author_of_a_dense_second_is_asked_for_however_crowded_the_hour_is
     assert_eq!(authors(ctx.db.dense_facts(second, 10, 5).await.unwrap()), [1, 2, 3, 0xaa, 0xcc]);
     assert_eq!(authors(ctx.db.dense_facts(second, 10, 2).await.unwrap()), [1, 2]);
 }
+
+#[tokio::test]
+async fn a_dense_second_that_is_read_alone_is_no_proof_where_pages_are_smaller_than_the_survey_saw() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, JobsConfig { rescan: std::time::Duration::ZERO, ..config() });
+    let second = clock::unix_now() - 86_400;
+    let factory = Factory::new(44);
+    let mut events = factory.dense(150, second);
+    events.extend((0..150).map(|n| {
+        factory.sign(n, 7, vec![], &format!("around {n}"), second - 3_050 + 40 * i64::try_from(n).unwrap())
+    }));
+    let (_relay, url) = relay(&ctx, Script::honest(&events, 100)).await;
+    // Pages of requests that name kinds are larger.
+    test.execute(
+        r#"INSERT INTO relay_capability (relay_id, measured_at, measured) SELECT id, 1, '{"nip42":"none",
+        "nip45":{"seen":"untested","by":"nothing","words":""},"nip50":{"seen":"untested","by":"nothing","words":""},
+        "nip67":"untested","nip77":{"seen":"untested","by":"nothing","words":""},
+        "without_kinds":{"seen":"works","by":"eose","words":""},"until":"inclusive","max_limit":null,
+        "default_limit":null,"above_brings_less":null,"page_max":500,"requests":1,"ended":"none"}' FROM relay"#,
+    )
+    .await;
+    for pass in 0..3 {
+        run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+        assert_eq!(gaps(&test).await, format!("partial/dense_second {second} {second}"), "pass {pass}");
+        test.execute(
+            "UPDATE coverage SET observed_at = observed_at - 7 * 3600 WHERE reason = 'dense_second'",
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn each_pass_that_splits_has_a_number_of_its_own() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let second = clock::unix_now() - 86_400;
+    let (_crowded, url) = relay(&ctx, Script::honest(&crowd(&Factory::new(45), second), 500)).await;
+    for round in ["1", "2"] {
+        run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+        assert_eq!(value(&test, "SELECT dense_round::text FROM relay_sync").await, round);
+        test.execute(
+            "UPDATE coverage SET observed_at = observed_at - 7 * 3600 WHERE reason = 'dense_second'",
+        )
+        .await;
+    }
+}

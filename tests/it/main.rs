@@ -129,6 +129,8 @@ mod scripted;
 #[cfg(test)]
 mod settled;
 #[cfg(test)]
+mod silent;
+#[cfg(test)]
 mod skew;
 #[cfg(test)]
 mod socks;

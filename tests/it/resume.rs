@@ -67,8 +67,11 @@ async fn a_pass_whose_time_is_over_goes_on_exactly_there() {
         let report = sync(&ctx, &url).await;
         passes += 1;
         if let Some(last) = last {
-            // The second request looks below what is proved: the first one at what came since.
-            let asked = &relay.requests()[usize::try_from(before).unwrap() + 1];
+            // The second page looks below what is proved: the first one at what came since.
+            let requests = relay.requests();
+            let mut pages =
+                requests[usize::try_from(before).unwrap()..].iter().filter(|asked| asked["limit"] != 1);
+            let asked = pages.nth(1).unwrap();
             let until = asked["until"].as_i64().unwrap();
             assert!((last - 1..=last + 1).contains(&until), "asked {asked} where {last} is the oldest proof");
         }
@@ -96,6 +99,11 @@ async fn a_pass_whose_time_is_over_goes_on_exactly_there() {
     assert!(relay.counts().events_sent <= 500, "{:?}", relay.counts());
 }
 
+/// Whether these gaps are what is older, and the one that a walk which ended there could not probe.
+fn left_open(gaps: &str, reason: &str) -> bool {
+    gaps.split(", ").count() <= 2 && gaps.split(", ").all(|gap| gap.starts_with(reason))
+}
+
 #[tokio::test]
 async fn a_request_refused_at_any_place_costs_what_is_older_and_the_next_pass_reads_that() {
     let Some(test) = migrated().await else { return };
@@ -111,10 +119,7 @@ async fn a_request_refused_at_any_place_costs_what_is_older_and_the_next_pass_re
             if gap.is_empty() { "up to date" } else { "interrupted" },
             "{refused}: {report}"
         );
-        assert!(
-            gap.is_empty() || gap.starts_with("unknown/closed ") && !gap.contains(','),
-            "{refused}: {gap}"
-        );
+        assert!(gap.is_empty() || left_open(&gap, "unknown/closed "), "{refused}: {gap}");
         assert!(refused > 4 || !gap.is_empty(), "{refused}");
         let share = sync(&ctx, &url).await["proved_share"].clone();
         assert_eq!((share, gaps(&test).await.as_str()), (1.0.into(), ""), "{refused}");
@@ -212,7 +217,7 @@ async fn one_request_without_an_answer_costs_what_is_older_and_the_next_pass_rea
         let report = sync(&ctx, &url).await;
         assert_eq!((&report["end"], relay.counts().reqs), (&"interrupted".into(), silent), "{report}");
         let gap = gaps(&test).await;
-        assert!(gap.starts_with("unknown/timeout ") && !gap.contains(','), "{silent}: {gap}");
+        assert!(left_open(&gap, "unknown/timeout "), "{silent}: {gap}");
         let share = sync(&ctx, &url).await["proved_share"].clone();
         assert_eq!((share, gaps(&test).await.as_str()), (1.0.into(), ""), "{silent}");
     }

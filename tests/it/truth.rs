@@ -120,12 +120,35 @@ async fn forged_events_are_counted_and_lose_nothing_else() {
 }
 
 #[tokio::test]
+async fn what_is_forged_for_a_time_that_no_calendar_holds_breaks_no_view() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let (reader, events) = (handle(&test, Role::Reader), Factory::new(7).events(5));
+    let far = Factory::new(7).sign(1, 1, vec![], "the far future", 9_000_000_000_000_000);
+    let stored =
+        [Stored::raw(hostile::with_bad_signature(&far))].into_iter().chain(events.iter().map(Stored::from));
+    let (_relay, url) = scripted(&ctx, Script::of_stored(stored.collect(), 500)).await;
+    let report = sync(&ctx, &url).await;
+    assert_eq!(report["bad"]["bad_signature"], 1, "{report}");
+    let ahead = "SELECT count(*)::text FROM coverage WHERE until_at > extract(epoch FROM now()) + 60";
+    assert_eq!((value(&test, ahead).await, gaps(&test).await), ("0".to_owned(), String::new()));
+    let months = reader.relay_months(&url).await.unwrap();
+    // Nor does what a version before left there.
+    test.execute("INSERT INTO coverage SELECT relay_id, class, 9000000000000000, 9000000000000000, 'partial', 'protocol', observed_at FROM coverage LIMIT 1").await;
+    assert_eq!(reader.relay_months(&url).await.unwrap(), months);
+    assert!(!months.is_empty() && reader.relay_shares(&url).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_greeting_does_not_make_a_quiet_relay_an_interrupted_one() {
     let Some(test) = migrated().await else { return };
     let ctx = context(&test, config());
-    for (words, end, share) in
-        [("Welcome to our relay!", "up to date", 1.0), ("ERROR: database is away", "interrupted", 0.0)]
-    {
+    for (words, end, share) in [
+        ("Welcome to our relay!", "up to date", 1.0),
+        ("ERROR: database is away", "interrupted", 0.0),
+        ("payment required", "refused", 0.0),
+        ("you are not on the whitelist", "refused", 0.0),
+    ] {
         let mut script = Script::honest(&[], 500);
         script.greeting = vec![json!(["NOTICE", words]).to_string()];
         let (_relay, url) = scripted(&ctx, script).await;
@@ -194,7 +217,12 @@ async fn every_way_of_not_answering_the_question_ends_and_proves_nothing_of_it()
     let honest = || Script::honest(&events, 500);
     for (name, script, held, gap) in [
         ("oldest_first", honest().answering(Answer::OldestFirst), 500, "partial/unordered"),
-        ("ignore_filter", honest().answering(Answer::IgnoreFilter), 500, "partial/ignores_filter"),
+        (
+            "ignore_filter",
+            honest().answering(Answer::IgnoreFilter),
+            500,
+            "partial/ignores_filter unknown/ignores_filter",
+        ),
         ("exclusive_until", honest().speaking(exclusive), 1_200, ""),
         ("pings", honest().answering(Answer::Pings), 0, "unknown/protocol"),
     ] {

@@ -232,7 +232,7 @@ pub(super) const KEYS: &[Key] = &[
         200,
         1,
         1_000_000,
-        "Forged events that a relay may serve within a week, whatever their share.",
+        "Forged events within a week below which a relay is borne, whatever their share.",
     ),
     int(
         "archive.forgery_percent",

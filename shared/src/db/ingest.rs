@@ -212,6 +212,21 @@ impl Db {
         get(&row, "held")
     }
 
+    /// The number of a pass that splits dense seconds of a relay, each of its own; `None` when the job was not ours.
+    pub async fn dense_round(&self, fence: &Fence, relay_id: i32) -> Result<Option<u32>, DbError> {
+        let row = self
+            .one(
+                sqlx::query("SELECT dense_round($1, $2, $3, $4) AS round")
+                    .bind(fence.job())
+                    .bind(fence.worker())
+                    .bind(fence.attempt())
+                    .bind(relay_id),
+            )
+            .await?;
+        let round: Option<i32> = get(&row, "round")?;
+        Ok(round.map(i32::unsigned_abs))
+    }
+
     /// The filter classes in which something is known of a relay's coverage.
     pub async fn coverage_classes(&self, relay_id: i32) -> Result<Vec<String>, DbError> {
         let rows = self.all(sqlx::query("SELECT c FROM coverage_classes($1) c").bind(relay_id)).await?;

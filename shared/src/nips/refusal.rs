@@ -50,6 +50,13 @@ const PHRASES: &[(&str, CloseClass)] = &[
     ("blocked", CloseClass::Blocked),
     ("banned", CloseClass::Blocked),
     ("restricted", CloseClass::Restricted),
+    ("unauthorized", CloseClass::Restricted),
+    ("not authorized", CloseClass::Restricted),
+    ("forbidden", CloseClass::Restricted),
+    ("payment required", CloseClass::Restricted),
+    ("members only", CloseClass::Restricted),
+    ("not on the whitelist", CloseClass::Restricted),
+    ("not whitelisted", CloseClass::Restricted),
     ("not allowed", CloseClass::Restricted),
     ("unsupported", CloseClass::Unsupported),
     ("not supported", CloseClass::Unsupported),
@@ -101,6 +108,18 @@ const TROUBLE_WORDS: &[&str] = &[
     "cannot",
     "unable",
     "unknown",
+    "unauthorized",
+    "unauthorised",
+    "authorized",
+    "authorised",
+    "forbidden",
+    "payment",
+    "members",
+    "whitelist",
+    "whitelisted",
+    "allowlist",
+    "permission",
+    "permitted",
 ];
 
 /// Sorts the message of a CLOSED or NOTICE. An unknown wording is [`CloseClass::Error`].
@@ -148,6 +167,12 @@ mod tests {
             ("you are banned", CloseClass::Blocked),
             ("unsupported: filter", CloseClass::Unsupported),
             ("invalid: no kinds", CloseClass::InvalidRequest),
+            ("error: unauthorized", CloseClass::Restricted),
+            ("You are not authorized here", CloseClass::Restricted),
+            ("403 Forbidden", CloseClass::Restricted),
+            ("payment required", CloseClass::Restricted),
+            ("members only", CloseClass::Restricted),
+            ("you are not on the whitelist", CloseClass::Restricted),
             ("ERROR: bad req: filter has no kinds", CloseClass::InvalidRequest),
             ("bad req: x", CloseClass::InvalidRequest),
             ("error: shutting down", CloseClass::Error),
@@ -170,12 +195,24 @@ mod tests {
             "too many concurrent REQs",
             "closed s1a2",
             "sub id too long",
+            "unauthorized",
+            "forbidden",
+            "not authorized",
+            "payment required",
+            "members only",
+            "you are not on the whitelist",
         ] {
             assert!(answers_request("s1a2", refusal) && !is_greeting("s1a2", refusal), "{refusal}");
         }
-        for trouble in
-            ["ERROR: database is away", "internal error", "Operation timed out", "the relay is closing"]
-        {
+        for trouble in [
+            "ERROR: database is away",
+            "internal error",
+            "Operation timed out",
+            "the relay is closing",
+            "reading is for members",
+            "whitelisted keys only",
+            "no permission",
+        ] {
             assert!(!answers_request("s1a2", trouble) && !is_greeting("s1a2", trouble), "{trouble}");
         }
         for greeting in [

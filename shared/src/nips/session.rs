@@ -96,6 +96,8 @@ pub struct Subscription {
     /// The NOTICE since the last new event, the one that says most.
     notice: Option<(CloseClass, String)>,
     saw_auth: bool,
+    /// The connection has answered before: no NOTICE greets any more.
+    greeted: bool,
     ended: bool,
 }
 
@@ -116,9 +118,16 @@ impl Subscription {
             stray: 0,
             notice: None,
             saw_auth: false,
+            greeted: false,
             ended: false,
         };
         (subscription, text)
+    }
+
+    /// The same on a connection that has answered a REQ before: a NOTICE is about this one then, whatever it says.
+    #[must_use]
+    pub fn greeted(self, greeted: bool) -> Self {
+        Self { greeted, ..self }
     }
 
     /// Takes one text message of the connection.
@@ -274,10 +283,10 @@ impl Subscription {
         }
     }
 
-    /// A NOTICE is no end: many relays greet by one, and a greeting explains nothing. A refusal shortens the wait if
-    /// nothing came yet.
+    /// A NOTICE is no end: many relays greet by one, and a greeting explains nothing, before the first page of a connection
+    /// has ended. A refusal shortens the wait if nothing came yet.
     fn on_notice(&mut self, now_ms: u64, message: String) -> Step {
-        if is_greeting(&self.sub, &message) {
+        if !self.greeted && is_greeting(&self.sub, &message) {
             return self.on_stray(now_ms);
         }
         let class = classify(&message);

@@ -32,6 +32,8 @@ pub struct RelaySocket {
     spent: bool,
     /// Whether what is asked next is the last: the end of the connection ends it, too.
     parting: bool,
+    /// It has answered a REQ.
+    greeted: bool,
     url: String,
     identity: Option<Keys>,
     pub(super) auth: Auth,
@@ -100,7 +102,16 @@ impl RelaySocket {
     pub async fn open_seen(dialer: &Dialer, target: &Target, seen: &mut Seen) -> Result<Self, DialFailure> {
         let (ws, open_ms) = Box::pin(dialer.websocket_seen(target, seen)).await?;
         let url = target.url().to_string();
-        Ok(Self { ws, open_ms, spent: false, parting: false, url, identity: None, auth: Auth::default() })
+        Ok(Self {
+            ws,
+            open_ms,
+            spent: false,
+            parting: false,
+            greeted: false,
+            url,
+            identity: None,
+            auth: Auth::default(),
+        })
     }
 
     /// Answers challenges with this key from now on, where a request is refused for want of it.
@@ -242,7 +253,8 @@ impl RelaySocket {
     ) -> Driven {
         let started = clock::monotonic_ms();
         let sub = clock::random_hex(SUB_BYTES);
-        let (mut session, request) = Subscription::start(sub.clone(), filter, limits, started);
+        let (session, request) = Subscription::start(sub.clone(), filter, limits, started);
+        let mut session = session.greeted(self.greeted);
         let mut driven = Driven::new();
         if self.spent || self.ws.send_text(request).await.is_err() {
             self.spent = true;
@@ -286,6 +298,7 @@ impl RelaySocket {
                 Step::Done(end) => break end,
             }
         };
+        self.greeted |= driven.page.end.is_eose();
         driven.page.end_ms = elapsed_ms(started);
         driven.page.stray = session.stray();
         driven.saw_auth = session.saw_auth();

@@ -87,6 +87,9 @@ pub enum Answer {
     ForgeRepeats(bool),
     /// EOSE at once; where this is true, a request by ids is served.
     Mute(bool),
+    /// Matching events; from this REQ on (from 1, over all connections), EOSE at once, after this NOTICE where it is not
+    /// empty.
+    MuteFrom(u64, String),
     /// As many matching events as a page holds, any of them and in any order, by this number and the REQ; then EOSE.
     Subset(u64),
 }

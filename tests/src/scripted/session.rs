@@ -164,6 +164,12 @@ impl Session<'_> {
                 }
                 Ok(())
             }
+            Answer::MuteFrom(from, words) if request >= *from => {
+                if !words.is_empty() {
+                    self.send(json!(["NOTICE", words]).to_string()).await?;
+                }
+                self.send(json!(["EOSE", sub]).to_string()).await
+            }
             Answer::LateEose(late_ms) => {
                 // bound: the script's own number of milliseconds.
                 tokio::time::sleep(Duration::from_millis(*late_ms)).await;

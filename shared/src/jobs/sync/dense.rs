@@ -10,9 +10,12 @@ use crate::relay::{PageEvent, RelaySocket};
 const SECONDS: usize = 8;
 /// Most requests for one of them.
 const REQUESTS: u32 = 200;
-/// Kinds and authors taken from the archive for one of them.
-const KINDS: i32 = 400;
-const AUTHORS: i32 = 1_000;
+/// Kinds and authors by which one of them is asked for in one pass; half of each are drawn anew in each pass.
+const KINDS: usize = 400;
+const AUTHORS: usize = 1_000;
+/// Those of the archive among whom they are drawn, those of the second first.
+const KINDS_KNOWN: i32 = 4_000;
+const AUTHORS_KNOWN: i32 = 10_000;
 
 impl Pass<'_> {
     /// Splits some of the seconds that this pass found dense and did not prove after all, until the relay answers by
@@ -25,8 +28,9 @@ impl Pass<'_> {
         }
         let takes_turns = seconds.len() > SECONDS;
         let below = if takes_turns { self.ctx.db.dense_turn(self.relay_id).await? } else { None };
+        let round = self.ctx.db.dense_round(&self.attempt.fence, self.relay_id).await?.ok_or_else(lost)?;
         for second in turn(&seconds, below) {
-            let known = self.ctx.db.dense_facts(second, KINDS, AUTHORS).await?;
+            let known = self.ctx.db.dense_facts(second, KINDS_KNOWN, AUTHORS_KNOWN).await?;
             let allowed = &self.class.kinds;
             let kinds =
                 known.kinds.into_iter().filter(|kind| allowed.is_empty() || allowed.contains(kind)).collect();
@@ -34,9 +38,9 @@ impl Pass<'_> {
                 second,
                 limit: self.page_limit,
                 page_shown: self.largest,
-                kinds,
+                kinds: share(kinds, KINDS, round),
                 authors: if self.class.authors.is_empty() {
-                    known.authors
+                    share(known.authors, AUTHORS, round)
                 } else {
                     self.class.authors.clone()
                 },
@@ -76,6 +80,25 @@ fn turn(seconds: &[i64], below: Option<i64>) -> Vec<i64> {
     older.iter().rev().chain(newer.iter().rev()).copied().take(SECONDS).collect()
 }
 
+/// At most so many of a list: the first half of them always, and as many of the rest, from where the lot of the round falls,
+/// so that all are met in the end, however many rounds lie between two that ask for the same second. Every other round they
+/// come first, where requests do not suffice for all.
+fn share<T: Clone>(list: Vec<T>, most: usize, round: u32) -> Vec<T> {
+    if list.len() <= most {
+        return list;
+    }
+    let (first, rest) = list.split_at(most / 2);
+    let lot = u64::from(round).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let lot = (lot ^ (lot >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let start = usize::try_from(((lot >> 32) * rest.len() as u64) >> 32).unwrap_or(0);
+    let drawn = rest.iter().cycle().skip(start).take(most - first.len());
+    if round.is_multiple_of(2) {
+        first.iter().chain(drawn).cloned().collect()
+    } else {
+        drawn.chain(first).cloned().collect()
+    }
+}
+
 /// Public keys in p tags.
 fn mentions(page: &[PageEvent]) -> Vec<[u8; 32]> {
     let events = page.iter().filter_map(|event| Event::parse(event.json()).ok());
@@ -95,6 +118,22 @@ mod tests {
     use super::*;
 
     proptest! {
+        #[test]
+        fn every_kind_and_author_is_drawn_in_the_end(
+            known in 1_usize..400, most in 20_usize..100, begun in 0_u32..1_000_000, every in 1_u32..20,
+        ) {
+            let list: Vec<usize> = (0..known).collect();
+            let mut asked = BTreeSet::new();
+            // Of forty parts none is left out in a thousand draws.
+            for round in 0..1_000 {
+                let now = share(list.clone(), most, begun + round * every);
+                prop_assert_eq!(now.len(), most.min(known));
+                prop_assert!(now.contains(&0) && now.contains(&(most.min(known) / 2).saturating_sub(1)));
+                asked.extend(now);
+            }
+            prop_assert_eq!(asked.len(), known);
+        }
+
         #[test]
         fn every_dense_second_has_its_turn(
             seconds in prop::collection::btree_set(0_i64..500, 1..90), come in prop::collection::vec(0_i64..500, 0..6),

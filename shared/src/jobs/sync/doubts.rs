@@ -15,8 +15,10 @@ impl Pass<'_> {
     /// Takes these stretches out of what is proved, for the rest of the pass; whether there were any.
     pub(super) fn doubt(&mut self, mut spans: Vec<(i64, i64)>, reason: GapReason) -> bool {
         let now = clock::unix_now();
-        // What stood above all that could be placed came from an open top: nothing is claimed beyond now.
-        spans = spans.into_iter().map(|(since, until)| (since, until.min(now.max(since)))).collect();
+        // What stood above all that could be placed came from an open top, and what is dated ahead of us lies in no window:
+        // nothing is claimed beyond now.
+        spans = spans.into_iter().map(|(since, until)| (since, until.min(now))).collect();
+        spans.retain(|(since, until)| since <= until);
         if spans.len() > SPANS {
             let since = spans.iter().map(|span| span.0).min().unwrap_or(0);
             let until = spans.iter().map(|span| span.1).max().unwrap_or(0);

@@ -15,10 +15,13 @@ use crate::models::{Coverage, Fill, RelayUrl, stricter};
 impl Pass<'_> {
     /// Whether the pass is over: its time or the disk budget is up, or what the relay serves is not worth it.
     pub(super) fn is_over(&self) -> bool {
-        self.attempt.stop.is_cancelled()
-            || clock::monotonic_ms() >= self.until_ms
-            || self.budget.fill.rests()
-            || self.forges()
+        clock::monotonic_ms() >= self.until_ms || self.budget.fill.rests() || self.is_cut_short()
+    }
+
+    /// The same for reading, which leaves a share of the time to splitting where there is something to split.
+    pub(super) fn reading_is_over(&self) -> bool {
+        let left_ms = if self.dense.is_empty() { 0 } else { self.split_ms };
+        self.is_over() || clock::monotonic_ms().saturating_add(left_ms) >= self.until_ms
     }
 
     /// Looks at the disk budget again, where the last look is long enough ago: a pass is as long as a time box, and many
@@ -35,10 +38,9 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The same for reading, which leaves a share of the time to splitting where there is something to split.
-    pub(super) fn reading_is_over(&self) -> bool {
-        let left_ms = if self.dense.is_empty() { 0 } else { self.split_ms };
-        self.is_over() || clock::monotonic_ms().saturating_add(left_ms) >= self.until_ms
+    /// Whether it is over, and not because its time is up: nothing more is asked.
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.attempt.stop.is_cancelled() || self.forges()
     }
 
     /// Whether what came in this pass alone is more than is borne.

@@ -9,6 +9,7 @@
 mod claims;
 mod class;
 mod dense;
+mod dialing;
 mod doubts;
 mod ending;
 mod ingest;
@@ -28,19 +29,19 @@ use std::time::Duration;
 use serde_json::json;
 
 use self::class::Class;
+use self::dialing::connect;
 use self::ingest::{Digest, Tally};
 use self::revisit::Revisit;
 use self::windows::{Window, plan};
 use super::cadence::{self, SyncEnd};
-use super::validate::{blame, unserved};
 use super::{Attempt, Ctx, JobError, Report, SKIPPED, capability, lost, target_url};
 use crate::clock;
 use crate::db::{ArchiveState, Revisited, SyncBegin, SyncFacts};
 use crate::models::{
-    Coverage, EventId, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, Reason, RelayUrl,
-    Support, Until, stricter,
+    Coverage, EventId, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, Reason, Support,
+    Until, stricter,
 };
-use crate::net::{DialFailure, Target};
+use crate::net::Target;
 use crate::nips::Claim;
 use crate::relay::RelaySocket;
 
@@ -94,6 +95,8 @@ struct Pass<'a> {
     page_limit: u32,
     /// Events of the largest page the relay is known to have served.
     page_shown: usize,
+    /// Events of the smallest page of this pass shown to be cut.
+    smallest_cut: Option<usize>,
     /// The relay compares sets.
     reconciles: bool,
     /// It was found not to.
@@ -172,34 +175,6 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     pass.finish(&url, end, floor, now).await
 }
 
-/// Dials the relay; a failure that may be ours is an error, the relay's own is a result.
-async fn connect(
-    ctx: &Ctx,
-    attempt: &Attempt,
-    url: &RelayUrl,
-    was_alive: bool,
-) -> Result<Result<(RelaySocket, Target), DialFailure>, JobError> {
-    let opened = match ctx.dialer.resolve(url).await {
-        Ok(target) => {
-            ctx.permit(attempt, &target).await?;
-            RelaySocket::open(&ctx.dialer, &target).await.map(|mut socket| {
-                socket.identify(ctx.config.identity());
-                (socket, target)
-            })
-        }
-        Err(failure) => Err(failure),
-    };
-    let failure = opened.as_ref().err().map(|failure| failure.reason);
-    if let Some(reason) = failure {
-        unserved(ctx, attempt, url.network(), reason)?;
-    }
-    ctx.egress.record(url.network(), failure, was_alive);
-    if let Err(failure) = &opened {
-        blame(ctx, url.network(), failure.reason, false).await?;
-    }
-    Ok(opened)
-}
-
 /// How a pass ends that this gap ended.
 const fn ended_by(gap: (Grade, GapReason)) -> SyncEnd {
     match gap {
@@ -255,6 +230,7 @@ impl<'a> Pass<'a> {
             budget: Budget { looked_ms: clock::monotonic_ms(), fill: Fill::Free },
             page_limit: capability::page_limit(ctx.config.page_limit, &measured),
             page_shown: usize::try_from(measured.page_max).unwrap_or(usize::MAX),
+            smallest_cut: None,
             reconciles,
             neg_off: false,
             doubts: Coverage::empty(),

@@ -6,7 +6,7 @@ use super::{PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd, ended_by};
 use crate::clock;
 use crate::db::ReconcileBatch;
 use crate::jobs::{JobError, lost};
-use crate::models::{EventId, GapReason, Grade};
+use crate::models::{EventId, GapReason, Grade, Interval};
 use crate::nips::{Filter, Limits, Next, PageEnd, Walk, WalkSpec};
 use crate::relay::{Page, RelaySocket};
 
@@ -25,14 +25,15 @@ impl Pass<'_> {
             ceiling: window.ceiling,
             open_top: window.open_top,
             limit: self.page_limit,
-            page_shown: self.page_shown,
+            page_shown: self.page_shown(window),
             max_requests: REQUESTS,
         });
-        let known = self.witnesses(window).await?;
+        let known = self.witnesses((window.floor, window.ceiling)).await?;
         // That the relay says nothing is no news where it has just spoken, or said nothing when it was last asked.
         let doubted = |at| self.coverage.at(at).is_some_and(|known| known.reason() == GapReason::NotServed);
         let silence_is_known = self.tally.delivered > 0 || known.iter().all(|(at, _)| doubted(*at));
-        walk = walk.knowing(known, silence_is_known);
+        let echo = if known.is_empty() || self.tally.delivered > 0 { self.echo(window).await? } else { None };
+        walk = walk.knowing(known, silence_is_known).listening(echo);
         let mut gap = None;
         let mut stopped = false;
         let mut ahead: Option<Page> = None;
@@ -40,8 +41,16 @@ impl Pass<'_> {
             self.look_at_budget().await?;
             if ahead.is_none() {
                 if self.reading_is_over() {
-                    stopped = true;
-                    break;
+                    if self.is_cut_short() {
+                        stopped = true;
+                        break;
+                    }
+                    if !stopped {
+                        // What was proved is checked first: two or three requests.
+                        stopped = true;
+                        walk.wind_up();
+                        continue;
+                    }
                 }
                 if !socket.is_usable() && !self.reconnect(socket).await? {
                     gap = Some((Grade::Unknown, GapReason::Disconnected));
@@ -68,6 +77,7 @@ impl Pass<'_> {
             ahead = self.store_and_ask(page, changed, socket, next).await?;
             self.note_gone(walk.take_gone()).await?;
         }
+        self.smallest_cut = self.smallest_cut.into_iter().chain(walk.smallest_cut()).min();
         self.until_exclusive = walk.reads_exclusive().unwrap_or(self.until_exclusive);
         let rest = walk.finish(gap.map_or(GapReason::Stopped, |(_, reason)| reason));
         self.overlay(&rest);
@@ -79,14 +89,40 @@ impl Pass<'_> {
         Ok((end, if stopped { None } else { gap }))
     }
 
+    /// Events of the largest page that is known not to have been cut: as served in the survey, less where this pass saw
+    /// smaller ones cut, and none where an earlier pass found that the floor is a second that does not fit into a page.
+    fn page_shown(&self, window: Window) -> usize {
+        let floor = self.coverage.at(window.floor).map(Interval::reason);
+        let known_dense = floor == Some(GapReason::DenseSecond) && !self.dense.contains(&window.floor);
+        let shown = if known_dense { 0 } else { self.page_shown };
+        shown.min(self.smallest_cut.unwrap_or(shown))
+    }
+
+    /// Where outside a window that is not proved yet the relay is known to have served something, from the first to the last
+    /// of it: older than the window, or else newer.
+    async fn echo(&self, window: Window) -> Result<Option<(i64, i64)>, JobError> {
+        let now = clock::unix_now();
+        if self.coverage.unproved(window.floor, window.ceiling.min(now)).is_empty() {
+            return Ok(None);
+        }
+        for (floor, ceiling) in [(0, window.floor - 1), (window.ceiling + 1, now)] {
+            if floor <= ceiling {
+                let known = self.witnesses((floor, ceiling)).await?;
+                if let Some((last, first)) = known.first().zip(known.last()) {
+                    return Ok(Some((first.0, last.0)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// What the relay is known to have had there, in the class of the pass.
-    async fn witnesses(&self, window: Window) -> Result<Vec<(i64, EventId)>, JobError> {
+    async fn witnesses(&self, stretch: (i64, i64)) -> Result<Vec<(i64, EventId)>, JobError> {
         let Class { kinds, authors, mentioned, .. } = &self.class;
         if !mentioned.is_empty() {
             // Whom an event mentions is not kept where it could be asked for.
             return Ok(Vec::new());
         }
-        let stretch = (window.floor, window.ceiling);
         Ok(self.ctx.db.relay_witnesses(self.relay_id, stretch, kinds, authors, WITNESSES).await?)
     }
 

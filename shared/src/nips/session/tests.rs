@@ -223,6 +223,17 @@ fn a_greeting_is_no_refusal() {
 }
 
 #[test]
+fn a_greeting_on_a_connection_that_has_answered_before_is_none() {
+    let mut sub = start().greeted(true);
+    sub.on_text(1, r#"["NOTICE","Welcome to our relay!"]"#);
+    assert_eq!(sub.on_text(2, r#"["EOSE","s"]"#), notice("Welcome to our relay!"));
+    let mut sub = start().greeted(true);
+    sub.on_text(1, r#"["NOTICE","Welcome to our relay!"]"#);
+    sub.on_text(2, &event("s", 1, 150));
+    assert_eq!(sub.on_text(3, r#"["EOSE","s"]"#), eose(), "what comes after it is a page");
+}
+
+#[test]
 fn a_notice_then_an_empty_eose_or_silence_is_the_notice() {
     let mut sub = start();
     sub.on_text(1, r#"["NOTICE","error: slow"]"#);

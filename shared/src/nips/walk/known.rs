@@ -69,7 +69,7 @@ fn a_question_that_is_not_answered_leaves_no_proof() {
     let mut walk = Walk::new(SPEC).knowing(vec![(500, id(1))], true);
     let eose = PageEnd::Eose { hint: None };
     walk.next();
-    assert!(walk.on_page(&PageFacts::default(), &eose)[0].grade.is_proof());
+    assert!(walk.on_page(&PageFacts::default(), &eose).is_empty(), "nothing is told before that is answered");
     let Next::Request(filter) = walk.next() else { panic!("it is over") };
     assert_eq!(filter.ids, [id(1)]);
     let taken_back = Claim::over(0, 1_000, Grade::Partial, GapReason::NotServed).unwrap().overriding();
@@ -80,7 +80,30 @@ fn a_question_that_is_not_answered_leaves_no_proof() {
         let mut walk = Walk::new(WalkSpec { max_requests, ..SPEC }).knowing(vec![(500, id(1))], true);
         walk.next();
         walk.on_page(&PageFacts::default(), &eose);
-        let unknown = Claim::over(0, 1_000, Grade::Unknown, GapReason::Stopped).unwrap().overriding();
+        let unknown = Claim::over(0, 1_000, Grade::Unknown, GapReason::Stopped).unwrap();
         assert_eq!(walk.finish(GapReason::Stopped), [unknown]);
     }
+}
+
+#[test]
+fn a_proof_that_lacks_a_known_event_is_told_only_once_that_is_gone() {
+    // Whoever dies before the end has told nothing that the next one would not ask again.
+    let relay = ModelRelay::honest(20, events_at((0..30).map(|n| 900 - n * 10)));
+    let (hidden, mut walk) =
+        ((850, id(5)), Walk::new(SPEC).knowing(vec![(850, id(5)), (705, id(900))], true));
+    let mut relay = ModelRelay { hides: Some((850, 850)), ..relay };
+    let mut told = Vec::new();
+    while let Next::Request(filter) = walk.next() {
+        let (facts, end) = relay.answer(&filter);
+        told.extend(walk.on_page(&facts, &end));
+        let proves = |at| {
+            told.iter()
+                .any(|claim: &Claim| claim.grade.is_proof() && (claim.since..=claim.until).contains(&at))
+        };
+        assert!(!proves(hidden.0) && !proves(705), "{told:?}");
+    }
+    assert!(walk.take_gone().is_empty());
+    let mut honest = ModelRelay::honest(20, events_at((0..30).map(|n| 900 - n * 10)));
+    let story = honest.walk_knowing(SPEC, vec![(705, id(900))], false);
+    assert!((0..=1_000).all(|second| story.proves(second)), "{story:#?}");
 }

@@ -13,7 +13,8 @@
 //!
 //! 1. **Order.** A page that ended in EOSE, newest first, with oldest second `o < f`: `[o+1, f]` is *walked*,
 //!    the frontier moves to `o`. A short page proves no more than that. A page of one second shows no order:
-//!    if it may be full (rule 3) and no page showed order before, `[o+1, f]` is asked first, and must be empty
+//!    if it may be full (rule 3) and no page showed order before, or one stepped forward in time, `[o+1, f]` is asked
+//!    first, and must be empty
 //!    (where rule 6 speaks against the relay too, it is *partial/unordered* unasked).
 //! 2. **Disorder.** The same page out of order: `[o+1, f]` is *partial/unordered*. Gross disorder (more than
 //!    [`INVERSIONS_SPARE`] + 1 % of the page) shows that order means nothing here: all above is taken back
@@ -25,8 +26,8 @@
 //!    for, or as the smallest page of this walk shown to be cut (a page is shown to be cut when the next one
 //!    brings something older or new), or, when none was, as the largest page that the relay is known to have
 //!    served ([`WalkSpec::page_shown`]), at least [`SMALLEST_CAP`].
-//! 4. **Drained.** An empty page and EOSE below the oldest event seen: `[floor, f]` is *walked*. So is a
-//!    window that never showed an event. An empty page with the hint `more` is *partial/not_served*.
+//! 4. **Drained.** An empty page and EOSE below the oldest event seen: `[floor, f]` is *walked*, where rule 13 does not speak
+//!    against it. So is a window that never showed an event. An empty page with the hint `more` is *partial/not_served*.
 //! 5. **Finish.** The hint `finish` is a claim: the next page, asked as ever, must bring nothing new and not be
 //!    full (rule 3). Then everything from the hint's own window down is *finished*; if anything new turns up,
 //!    hints are ignored from there on. An empty page with the hint needs no second.
@@ -36,7 +37,8 @@
 //!    rest is *partial/ignores_filter*, and the walk stops.
 //! 8. **Liars.** Once per walk, at its end (or in its last allowed request), the widest gap between two
 //!    neighbouring events of a page proved by order or by `finish` is asked alone. An event in it was hidden:
-//!    the page's span becomes *partial/not_served*, with [`Claim::overrides_proof`].
+//!    the page's span becomes *partial/not_served*, with [`Claim::overrides_proof`]. Where the walk ends
+//!    before that, or there is no EOSE, the gap is *unknown*, so that the next walk asks it alone; the page is not read again.
 //! 9. **Any other end** settles nothing and stops the walk; the rest is *refused* or *unknown* with the
 //!    end's reason. But for a page that was more than we take, or took too long as a whole: it is asked for again in
 //!    less time, above what came last, or half of it, down to one second. One that is too much by itself is *partial*
@@ -56,23 +58,30 @@
 //!     one: the rest is *partial/protocol*, and the walk stops. Where such events lie is the caller's to take out of
 //!     what is proved, for good ([`PageFacts::doubts`]).
 //! 12. **Witnesses.** The caller may name events that the relay is known to have had ([`Walk::knowing`]). One that lies in
-//!     what was proved, and did not come, contradicts it: at the end all such are asked for by id, in one request. If any
-//!     comes, or no EOSE, what was proved around each of them is *partial/not_served*, with [`Claim::overrides_proof`]. If
-//!     none comes, they are gone ([`Walk::take_gone`]), and the proof stands. A relay that brought nothing in the whole walk
-//!     is believed that only where its silence is no news; the first time it is a gap like the other. A walk that is
-//!     stopped before it can ask leaves these stretches *unknown*.
+//!     what a page would prove, and did not come, contradicts it: that claim is held back, and at the end all such are asked
+//!     for by id, in one request. If any comes, or no EOSE, what was held back is *partial/not_served*, with
+//!     [`Claim::overrides_proof`]. If none comes, they are gone ([`Walk::take_gone`]), and it is proved. A relay that brought
+//!     nothing in the whole walk is believed that only where its silence is no news; the first time it is a gap like the
+//!     other. A walk that is stopped before it can ask leaves these stretches *unknown*.
+//! 13. **Silence.** A relay that stops serving goes on to say EOSE. Where the frontier second, which was served before, comes
+//!     empty, and all below it too, the rest is *partial/not_served*, and the walk stops. Where an empty page is believed
+//!     although the page before may have been full, or although the relay served something in this walk and nothing since
+//!     the window was narrowed, or, with nothing served in the walk, although the caller knows a stretch outside where it
+//!     did ([`Walk::listening`]), one event is asked for where it was served last: if none comes, the rest is
+//!     *partial/not_served* like that. What an empty page above (rule 1) proved stands once anything comes after it.
 //!
 //! # Bound
-//! Requests ≤ `max_requests`, and without pages that were too much (rule 9) ≤ `3·s + 7`, where `s` is the number of
+//! Requests ≤ `max_requests`, and without pages that were too much (rule 9) ≤ `3·s + 8`, where `s` is the number of
 //! distinct seconds in which the relay delivered anything: each second is the frontier once, and costs a page, a
 //! look below and (while no order is shown) a look above; beside these, the first page, one more from the ceiling,
-//! one probe, one request by ids, one failed test of `until` and one page asked again as meant. With `t` ≤
-//! [`FAILURES_MAX`] pages that were too much, ≤ `5·s + 70·t + 7`: after each, windows double until they reach the floor, at
-//! most 32 times, and an empty one costs two requests where `until` is raised. A relay that answers newest first in pages of
-//! `c`, never more than `k < c` events in one second, takes ≤ `events / (c - k) + 7`, however it reads `until`.
+//! one probe, one request by ids, one that listens, one failed test of `until` and one page asked again as meant. With `t` ≤
+//! [`FAILURES_MAX`] pages that were too much, ≤ `5·s + 100·t + 8`: after each, windows double until they reach the floor, at
+//! most 32 times, and an empty one costs two requests, or three where `until` is raised. A relay that answers newest first in
+//! pages of `c`, never more than `k < c` events in one second, takes ≤ `events / (c - k) + 8`, however it reads `until`.
 
 mod narrow;
 mod rules;
+mod silence;
 mod spec;
 mod view;
 mod witness;
@@ -80,6 +89,7 @@ mod witness;
 use std::collections::HashSet;
 
 use self::narrow::Narrow;
+use self::silence::Silence;
 use self::spec::{Ask, Order, Reading, Suspect};
 use self::view::PageView;
 use self::witness::Witnesses;
@@ -127,11 +137,16 @@ pub struct Walk {
     finish_top: Option<i64>,
     distrusts_hints: bool,
     order: Order,
+    /// Some page stepped forward in time.
+    stepped: bool,
     reading: Reading,
     suspect: Option<Suspect>,
     narrow: Narrow,
     stopped: Option<(Grade, GapReason)>,
     witnesses: Witnesses,
+    silence: Silence,
+    /// Only what checks a proof is still asked.
+    winds_up: bool,
 }
 
 impl Walk {
@@ -156,11 +171,14 @@ impl Walk {
             finish_top: None,
             distrusts_hints: false,
             order: Order::Unshown,
+            stepped: false,
             reading: Reading::Untested,
             suspect: None,
             narrow: Narrow::default(),
             stopped: None,
             witnesses: Witnesses::default(),
+            silence: Silence::default(),
+            winds_up: false,
         }
     }
 
@@ -169,6 +187,13 @@ impl Walk {
     #[must_use]
     pub fn knowing(self, events: Vec<(i64, EventId)>, silence_is_known: bool) -> Self {
         Self { witnesses: Witnesses::new(events, silence_is_known), ..self }
+    }
+
+    /// The same walk, over a relay known to have served something between these seconds, outside the window: an empty page
+    /// is believed only once it was heard there.
+    #[must_use]
+    pub fn listening(self, echo: Option<(i64, i64)>) -> Self {
+        Self { silence: Silence::after(echo), ..self }
     }
 
     /// Of those events the ones that the relay was now found not to have; each is told once.
@@ -184,6 +209,23 @@ impl Walk {
             self.requests += u32::from(self.outstanding.is_some());
         }
         self.outstanding.map_or(Next::Done, |ask| Next::Request(self.filter(ask)))
+    }
+
+    /// Goes no further down: [`Walk::next`] asks only what checks the proofs that were given.
+    pub fn wind_up(&mut self) {
+        self.winds_up = true;
+        let Some(ask) = self.outstanding.take() else { return };
+        self.requests -= 1;
+        match ask {
+            Ask::Gap(suspect) => self.suspect = Some(suspect),
+            Ask::Known => {}
+            other => self.plan = Some(other),
+        }
+    }
+
+    /// Frames of the smallest page that this walk showed to be cut.
+    pub const fn smallest_cut(&self) -> Option<usize> {
+        self.smallest_cut
     }
 
     /// Requests made so far.
@@ -208,8 +250,7 @@ impl Walk {
         }
         self.witnesses.see(facts);
         let claims = self.settle(ask, facts, end);
-        self.witnesses.settle(&claims);
-        claims
+        self.witnesses.settle(claims)
     }
 
     fn settle(&mut self, ask: Ask, facts: &PageFacts, end: &PageEnd) -> Vec<Claim> {
@@ -220,10 +261,16 @@ impl Walk {
             self.reading = Reading::Inclusive;
         }
         if let Ask::Gap(suspect) = ask {
-            return self.on_gap(&page, suspect, end.is_eose());
+            return self.on_gap(&page, suspect, end);
+        }
+        if let Ask::Echo { flaw } = ask {
+            return self.on_echo(&page, flaw, end);
         }
         if page.ignores_filter() {
             return self.stop(Grade::Partial, GapReason::IgnoresFilter);
+        }
+        if end.is_eose() || end.is_too_much() {
+            self.silence.hear(&page, asked);
         }
         match end {
             PageEnd::Eose { hint } => {
@@ -260,8 +307,14 @@ impl Walk {
             None if exhausted || reason_if_stopped == GapReason::None => (Grade::Unknown, GapReason::Stopped),
             None => (Grade::Unknown, reason_if_stopped),
         };
-        let unasked = self.witnesses.take_back(Grade::Unknown, reason);
-        Claim::over(self.floor, self.unclaimed(), grade, reason).into_iter().chain(unasked).collect()
+        let rest = Claim::over(self.floor, self.unclaimed(), grade, reason);
+        // What was not checked is not proved.
+        let unprobed = self.suspect.and_then(|Suspect { gap: (since, until), .. }| {
+            Claim::over(since, until, Grade::Unknown, reason).map(Claim::overriding)
+        });
+        let unheard = self.silence.take_back(Grade::Unknown, reason);
+        let unasked = self.witnesses.give_up(reason);
+        rest.into_iter().chain(unprobed).chain(unheard).chain(unasked).collect()
     }
 
     fn choose(&mut self) -> Option<Ask> {
@@ -269,7 +322,7 @@ impl Walk {
             return None;
         }
         let last_chance = self.requests + 1 == self.max_requests;
-        if self.plan.is_none() || last_chance {
+        if self.plan.is_none() || last_chance || self.winds_up {
             if self.witnesses.contradict() {
                 return Some(Ask::Known);
             }
@@ -277,7 +330,7 @@ impl Walk {
                 return Some(Ask::Gap(suspect));
             }
         }
-        self.plan.take()
+        if self.winds_up { None } else { self.plan.take() }
     }
 
     /// First second, last second (`None` for the open top) and limit of a request, as meant.
@@ -288,6 +341,10 @@ impl Walk {
             Ask::Above { low } => (low + 1, Some(self.frontier), self.limit),
             Ask::Gap(Suspect { gap: (since, until), .. }) => (since, Some(until), 1),
             Ask::Known => (self.floor, None, self.limit),
+            Ask::Echo { .. } => {
+                let (since, until) = self.silence.window();
+                (since, until, 1)
+            }
         }
     }
 
@@ -321,6 +378,8 @@ mod known;
 pub(crate) mod model_relay;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod silent;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -72,6 +72,8 @@ pub(crate) struct ModelRelay {
     pub(crate) disorder_shows_up_to: i64,
     /// Of so many requests for a stretch of time about one is answered by EOSE at once. 0: none.
     pub(crate) mutes: u64,
+    /// From the n-th request for a stretch of time on all of them are.
+    pub(crate) mute_from: Option<u32>,
     /// Nor are requests by ids served.
     pub(crate) mutes_ids: bool,
 }
@@ -130,6 +132,7 @@ impl ModelRelay {
             takes: usize::MAX,
             disorder_shows_up_to: i64::MAX,
             mutes: 0,
+            mute_from: None,
             mutes_ids: false,
         }
     }
@@ -159,7 +162,9 @@ impl ModelRelay {
 
     fn is_mute(&self, filter: &Filter) -> bool {
         let draw = scramble(self.mutes, id(usize::try_from(self.asked).unwrap() + 1));
-        if filter.ids.is_empty() { self.mutes > 0 && draw.is_multiple_of(self.mutes) } else { self.mutes_ids }
+        let fell_silent = self.mute_from.is_some_and(|from| self.asked >= from);
+        let is_mute = fell_silent || (self.mutes > 0 && draw.is_multiple_of(self.mutes));
+        if filter.ids.is_empty() { is_mute } else { self.mutes_ids }
     }
 
     /// Whether this one cannot be read, and if so whether its time can.

@@ -89,7 +89,7 @@ impl Walk {
                 self.narrow.low = Some(low + 1);
                 self.narrow_by(page, end);
             }
-            Ask::Gap(_) | Ask::Known => {}
+            Ask::Gap(_) | Ask::Known | Ask::Echo { .. } => {}
         }
         Vec::new()
     }

@@ -7,7 +7,7 @@ use super::spec::{Ask, Claim, Order, Suspect};
 use super::view::PageView;
 use super::{INVERSIONS_SPARE, Walk};
 use crate::models::{GapReason, Grade};
-use crate::nips::EoseHint;
+use crate::nips::{EoseHint, PageEnd};
 
 impl Walk {
     pub(super) fn on_eose(&mut self, ask: Ask, page: &PageView, hint: Option<EoseHint>) -> Vec<Claim> {
@@ -62,12 +62,15 @@ impl Walk {
             return self.stop(Grade::Partial, GapReason::NotServed);
         }
         match ask {
-            Ask::Below { flaw } => self.drain(flaw),
+            // The frontier second, which was served, has just come empty too.
+            Ask::Below { flaw: Some(GapReason::NotServed) } => self.fell_silent(),
+            Ask::Below { flaw: None } => self.drain(None),
+            Ask::Below { flaw } => self.listen(flaw),
             _ if !self.boundary.is_empty() => self.look_below(Some(GapReason::NotServed)),
             _ => {
                 let trusted = hint == Some(EoseHint::Finish) && !self.distrusts_hints;
                 self.finish_top = self.finish_top.or(trusted.then_some(self.frontier));
-                self.drain(None)
+                self.listen(None)
             }
         }
     }
@@ -114,11 +117,12 @@ impl Walk {
         if inversions > INVERSIONS_SPARE + page.frames / 100 {
             claims.extend(self.take_back());
         }
+        self.stepped |= inversions > 0;
         self.boundary = page.ids_at(low);
         let mut ordered = inversions == 0 && self.order != Order::Broken;
         if ordered && !page.spans_one_second() {
             self.order = Order::Shown;
-        } else if ordered && self.order == Order::Unshown && self.may_be_full(page) {
+        } else if ordered && (self.order == Order::Unshown || self.stepped) && self.may_be_full(page) {
             if !lacking && low < self.frontier {
                 self.plan = Some(Ask::Above { low });
                 return claims;
@@ -151,17 +155,21 @@ impl Walk {
         if page.low().is_some() {
             self.distrusts_hints |= self.finish_top.take().is_some();
             claims.extend(self.take_back());
+        } else {
+            self.silence.rest(low + 1, self.frontier);
         }
         claims.extend(self.settle_above(low, self.order != Order::Broken));
         claims
     }
 
-    /// Rule 8: a hit is a hit however the page ended; nothing found clears nothing and costs nothing.
-    pub(super) fn on_gap(&mut self, page: &PageView, suspect: Suspect, is_eose: bool) -> Vec<Claim> {
+    /// Rule 8: a hit is a hit however the page ended; without an EOSE nothing found clears nothing.
+    pub(super) fn on_gap(&mut self, page: &PageView, suspect: Suspect, end: &PageEnd) -> Vec<Claim> {
         let (low, top) = suspect.span;
         if page.low().is_none() {
-            self.suspect = (is_eose && page.beyond > 0).then_some(suspect);
-            return Vec::new();
+            self.suspect = (end.is_eose() && page.beyond > 0).then_some(suspect);
+            let (since, until) = suspect.gap;
+            let open = Claim::over(since, until, Grade::Unknown, end.gap()).map(Claim::overriding);
+            return open.filter(|_| !end.is_eose()).into_iter().collect();
         }
         let hidden = Claim::over(low, top, Grade::Partial, GapReason::NotServed);
         hidden.map(Claim::overriding).into_iter().collect()
@@ -195,7 +203,7 @@ impl Walk {
     }
 
     /// Everything from the frontier down is settled; a flaw keeps the frontier second from proof.
-    fn drain(&mut self, flaw: Option<GapReason>) -> Vec<Claim> {
+    pub(super) fn drain(&mut self, flaw: Option<GapReason>) -> Vec<Claim> {
         let (grade, top) = match self.finish_top {
             Some(top) => (Grade::Finished, top),
             None => (Grade::Walked, self.frontier),

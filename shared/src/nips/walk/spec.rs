@@ -91,6 +91,8 @@ pub(super) enum Ask {
     Gap(Suspect),
     /// Events by their ids, which what was proved lacks.
     Known,
+    /// Something that the relay is known to serve, before an empty page is believed; `flaw` as below.
+    Echo { flaw: Option<GapReason> },
 }
 
 /// A gap to probe, and the span that the page around it proved.

@@ -21,6 +21,8 @@ pub(super) struct PageView {
     pub(super) frames: usize,
     /// Events newer than the window, yet within what was asked: an open top or a raised `until`.
     pub(super) beyond: usize,
+    /// The oldest second of these.
+    pub(super) beyond_low: Option<i64>,
     /// How often the page steps forward in time: 0 for newest first. What a raised `until` brought counts.
     pub(super) inversions: usize,
     /// Frames for our request that cannot be read, not even when they are from.
@@ -36,6 +38,7 @@ impl PageView {
             entries: Vec::with_capacity(facts.seen.len()),
             frames: facts.seen.len() + facts.unread.len(),
             beyond: 0,
+            beyond_low: None,
             inversions: 0,
             unplaced: 0,
             mismatched: usize::try_from(facts.mismatched).unwrap_or(usize::MAX),
@@ -59,6 +62,7 @@ impl PageView {
                 }
                 if above {
                     view.beyond += 1;
+                    view.beyond_low = Some(view.beyond_low.map_or(created_at, |low| low.min(created_at)));
                 } else {
                     view.entries.push((created_at, id));
                 }
@@ -76,6 +80,16 @@ impl PageView {
     /// Whether something came, and nothing that says when it is from.
     pub(super) const fn is_unclear(&self) -> bool {
         self.unplaced > 0 && self.entries.is_empty() && self.beyond == 0
+    }
+
+    /// Whether nothing came that takes a place in time, be it known or not.
+    pub(super) const fn is_silent(&self) -> bool {
+        self.entries.is_empty() && self.beyond == 0 && self.unplaced == 0
+    }
+
+    /// The newest second inside the window.
+    pub(super) fn top(&self) -> Option<i64> {
+        self.entries.iter().map(|&(second, _)| second).max()
     }
 
     /// The oldest second inside the window.

@@ -1,0 +1,35 @@
+//! The way to the relay, and whose fault it is when there is none.
+
+use super::super::validate::{blame, unserved};
+use super::super::{Attempt, Ctx, JobError};
+use crate::models::RelayUrl;
+use crate::net::{DialFailure, Target};
+use crate::relay::RelaySocket;
+
+/// Dials the relay; a failure that may be ours is an error, the relay's own is a result.
+pub(super) async fn connect(
+    ctx: &Ctx,
+    attempt: &Attempt,
+    url: &RelayUrl,
+    was_alive: bool,
+) -> Result<Result<(RelaySocket, Target), DialFailure>, JobError> {
+    let opened = match ctx.dialer.resolve(url).await {
+        Ok(target) => {
+            ctx.permit(attempt, &target).await?;
+            RelaySocket::open(&ctx.dialer, &target).await.map(|mut socket| {
+                socket.identify(ctx.config.identity());
+                (socket, target)
+            })
+        }
+        Err(failure) => Err(failure),
+    };
+    let failure = opened.as_ref().err().map(|failure| failure.reason);
+    if let Some(reason) = failure {
+        unserved(ctx, attempt, url.network(), reason)?;
+    }
+    ctx.egress.record(url.network(), failure, was_alive);
+    if let Err(failure) = &opened {
+        blame(ctx, url.network(), failure.reason, false).await?;
+    }
+    Ok(opened)
+}
