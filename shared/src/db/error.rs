@@ -87,6 +87,11 @@ impl DbError {
         matches!(self, Self::Data { .. })
     }
 
+    /// Whether what the statement went by has changed meanwhile: looked at again, it may succeed.
+    pub fn is_outdated(&self) -> bool {
+        matches!(self, Self::Server { code, .. } if code == "40001")
+    }
+
     /// Whether a lock was not to be had: somebody else does this right now.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Server { code, .. } if code == "55P03")

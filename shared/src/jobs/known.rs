@@ -2,7 +2,7 @@
 //! database no question, and no second writer.
 //!
 //! What is remembered was true once: an event may have been removed since. Then [`crate::db::Db::sync_store`] refuses the page
-//! as a whole, and the page forgets its events. Invariant: who waits for another one's writing is writing nothing
+//! as a whole, and what of it was only remembered is looked up after all. Invariant: who waits for another one's writing is writing nothing
 //! itself, so that nobody waits for a waiter.
 
 use std::collections::{HashMap, HashSet, VecDeque};

@@ -125,7 +125,7 @@ impl Pass<'_> {
         self.ctx.metrics.events_received.get_or_create(&labels).inc_by(self.tally.known - known);
         let doubts = checked.forged.iter().map(|(at, _)| (*at, *at)).chain(page.facts.doubts).collect();
         let changed = self.doubt(doubts, GapReason::Protocol) || changed;
-        let forged = checked.forged.iter().map(|(_, id)| *id).collect();
+        let mut forged: HashSet<EventId> = checked.forged.iter().map(|(_, id)| *id).collect();
         // First, so that they are known when their observations are stored.
         if !checked.noted.is_empty() && !self.ctx.db.sync_note(&self.attempt.fence, &checked.noted).await? {
             return Err(lost());
@@ -133,7 +133,16 @@ impl Pass<'_> {
         if checked.delivered.is_empty() && !changed {
             return Ok(forged);
         }
-        let stored = self.store(&mut checked, changed).await?;
+        let stored = match self.store(&mut checked, changed).await? {
+            Some(stored) => stored,
+            None => {
+                let more = self.look_again(&mut checked).await?;
+                forged.extend(more.iter().map(|(_, id)| *id));
+                let doubts = more.iter().map(|(at, _)| (*at, *at)).collect();
+                let changed = self.doubt(doubts, GapReason::Protocol) || changed;
+                self.store(&mut checked, changed).await?.ok_or_else(lost)?
+            }
+        };
         let delivered: HashSet<&EventId> = checked.delivered.iter().map(|(id, _)| id).collect();
         let is_stored = |id: &EventId| delivered.contains(id) && !stored.refused.contains(id);
         self.edge = edge.into_iter().filter(|(id, _)| is_stored(id)).collect();
@@ -164,24 +173,22 @@ impl Pass<'_> {
 
     /// One transaction; if the database refuses a value, the batch is halved until the one at fault stands
     /// alone: it is set aside, and its second is no proof any more.
-    async fn store(&mut self, checked: &mut Checked, changed: bool) -> Result<StoredPage, JobError> {
+    /// Nothing, where something that was only remembered has been removed since.
+    async fn store(&mut self, checked: &mut Checked, changed: bool) -> Result<Option<StoredPage>, JobError> {
         let known = &self.ctx.known;
         // What others store meanwhile is observed, not stored once more.
         let writing = known.write(&mut checked.new).await;
         match self.try_store(&checked.delivered, &checked.new, changed).await {
             Ok(sum) if sum.held => {
                 writing.done();
-                return Ok(StoredPage { sum, refused: HashSet::new() });
+                return Ok(Some(StoredPage { sum, refused: HashSet::new() }));
             }
             Ok(_) => return Err(lost()),
             Err(error) if error.is_data() => {
                 tracing::warn!(error = %error, "looking for the event the database refuses");
             }
-            Err(error) => {
-                // It may be that one of them was removed since we learned that it is there.
-                known.forget(checked.delivered.iter().map(|(id, _)| *id));
-                return Err(error.into());
-            }
+            Err(error) if error.is_outdated() && !checked.remembered.is_empty() => return Ok(None),
+            Err(error) => return Err(error.into()),
         }
         let mut sum = Stored { held: true, events: 0, observations: 0 };
         let mut poison: HashSet<EventId> = HashSet::new();
@@ -214,7 +221,7 @@ impl Pass<'_> {
             return Err(lost());
         }
         sum.observations += stored.observations;
-        Ok(StoredPage { sum, refused: poison })
+        Ok(Some(StoredPage { sum, refused: poison }))
     }
 
     async fn quarantine(&mut self, event: &Event, error: &DbError) -> Result<(), JobError> {

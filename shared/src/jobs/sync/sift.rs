@@ -32,6 +32,8 @@ pub(super) struct Checked {
     pub(super) forged: Vec<(i64, EventId)>,
     /// Deletions asked for.
     pub(super) stones: Vec<Tombstone>,
+    /// What came that the database was not asked about: this process remembers it.
+    pub(super) remembered: Vec<PageEvent>,
 }
 
 impl Pass<'_> {
@@ -68,6 +70,9 @@ impl Pass<'_> {
             let same = held.is_some_and(|ours| {
                 ours.is_none() || event.sig().and_then(|sig| sig.first_chunk()) == ours.as_ref()
             });
+            if remembered.is_some() {
+                checked.remembered.push(event.clone());
+            }
             let sampled = altered.contains(&facts.id) || self.ctx.verifier.samples(self.relay_id, &facts.id);
             if same && !sampled {
                 checked.delivered.push((facts.id, facts.created_at));
@@ -108,6 +113,30 @@ impl Pass<'_> {
         self.note_forged(&forged).await?;
         self.judge(fresh, &mut checked).await?;
         Ok(checked)
+    }
+
+    /// Looks up after all what was only remembered, and may have been removed since; returns what does not verify of it.
+    pub(super) async fn look_again(
+        &mut self,
+        checked: &mut Checked,
+    ) -> Result<Vec<(i64, EventId)>, JobError> {
+        let mut remembered = std::mem::take(&mut checked.remembered);
+        let delivered: HashSet<EventId> = checked.delivered.iter().map(|(id, _)| *id).collect();
+        remembered.retain(|event| delivered.contains(&event.facts().id));
+        let ids: HashSet<EventId> = remembered.iter().map(|event| event.facts().id).collect();
+        self.ctx.known.forget(ids.iter().copied());
+        self.tally.delivered -= ids.len() as u64;
+        self.tally.known -= ids.len() as u64;
+        let again = self.sift(remembered).await?;
+        checked.delivered.retain(|(id, _)| !ids.contains(id));
+        checked.delivered.extend(again.delivered);
+        checked.new.extend(again.new);
+        checked.stones.extend(again.stones);
+        if !again.noted.is_empty() && !self.ctx.db.sync_note(&self.attempt.fence, &again.noted).await? {
+            return Err(lost());
+        }
+        checked.noted.extend(again.noted);
+        Ok(again.forged)
     }
 
     async fn note_forged(&mut self, forged: &[ForgeryRow]) -> Result<(), JobError> {
