@@ -51,6 +51,11 @@ fn pages_that_lack_what_was_compared_bear_nothing_out() {
     let story =
         relay.clone().reconcile(ReconcileSpec { until_exclusive: true, ..SPEC }, &[], &HashMap::new());
     assert_eq!((story.rest, story.claims.len()), (Rest::None, 1), "known for it in vain");
+    // Nor does what lies above a window, and is asked for with it, hide that an empty comparison is none.
+    let nothing = ModelRelay { truncates_at: 0, ..ModelRelay::honest(events_at([7, 9, 501])) };
+    let spec = ReconcileSpec { until_exclusive: true, ceiling: 500, ..SPEC };
+    let story = nothing.clone().reconcile(spec, &[], &HashMap::new());
+    assert_eq!((story.rest, story.claims.len()), (Rest::Page { floor: 0, ceiling: 500 }, 0));
 }
 
 #[test]

@@ -80,6 +80,15 @@ impl Reconcile {
             self.leave(Left::Stopped(end.grade(), end.gap()));
             return Settlement::default();
         }
+        let again = matches!(probe, Probe::Below { again: true, .. });
+        if !hit && self.exclusive != again && facts.seen.iter().any(|(second, _)| *second > until) {
+            // Of the very second that was sent: it is inclusive here, and what came took the place of what was asked for.
+            if again {
+                return self.leave_to_paging();
+            }
+            self.exclusive = false;
+            return Settlement::default();
+        }
         if facts.mismatched > 0 && !hit {
             // What took the place of what was asked for hides it.
             return self.leave_to_paging();
