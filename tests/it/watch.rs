@@ -18,13 +18,15 @@ use super::fleet::{child, environment, seed_relays};
 use super::support::migrated;
 
 /// What the exporter of PostgreSQL calls its metrics, by which alerts and dashboards may ask: the same from 0.11 to 0.20.
-const EXPORTER: [&str; 16] = [
+const EXPORTER: [&str; 18] = [
     "pg_up",
     "pg_database_size_bytes",
     "pg_locks_count",
     "pg_settings_max_connections",
     "pg_stat_activity_count",
     "pg_stat_activity_max_tx_duration",
+    "pg_stat_archiver_archived_count",
+    "pg_stat_archiver_failed_count",
     "pg_stat_database_blks_hit",
     "pg_stat_database_blks_read",
     "pg_stat_database_deadlocks",

@@ -227,7 +227,6 @@ const fn only_the_upgrade_failed(reason: Reason) -> bool {
         Reason::WsUpgradeRefused
             | Reason::AuthRequired
             | Reason::Blocked
-            | Reason::RateLimited
             | Reason::WsProtocol
             | Reason::Oversize
             | Reason::Disconnected
