@@ -133,15 +133,14 @@ impl Pass<'_> {
         if checked.delivered.is_empty() && !changed {
             return Ok(forged);
         }
-        let stored = match self.store(&mut checked, changed).await? {
-            Some(stored) => stored,
-            None => {
-                let more = self.look_again(&mut checked).await?;
-                forged.extend(more.iter().map(|(_, id)| *id));
-                let doubts = more.iter().map(|(at, _)| (*at, *at)).collect();
-                let changed = self.doubt(doubts, GapReason::Protocol) || changed;
-                self.store(&mut checked, changed).await?.ok_or_else(lost)?
-            }
+        let stored = if let Some(stored) = self.store(&mut checked, changed).await? {
+            stored
+        } else {
+            let more = self.look_again(&mut checked).await?;
+            forged.extend(more.iter().map(|(_, id)| *id));
+            let doubts = more.iter().map(|(at, _)| (*at, *at)).collect();
+            let changed = self.doubt(doubts, GapReason::Protocol) || changed;
+            self.store(&mut checked, changed).await?.ok_or_else(lost)?
         };
         let delivered: HashSet<&EventId> = checked.delivered.iter().map(|(id, _)| id).collect();
         let is_stored = |id: &EventId| delivered.contains(id) && !stored.refused.contains(id);
