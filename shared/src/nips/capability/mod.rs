@@ -138,7 +138,8 @@ impl Survey {
             }
             (Stage::Search | Stage::Kindless, _) => {
                 self.stage = Stage::Kindless;
-                Probe::Page(Filter { limit: Some(1), ..Filter::default() }, EVENTS_MAX)
+                // With a time, as whoever reads a relay names one: some programs take a bare limit for no question at all.
+                Probe::Page(Filter { since: Some(0), limit: Some(1), ..Filter::default() }, EVENTS_MAX)
             }
             (Stage::Kinds, _) => {
                 let kinds = PAGE_KINDS.to_vec();
