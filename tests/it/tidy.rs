@@ -357,3 +357,23 @@ fn migrations_are_append_only() {
          by (cd migrations && sha256sum NAME >> CHECKSUMS). Not as listed: {differ:?}"
     );
 }
+
+#[test]
+fn a_package_that_has_unit_tests_runs_them() {
+    let tested = |folder: &Path| {
+        let sources = files(&folder.join("src"), "rs");
+        sources.iter().any(|path| code_of(&fs::read_to_string(path).unwrap()).contains("#[cfg(test)]"))
+    };
+    let manifests = files(&root(), "toml").into_iter().filter(|path| path.ends_with("Cargo.toml"));
+    let silent: Vec<String> = manifests
+        .filter(|path| {
+            // Of a package with a library its tests are there; a program next to it is a few lines.
+            let text = fs::read_to_string(path).unwrap();
+            let target = text.split_once("[lib]").or_else(|| text.split_once("[[bin]]"));
+            let target = target.map_or("", |(_, rest)| rest.split("\n[").next().unwrap());
+            target.lines().any(|line| line == "test = false") && tested(path.parent().unwrap())
+        })
+        .map(|path| shown(&path))
+        .collect();
+    assert!(silent.is_empty(), "these have tests that never run: {silent:?}");
+}
