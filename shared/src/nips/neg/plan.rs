@@ -24,7 +24,7 @@
 //!    ([`Reconcile::take_aside`]), and below it is reconciled.
 //! 6. **Ids that only we have** are *gone*: served once and no more. Reported only for what was reconciled, and only
 //!    once the relay was asked for some of them by id and handed out none; if it does, paging takes over.
-//! 7. **Any other end** claims nothing.
+//! 7. **Any other end** claims nothing, and leaves the rest to paging, which says what is wrong; but for a limit of our rate.
 //!
 //! # Bound
 //! At most `max_requests` comparisons and pages, and [`TOO_MUCH_MAX`] pages that are more than we take. An honest relay
@@ -39,6 +39,7 @@ use crate::models::{EventId, GapReason, Grade};
 use crate::nips::filter::Filter;
 use crate::nips::page::{PageEnd, PageFacts};
 use crate::nips::refusal::CloseClass;
+use crate::nips::session::Cut;
 use crate::nips::walk::{Claim, LATEST_SECOND, SMALLEST_CAP};
 
 /// Seconds in a row that may be refused as too many.
@@ -171,6 +172,8 @@ impl Reconcile {
             return Settlement::default();
         }
         self.requests += 1;
+        // A relay that sets its messages no limit may answer with more than we take: less time, smaller messages.
+        let end = if end == NegEnd::Cut(Cut::Oversize) { NegEnd::TooMany { most: None } } else { end };
         match end {
             NegEnd::Compared { have, need } => {
                 (self.has_compared, self.refused) = (true, 0);
@@ -202,8 +205,10 @@ impl Reconcile {
             NegEnd::Refused { class: CloseClass::RateLimited, .. } => {
                 self.leave(Left::Stopped(Grade::Unknown, GapReason::RateLimited));
             }
-            NegEnd::Refused { .. } | NegEnd::Timeout | NegEnd::Violation => self.leave(Left::Page),
-            NegEnd::Cut(_) => self.leave(Left::Stopped(Grade::Unknown, GapReason::Disconnected)),
+            // Who hangs up on a comparison may serve pages; paging says so if not.
+            NegEnd::Refused { .. } | NegEnd::Timeout | NegEnd::Violation | NegEnd::Cut(_) => {
+                self.leave(Left::Page);
+            }
         }
         Settlement::default()
     }
@@ -324,10 +329,7 @@ impl Reconcile {
                 }
                 self.fetch_next()
             }
-            other => {
-                self.leave(Left::Stopped(other.grade(), other.gap()));
-                Settlement::default()
-            }
+            other => self.stop_or_page(other),
         }
     }
 

@@ -6,7 +6,7 @@
 
 use super::plan::Reconcile;
 use super::spec::{Left, Settlement, Stage};
-use crate::models::EventId;
+use crate::models::{EventId, GapReason};
 use crate::nips::filter::Filter;
 use crate::nips::page::{PageEnd, PageFacts};
 use crate::nips::refusal::CloseClass;
@@ -77,8 +77,7 @@ impl Reconcile {
             return self.leave_to_paging();
         }
         if !end.is_eose() && !hit {
-            self.leave(Left::Stopped(end.grade(), end.gap()));
-            return Settlement::default();
+            return self.stop_or_page(end);
         }
         let again = matches!(probe, Probe::Below { again: true, .. });
         if !hit && self.exclusive != again && facts.seen.iter().any(|(second, _)| *second > until) {
@@ -169,11 +168,17 @@ impl Reconcile {
         match end {
             PageEnd::Eose { .. } => {}
             PageEnd::Closed { class, .. } if *class != CloseClass::RateLimited => self.window.have.clear(),
-            other => {
-                self.leave(Left::Stopped(other.grade(), other.gap()));
-                return Settlement::default();
-            }
+            other => return self.stop_or_page(other),
         }
         self.settle(self.window.whole)
+    }
+
+    /// Rule 7: who does not answer this has said nothing of the timeline, but for a limit of our rate.
+    pub(super) fn stop_or_page(&mut self, end: &PageEnd) -> Settlement {
+        if end.gap() != GapReason::RateLimited {
+            return self.leave_to_paging();
+        }
+        self.leave(Left::Stopped(end.grade(), end.gap()));
+        Settlement::default()
     }
 }

@@ -6,7 +6,8 @@ use negentropy::{Id, Negentropy, NegentropyStorageVector};
 
 use super::compare::{Comparison, NegEnd, NegLimits, NegStep};
 use super::model_relay::{ModelRelay, events_at, id};
-use super::spec::{ReconcileSpec, Rest};
+use super::plan::Reconcile;
+use super::spec::{Job, ReconcileSpec, Rest};
 use super::window::Window;
 use crate::models::{EventId, GapReason, Grade};
 use crate::nips::{CloseClass, Cut, Filter};
@@ -309,19 +310,37 @@ fn what_does_not_reconcile_is_left_to_paging_by_name() {
         (NegEnd::Silent, Rest::Unsupported { floor: 0, ceiling: 10_000 }),
         (NegEnd::Unsupported, Rest::Unsupported { floor: 0, ceiling: 10_000 }),
         (NegEnd::Violation, Rest::Page { floor: 0, ceiling: 10_000 }),
+        (NegEnd::Cut(Cut::Disconnected), Rest::Page { floor: 0, ceiling: 10_000 }),
         (
-            NegEnd::Cut(Cut::Disconnected),
+            NegEnd::Refused { class: CloseClass::RateLimited, message: String::new() },
             Rest::Stopped {
                 floor: 0,
                 ceiling: 10_000,
                 grade: Grade::Unknown,
-                reason: GapReason::Disconnected,
+                reason: GapReason::RateLimited,
             },
         ),
     ] {
         let mut relay = ModelRelay { neg_end: Some((0, end)), ..relay.clone() };
         assert_eq!(relay.reconcile(SPEC, &[], &HashMap::new()).rest, rest);
     }
+}
+
+#[test]
+fn an_answer_that_is_more_than_we_take_is_asked_for_in_less_time() {
+    let mut planner = Reconcile::new(SPEC);
+    let mut asked = Vec::new();
+    while asked.len() < 3 {
+        match planner.next() {
+            Job::Items { .. } => drop(planner.on_items(Vec::new())),
+            Job::Compare(filter) => {
+                asked.push((filter.since, filter.until));
+                planner.on_compared(NegEnd::Cut(Cut::Oversize));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(asked, [(Some(0), Some(10_000)), (Some(5_001), Some(10_000)), (Some(7_501), Some(10_000))]);
 }
 
 #[test]

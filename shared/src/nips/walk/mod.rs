@@ -39,6 +39,7 @@
 //!    neighbouring events of a page proved by order or by `finish` is asked alone. An event in it was hidden:
 //!    the page's span becomes *partial/not_served*, with [`Claim::overrides_proof`]. Where the walk ends
 //!    before that, or there is no EOSE, the gap is *unknown*, so that the next walk asks it alone; the page is not read again.
+//!    What the page proves is held back until then, as is what rests on an empty page above (rule 13; `withheld.rs`).
 //! 9. **Any other end** settles nothing and stops the walk; the rest is *refused* or *unknown* with the
 //!    end's reason. But for a page that was more than we take, or took too long as a whole: it is asked for again in
 //!    less time, above what came last, or half of it, down to one second. One that is too much by itself is *partial*
@@ -84,6 +85,7 @@ mod rules;
 mod silence;
 mod spec;
 mod view;
+mod withheld;
 mod witness;
 
 use std::collections::HashSet;
@@ -92,6 +94,7 @@ use self::narrow::Narrow;
 use self::silence::Silence;
 use self::spec::{Ask, Order, Reading, Suspect};
 use self::view::PageView;
+use self::withheld::Withheld;
 use self::witness::Witnesses;
 use super::filter::Filter;
 use super::page::{PageEnd, PageFacts};
@@ -143,6 +146,7 @@ pub struct Walk {
     suspect: Option<Suspect>,
     narrow: Narrow,
     stopped: Option<(Grade, GapReason)>,
+    withheld: Withheld,
     witnesses: Witnesses,
     silence: Silence,
     /// Only what checks a proof is still asked.
@@ -176,6 +180,7 @@ impl Walk {
             suspect: None,
             narrow: Narrow::default(),
             stopped: None,
+            withheld: Withheld::default(),
             witnesses: Witnesses::default(),
             silence: Silence::default(),
             winds_up: false,
@@ -250,6 +255,7 @@ impl Walk {
         }
         self.witnesses.see(facts);
         let claims = self.settle(ask, facts, end);
+        let claims = self.hold_back(claims, end.is_eose());
         self.witnesses.settle(claims)
     }
 
@@ -301,6 +307,10 @@ impl Walk {
     /// Accounts for what is unsettled: with the walk's own reason if it stopped or ran out of requests, else
     /// with the caller's for stopping it.
     pub fn finish(mut self, reason_if_stopped: GapReason) -> Vec<Claim> {
+        // What was planned was not asked.
+        if let Some(Ask::Gap(suspect)) = self.outstanding.take() {
+            self.suspect = Some(suspect);
+        }
         let exhausted = self.plan.is_some() && self.requests >= self.max_requests;
         let (grade, reason) = match self.stopped {
             Some(stopped) => stopped,
@@ -313,8 +323,11 @@ impl Walk {
             Claim::over(since, until, Grade::Unknown, reason).map(Claim::overriding)
         });
         let unheard = self.silence.take_back(Grade::Unknown, reason);
+        self.suspect = None;
+        let told = self.hold_back(unprobed.into_iter().chain(unheard).collect(), true);
+        let told = self.witnesses.settle(told);
         let unasked = self.witnesses.give_up(reason);
-        rest.into_iter().chain(unprobed).chain(unheard).chain(unasked).collect()
+        rest.into_iter().chain(told).chain(unasked).collect()
     }
 
     fn choose(&mut self) -> Option<Ask> {
@@ -323,11 +336,12 @@ impl Walk {
         }
         let last_chance = self.requests + 1 == self.max_requests;
         if self.plan.is_none() || last_chance || self.winds_up {
+            // The probe lets go of a proof that may lack a witness; where only one can be asked, ids settle more.
+            if let Some(suspect) = self.suspect.take_if(|_| !(last_chance && self.witnesses.contradict())) {
+                return Some(Ask::Gap(suspect));
+            }
             if self.witnesses.contradict() {
                 return Some(Ask::Known);
-            }
-            if let Some(suspect) = self.suspect.take() {
-                return Some(Ask::Gap(suspect));
             }
         }
         if self.winds_up { None } else { self.plan.take() }

@@ -76,6 +76,8 @@ pub(crate) struct ModelRelay {
     pub(crate) mute_from: Option<u32>,
     /// Nor are requests by ids served.
     pub(crate) mutes_ids: bool,
+    /// Requests after which whoever walks it stops, with the next one planned and not sent.
+    pub(crate) stops_after: Option<usize>,
 }
 
 /// A walk's whole story.
@@ -134,6 +136,7 @@ impl ModelRelay {
             mutes: 0,
             mute_from: None,
             mutes_ids: false,
+            stops_after: None,
         }
     }
 
@@ -258,6 +261,9 @@ impl ModelRelay {
         let mut seconds = HashSet::new();
         while let Next::Request(filter) = walk.next() {
             assert_eq!(walk.next(), Next::Request(filter.clone()), "asking twice changes nothing");
+            if self.stops_after == Some(story.filters.len()) {
+                break;
+            }
             let (facts, end) = self.answer(&filter);
             story.delivered.extend(facts.seen.iter().map(|&(_, id)| id));
             seconds.extend(facts.in_wire_order().flatten().map(|(second, _)| second));

@@ -86,9 +86,18 @@ fn relays() -> impl Strategy<Value = ModelRelay> {
     // a cap's quarter, too, is at least SMALLEST_CAP
     // one that never said anything cannot be told from one that has nothing
     let mute_from = prop::option::weighted(0.3, 1_u32..12);
-    let habits = (any::<bool>(), any::<bool>(), any::<bool>(), prop::bool::weighted(0.1), mute_from);
+    let stops_after = prop::option::weighted(0.2, 0_usize..8);
+    let habits =
+        (any::<bool>(), any::<bool>(), any::<bool>(), prop::bool::weighted(0.1), mute_from, stops_after);
     (timelines(), 40_usize..90, habits, orders, ignores, failures).prop_map(
-        |(seconds, cap, (quarters, until_exclusive, hints, forgets, mute_from), order, ignores, failure)| {
+        |(
+            seconds,
+            cap,
+            (quarters, until_exclusive, hints, forgets, mute_from, stops_after),
+            order,
+            ignores,
+            failure,
+        )| {
             ModelRelay {
                 quarters,
                 order,
@@ -96,6 +105,7 @@ fn relays() -> impl Strategy<Value = ModelRelay> {
                 until_exclusive,
                 forgets,
                 mute_from,
+                stops_after,
                 hint: if hints { Hint::Honest } else { Hint::None },
                 failure: failure.map(|(at, end)| Failure { at, end }),
                 ..ModelRelay::honest(if quarters { cap } else { cap / 4 }, events_at(seconds))
@@ -154,6 +164,16 @@ fn check_sound(relay: &ModelRelay, story: &Story, spec: WalkSpec) -> Result<(), 
     for claim in &story.claims {
         prop_assert!(floor <= claim.since && claim.since <= claim.until && claim.until <= ceiling);
         prop_assert_eq!(claim.grade.is_proof(), claim.reason == GapReason::None);
+    }
+    // A walk that dies has told no proof that it could have asked to be taken back: disorder and cut seconds show later.
+    let shows_later = |claim: &Claim| matches!(claim.reason, GapReason::Unordered | GapReason::DenseSecond);
+    for (told, taken) in
+        story.claims.iter().enumerate().filter(|(_, claim)| claim.overrides_proof && !shows_later(claim))
+    {
+        let early = story.claims[..told].iter().filter(|claim| claim.grade.is_proof());
+        for proof in early {
+            prop_assert!(proof.until < taken.since || taken.until < proof.since, "{proof:?}, then {taken:?}");
+        }
     }
     for (number, filter) in story.filters.iter().enumerate().filter(|(_, filter)| filter.ids.is_empty()) {
         let until = filter.until.unwrap_or(ceiling);
@@ -274,9 +294,11 @@ proptest! {
         older in prop::collection::vec(1_000_i64..1_400, 1..60),
         hidden in prop::collection::vec(10_000_i64..40_000, 1..20),
         cap in 10_usize..90, hints in any::<bool>(), budget in 6_u32..60,
+        stops_after in prop::option::weighted(0.5, 1_usize..8),
     ) {
         let mut relay = ModelRelay::honest(cap, events_at(newer.into_iter().chain(older).chain(hidden)));
         relay.hides = Some((1_401, 49_999));
+        relay.stops_after = stops_after;
         relay.hint = if hints { Hint::Honest } else { Hint::None };
         let spec = WalkSpec { floor: 0, ceiling: 60_000, open_top: true, limit: 50, page_shown: 0, max_requests: budget };
         let story = relay.walk(spec);

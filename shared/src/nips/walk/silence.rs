@@ -47,6 +47,11 @@ impl Silence {
         self.rests = Some((since, until));
     }
 
+    /// What so rests on silence.
+    pub(super) const fn rests(&self) -> Option<(i64, i64)> {
+        self.rests
+    }
+
     /// What so rests on silence is proved no more.
     pub(super) fn take_back(&mut self, grade: Grade, reason: GapReason) -> Option<Claim> {
         let (since, until) = self.rests.take()?;

@@ -109,6 +109,17 @@ fn a_gap_that_could_not_be_probed_is_unknown() {
 }
 
 #[test]
+fn a_probe_that_was_planned_and_not_sent_proves_nothing() {
+    let mut relay = ModelRelay::honest(20, events_at((880..900).chain([500]).chain(90..100)));
+    relay.hides = Some((400, 600));
+    let probe = relay.clone().walk(SPEC).filters.iter().position(|filter| filter.limit == Some(1)).unwrap();
+    relay.stops_after = Some(probe);
+    let story = relay.walk(SPEC);
+    assert_eq!((story.filters.len(), story.at(500).unwrap().grade), (probe, Grade::Unknown), "{story:#?}");
+    assert!(story.proves(950) && story.proves(50), "the rest of its page is told all the same");
+}
+
+#[test]
 fn a_walk_that_is_wound_up_asks_only_what_checks_its_proofs() {
     let mut relay = ModelRelay::honest(20, events_at((880..900).chain([500]).chain(90..100).chain(0..60)));
     relay.hides = Some((400, 600));

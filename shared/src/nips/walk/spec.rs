@@ -50,6 +50,19 @@ impl Claim {
         (since <= until).then_some(Self { since, until, grade, reason, overrides_proof: false })
     }
 
+    /// What of it lies within these seconds.
+    pub(super) fn inside(&self, (since, until): (i64, i64)) -> Option<Self> {
+        let (since, until) = (self.since.max(since), self.until.min(until));
+        (since <= until).then_some(Self { since, until, ..*self })
+    }
+
+    /// What of it lies outside these seconds.
+    pub(super) fn outside(&self, (since, until): (i64, i64)) -> impl Iterator<Item = Self> + use<> {
+        let below = self.inside((i64::MIN, since.saturating_sub(1)));
+        let above = self.inside((until.saturating_add(1), i64::MAX));
+        below.into_iter().chain(above)
+    }
+
     /// The same claim, to be written over a proof.
     pub(super) fn overriding(self) -> Self {
         Self { overrides_proof: true, ..self }

@@ -129,7 +129,7 @@ fn gross_disorder_takes_back_what_order_had_proved() {
         |seconds: &[i64]| PageFacts { seen: events_at(seconds.iter().copied()), ..PageFacts::default() };
     let eose = PageEnd::Eose { hint: None };
     walk.next();
-    assert_eq!(walk.on_page(&page(&[900, 800]), &eose), [walked(801, 1_000)]);
+    assert!(walk.on_page(&page(&[900, 800]), &eose).is_empty(), "its widest gap is still to be asked");
     walk.next();
     let mut tail = page(&[0, 800, 700, 750, 600, 650]);
     tail.seen.remove(0);
@@ -163,13 +163,12 @@ fn a_few_foreign_frames_are_borne_and_many_are_not() {
         let mut walk = Walk::new(SPEC);
         walk.next();
         let facts = PageFacts { seen: events_at([900, 800]), mismatched, ..PageFacts::default() };
-        let claims = walk.on_page(&facts, &PageEnd::Eose { hint: None });
-        (claims, walk.finish(GapReason::Stopped))
+        assert!(walk.on_page(&facts, &PageEnd::Eose { hint: None }).is_empty());
+        walk.finish(GapReason::Stopped)
     };
     let most = u32::try_from(MISMATCH_MAX).unwrap();
-    assert_eq!(bear(most).0, [walked(801, 1_000)]);
-    let rest = vec![gap(0, 1_000, Grade::Partial, GapReason::IgnoresFilter)];
-    assert_eq!(bear(most + 1), (Vec::new(), rest));
+    assert!(bear(most).contains(&walked(900, 1_000)));
+    assert_eq!(bear(most + 1), [gap(0, 1_000, Grade::Partial, GapReason::IgnoresFilter)]);
 }
 
 #[test]
@@ -237,7 +236,8 @@ fn finish_is_believed_once_a_second_page_brings_nothing() {
     let mut relay = ModelRelay::honest(50, events_at([900, 500, 499, 498]));
     relay.hint = Hint::Honest;
     let story = relay.walk(SPEC);
-    assert_eq!(story.claims[1], gap(0, 1_000, Grade::Finished, GapReason::None));
+    let finished = |second| story.at(second).is_some_and(|claim| claim.grade == Grade::Finished);
+    assert!([0, 497, 498, 700, 1_000].into_iter().all(finished), "{story:#?}");
     assert_eq!(story.filters.len(), 3, "the page, its confirmation, the probe of its widest gap");
     relay.hint = Hint::AlwaysFinish;
     relay.cap = 2;

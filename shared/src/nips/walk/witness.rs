@@ -47,7 +47,8 @@ impl Witnesses {
         for claim in claims {
             let within = |at: i64| (claim.since..=claim.until).contains(&at);
             if claim.overrides_proof {
-                self.held = self.held.iter().flat_map(|held| outside(held, &claim)).collect();
+                self.held =
+                    self.held.iter().flat_map(|held| held.outside((claim.since, claim.until))).collect();
                 self.missing.iter_mut().filter(|w| within(w.at)).for_each(|w| w.contradicts = false);
             } else if claim.grade.is_proof() && self.missing.iter().any(|w| within(w.at)) {
                 self.missing.iter_mut().filter(|w| within(w.at)).for_each(|w| w.contradicts = true);
@@ -97,11 +98,4 @@ impl Witnesses {
     pub(super) fn take_gone(&mut self) -> Vec<(i64, EventId)> {
         std::mem::take(&mut self.gone)
     }
-}
-
-/// What of a claim lies outside another.
-fn outside(held: &Claim, other: &Claim) -> Vec<Claim> {
-    let below = Claim::over(held.since, held.until.min(other.since - 1), held.grade, held.reason);
-    let above = Claim::over(held.since.max(other.until + 1), held.until, held.grade, held.reason);
-    below.into_iter().chain(above).collect()
 }
