@@ -217,6 +217,43 @@ impl Default for Measured {
 }
 
 impl Measured {
+    /// The same, and where the probing ended early, what it did not come to as it was measured before.
+    #[must_use]
+    pub fn completed_by(mut self, before: Self) -> Self {
+        if self.ended == Reason::None {
+            return self;
+        }
+        let keep = |answer: &mut Answer, before| {
+            if answer.seen == Support::Untested {
+                *answer = before;
+            }
+        };
+        // How to narrow is asked only of who refuses to be asked without kinds.
+        if matches!(self.without_kinds.seen, Support::Untested | Support::Refused) {
+            keep(&mut self.with_kinds, before.with_kinds);
+            keep(&mut self.with_authors, before.with_authors);
+            keep(&mut self.with_mentions, before.with_mentions);
+        }
+        keep(&mut self.without_kinds, before.without_kinds);
+        keep(&mut self.count, before.count);
+        keep(&mut self.search, before.search);
+        keep(&mut self.negentropy, before.negentropy);
+        if self.hint == Support::Untested {
+            self.hint = before.hint;
+        }
+        if self.until == Until::Untested {
+            self.until = before.until;
+        }
+        if self.auth == AuthSeen::None {
+            self.auth = before.auth;
+        }
+        self.max_limit = self.max_limit.or(before.max_limit);
+        self.default_limit = self.default_limit.or(before.default_limit);
+        self.above_brings_less = self.above_brings_less.or(before.above_brings_less);
+        self.page_max = self.page_max.max(before.page_max);
+        self
+    }
+
     /// The `limit` that yields most, as far as is known: what a page was proved to be cut at.
     pub const fn best_limit(&self) -> Option<u32> {
         self.max_limit
@@ -282,6 +319,35 @@ mod tests {
         assert_eq!(both.narrowed(), Some(Narrowed::Authors));
         both.without_kinds = Answer::UNTESTED;
         assert_eq!(both.narrowed(), None);
+    }
+
+    #[test]
+    fn a_probing_that_ended_early_takes_nothing_back() {
+        let works = |by| Answer::new(Support::Works, by, "");
+        let refused = Answer::new(Support::Refused, By::Closed, "invalid: kinds");
+        let before = Measured {
+            count: works(By::Count),
+            negentropy: works(By::NegMsg),
+            without_kinds: refused.clone(),
+            with_kinds: refused,
+            with_authors: works(By::Eose),
+            until: Until::Exclusive,
+            max_limit: Some(500),
+            page_max: 500,
+            requests: 7,
+            ..Measured::default()
+        };
+        let cut = Measured { ended: Reason::RateLimited, requests: 1, ..Measured::default() };
+        let kept = cut.clone().completed_by(before.clone());
+        assert_eq!(kept, Measured { ended: Reason::RateLimited, requests: 1, ..before.clone() });
+        // What it did come to stands, and what follows from it.
+        let without_kinds = works(By::Eose);
+        let count = Answer::new(Support::Refused, By::Closed, "no");
+        let opened = Measured { without_kinds, count: count.clone(), ..cut }.completed_by(before.clone());
+        assert_eq!((opened.narrowed(), opened.with_authors.seen), (None, Support::Untested));
+        assert_eq!((opened.count, opened.negentropy), (count, works(By::NegMsg)));
+        // A whole one stands for itself.
+        assert_eq!(Measured::default().completed_by(before), Measured::default());
     }
 
     #[test]

@@ -26,6 +26,8 @@ use crate::models::{Reason, RelayUrl};
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 /// What may wait to be written: a few requests; more means the peer stopped reading.
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
+/// The longest binary message that is passed over.
+const BINARY_BYTES: usize = 1_024;
 /// How long a request, and the goodbye, may take to leave.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -115,6 +117,8 @@ impl WsStream {
         match self.inner.next().await {
             Some(Ok(Message::Text(text))) => WsRead::Text(text),
             None | Some(Ok(Message::Close(_))) => WsRead::Closed,
+            // Nostr has none; and what follows one shares its memory for as long as it is kept.
+            Some(Ok(Message::Binary(bytes))) if bytes.len() > BINARY_BYTES => WsRead::Oversize,
             Some(Ok(_)) => WsRead::Ignored,
             Some(Err(error)) => judge_read(&error),
         }

@@ -37,6 +37,9 @@ pub enum EventError {
     /// The id is not the hash of the event.
     #[error("the event's id is not the hash of its content")]
     BadId,
+    /// The id is the hash of the event as its relay program writes JSON, and not as NIP-01 does.
+    #[error("the event's id is the hash of another way to write it")]
+    OtherEscape,
     /// The signature does not verify, or the public key is no point on the curve.
     #[error("the event's signature does not verify")]
     BadSignature,
@@ -47,7 +50,13 @@ pub enum EventError {
 
 impl EventError {
     /// Every class.
-    pub const WORDS: [&str; 6] = ["not_json", "shape", "range", "bad_id", "bad_signature", "too_large"];
+    pub const WORDS: [&str; 7] =
+        ["not_json", "shape", "range", "bad_id", "other_escape", "bad_signature", "too_large"];
+
+    /// Whether somebody made up what it says; anything else may be how a relay program reads and writes.
+    pub const fn is_forgery(self) -> bool {
+        matches!(self, Self::BadId | Self::BadSignature)
+    }
 
     /// The error's class, for counters: a closed set.
     pub const fn as_str(self) -> &'static str {
@@ -56,6 +65,7 @@ impl EventError {
             Self::Shape(_) => "shape",
             Self::Range(_) => "range",
             Self::BadId => "bad_id",
+            Self::OtherEscape => "other_escape",
             Self::BadSignature => "bad_signature",
             Self::TooLarge => "too_large",
         }
@@ -209,10 +219,10 @@ impl Event {
             return Err(EventError::Range("created_at"));
         }
         let event = Self { id, pubkey, created_at, kind, tags, content, sig };
-        if event.computed_id() != event.id {
-            return Err(EventError::BadId);
+        if event.computed_id() == event.id {
+            return Ok(event);
         }
-        Ok(event)
+        Err(if event.is_escaped_otherwise() { EventError::OtherEscape } else { EventError::BadId })
     }
 
     /// Makes a new event; `sign` gives the BIP-340 signature over the id it is shown.
@@ -260,6 +270,15 @@ impl Event {
         SECP256K1
             .verify_schnorr(&Signature::from_byte_array(self.sig), &self.id.0, &author)
             .map_err(|_| EventError::BadSignature)
+    }
+
+    /// Whether the author signed an id that is the hash of the same fields with DEL written as `\u007f`, as the JSON writer of
+    /// some relay programs does.
+    fn is_escaped_otherwise(&self) -> bool {
+        let canonical = self.canonical();
+        canonical.contains('\u{7f}')
+            && EventId(Sha256::digest(canonical.replace('\u{7f}', "\\u007f")).into()) == self.id
+            && self.verify_signature().is_ok()
     }
 
     /// The SHA-256 of `[0,pubkey,created_at,kind,tags,content]` without blanks (NIP-01), control

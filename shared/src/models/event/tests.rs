@@ -162,6 +162,24 @@ fn what_is_not_json_is_not_an_event() {
 }
 
 #[test]
+fn an_id_over_another_way_to_write_json_is_no_forgery() {
+    let pair = Keypair::from_secret_key(SECP256K1, &SecretKey::from_slice(&[7; 32]).unwrap());
+    let event = signed(1_700_000_000, 1, Vec::new(), "a\u{7f}b");
+    let hash = |text: String| EventId(Sha256::digest(text).into());
+    let read = |id, sig| {
+        let Event { pubkey, created_at, kind, tags, content, .. } = event.clone();
+        Event::from_parts(id, pubkey, created_at, kind, tags, content, sig)
+    };
+    assert!(read(hash(event.canonical()), event.sig).is_ok());
+    let other = hash(event.canonical().replace('\u{7f}', "\\u007f"));
+    let sig = SECP256K1.sign_schnorr_no_aux_rand(&other.0, &pair).to_byte_array();
+    let error = read(other, sig).unwrap_err();
+    assert_eq!((error, error.is_forgery()), (EventError::OtherEscape, false));
+    assert!(read(other, event.sig).unwrap_err().is_forgery(), "its author signed no such thing");
+    assert!(read(EventId([7; 32]), sig).unwrap_err().is_forgery());
+}
+
+#[test]
 fn a_forged_body_or_signature_is_found() {
     assert_eq!(altered("hello", "hullo"), Err(EventError::BadId));
     assert_eq!(altered("1700000000", "1700000001"), Err(EventError::BadId));

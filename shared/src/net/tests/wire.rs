@@ -83,6 +83,7 @@ async fn texts_pass_binaries_are_ignored_and_the_end_is_seen() {
         let Some(Ok(said)) = ws.next().await else { return };
         ws.send(Message::binary(vec![1])).await.unwrap();
         ws.send(said).await.unwrap();
+        ws.send(Message::binary(vec![1; 2_000])).await.unwrap();
         ws.close(None).await.unwrap();
     })
     .await;
@@ -92,6 +93,7 @@ async fn texts_pass_binaries_are_ignored_and_the_end_is_seen() {
     ws.send_text("hello").await.unwrap();
     assert_eq!(ws.next().await, WsRead::Ignored);
     assert_eq!(ws.next().await, WsRead::Text("hello".into()));
+    assert_eq!(ws.next().await, WsRead::Oversize, "a large one would be held with what comes after it");
     assert_eq!(ws.next().await, WsRead::Closed);
     ws.close().await;
 }
