@@ -65,7 +65,7 @@ impl Layout {
         socket_file(&self.socket_dir()).exists()
     }
 
-    /// The database as `role`.
+    /// The database as `role`. A socket file has no TLS, and what PGSSLMODE asks of other servers is not asked of ours.
     pub(crate) fn url(&self, role: &str) -> String {
         let socket = self.socket_dir();
         let host: String = socket
@@ -79,7 +79,7 @@ impl Layout {
                 byte => format!("%{byte:02X}"),
             })
             .collect();
-        format!("postgres://{role}@localhost:{PORT}/{DATABASE}?host={host}")
+        format!("postgres://{role}@localhost:{PORT}/{DATABASE}?host={host}&sslmode=disable")
     }
 
     /// A command that opens the database for reading.

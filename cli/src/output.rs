@@ -6,6 +6,9 @@ use std::process::ExitCode;
 use shared::config::ConfigError;
 use shared::db::DbError;
 
+/// Exit code where the reader of our output has gone away: as a shell reports it of other programs.
+const NOBODY_READS: i32 = 141;
+
 /// Why a command does not exit with 0.
 #[derive(Debug)]
 pub(crate) enum Fail {
@@ -63,7 +66,8 @@ pub(crate) fn warn(text: &str) {
 pub(crate) fn line(text: &str) {
     let mut out = io::stdout().lock();
     if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) {
-        std::process::exit(i32::from(error.kind() != io::ErrorKind::BrokenPipe));
+        // Not 0: who cut the output short has not heard all of it, nor whether it was well.
+        std::process::exit(if error.kind() == io::ErrorKind::BrokenPipe { NOBODY_READS } else { 1 });
     }
 }
 

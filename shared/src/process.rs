@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::net::{HttpServer, Reply};
 use crate::telemetry::{self, Health, Metrics};
 
@@ -45,10 +45,14 @@ pub struct Surroundings {
 const USAGE: u8 = 2;
 
 /// The whole of a service's `run`: reads and checks the configuration, or prints it; then works until a signal.
+///
+/// `check` says what this service in particular cannot work with. It comes before the work, because a service manager
+/// starts again what failed, and leaves alone what was configured wrongly.
 pub fn serve<W, F, E>(
     name: &str,
     file: Option<&Path>,
     print_config: bool,
+    check: fn(&Config) -> Result<(), ConfigError>,
     address: fn(&Config) -> Option<SocketAddr>,
     work: W,
 ) -> ExitCode
@@ -72,7 +76,7 @@ where
             Err(error) => fail(&error, 1),
         };
     }
-    if let Err(error) = config.require_database() {
+    if let Err(error) = config.require_database().and_then(|_| check(&config)) {
         return fail(&error, USAGE);
     }
     prepare(&config);

@@ -12,7 +12,12 @@ use tests::scripted::{Script, ScriptedRelay};
 use super::fleet::binary;
 
 pub(crate) fn bigbrotr(arguments: &[&str]) -> Output {
-    let mut command = Command::new(binary("bigbrotr"));
+    program("bigbrotr", arguments).output().unwrap()
+}
+
+/// A program without what this environment says to it.
+fn program(name: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary(name));
     command.args(arguments);
     for (name, _) in std::env::vars_os() {
         let ours = name.to_str().is_some_and(|name| name == "DATABASE_URL" || name.starts_with("BIGBROTR_"));
@@ -20,7 +25,7 @@ pub(crate) fn bigbrotr(arguments: &[&str]) -> Output {
             command.env_remove(name);
         }
     }
-    command.output().unwrap()
+    command
 }
 
 fn lines(output: &Output) -> Vec<Value> {
@@ -53,6 +58,53 @@ fn an_unreachable_database_is_one_clear_sentence() {
     assert!(!said.contains("s3cr3t") && !said.contains("panicked") && said.lines().count() <= 3, "{said}");
 }
 
+#[test]
+fn a_reader_that_closes_the_pipe_is_told_by_the_exit_code() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = program("bigbrotr", &["url", "wss://relay.example"]).stdout(writer).output().unwrap();
+    assert_eq!(output.status.code(), Some(141));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn what_a_service_cannot_be_configured_with_ends_it_with_two_so_that_it_is_not_started_again() {
+    let publishing =
+        [("BIGBROTR_PUBLISH_ENABLED", "true"), ("BIGBROTR_PUBLISH_RELAYS", "wss://relay.example")];
+    for (name, env, wanted) in [
+        ("worker", &publishing[..], "BIGBROTR_IDENTITY_KEY"),
+        ("worker", &[("BIGBROTR_NETWORK_TRUST", "/nowhere.pem")][..], "network.trust names /nowhere.pem"),
+        ("worker", &[("BIGBROTR_DATABASE_DIRECT_URL", "postgres://u@h:port/n")][..], "database.direct_url"),
+        ("scheduler", &[("DATABASE_URL", "postgres://u:s3cret@h:port/n")][..], "database.url cannot be used"),
+    ] {
+        let mut command = program(name, &["run"]);
+        command.env("DATABASE_URL", "postgres://u@127.0.0.1:1/n").envs(env.iter().copied());
+        // A service that takes it waits for its database, for ever.
+        let mut limited = Command::new("timeout");
+        limited.arg("20").arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => limited.env(name, value),
+                None => limited.env_remove(name),
+            };
+        }
+        let output = limited.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(wanted) && !said.contains("s3cret"), "{said}");
+    }
+}
+
+#[test]
+fn a_password_that_nobody_could_log_in_with_is_given_to_no_role() {
+    let arguments = ["migrate", "--database-url", "postgres://u@127.0.0.1:1/n"];
+    let output =
+        program("bigbrotr", &arguments).env("BIGBROTR_WRITER_PASSWORD", "s3cret\n\n").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("BIGBROTR_WRITER_PASSWORD") && !said.contains("s3cret"), "{said}");
+}
+
 /// A data directory of one test; its server has ended before it goes.
 struct Data(PathBuf);
 
@@ -75,7 +127,7 @@ impl Drop for Data {
 }
 
 fn up(data: &Data, seeds: &Path) -> Output {
-    bigbrotr(&[
+    let arguments = [
         "up",
         "--json",
         "--allow-local",
@@ -87,7 +139,9 @@ fn up(data: &Data, seeds: &Path) -> Output {
         "--data",
         data.text(),
         seeds.to_str().unwrap(),
-    ])
+    ];
+    // What the shell asks of other servers is not asked of the embedded one.
+    program("bigbrotr", &arguments).env("PGSSLMODE", "require").output().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -35,7 +35,7 @@ async fn what_is_excluded_is_not_waited_for_and_what_was_tried_is_not_taken_for_
     test.execute(WORLD).await;
     let (db, networks) = (handle(&test, Role::Reader), ["clearnet".to_owned()]);
     let left = async || {
-        let left = db.unsettled(&networks).await.unwrap();
+        let left = db.unsettled(&networks, 0.0).await.unwrap();
         (left.untried, left.unsynced)
     };
     assert_eq!(left().await, (2, 2));
@@ -59,6 +59,36 @@ async fn what_is_excluded_is_not_waited_for_and_what_was_tried_is_not_taken_for_
     );
     let onion = db.read_count(&["tor".to_owned()]).await.unwrap();
     assert_eq!(onion, shared::db::ReadCount::default());
+}
+
+#[tokio::test]
+async fn what_was_done_since_the_start_is_not_waited_for_again_unless_there_was_more_to_read() {
+    let Some(test) = migrated().await else { return };
+    let (db, networks) = (handle(&test, Role::Reader), ["clearnet".to_owned()]);
+    let began = db.now().await.unwrap();
+    let before = db.unsettled(&networks, began).await.unwrap();
+    test.execute(
+        r#"INSERT INTO schedule SELECT 'sync', 'wss://' || n || '.example', 'clearnet', now(), 60, 'up to date'
+               FROM unnest(ARRAY['read', 'more', 'earlier']) n;
+           INSERT INTO schedule VALUES ('monitor', 'wss://read.example', 'clearnet', now(), 60, 'steady');
+           INSERT INTO job_history
+               SELECT h.target, 'sync', 'clearnet', 'wss://' || h.target || '.example', 'complete', 1, 'w', now(), now(), now(), now() - h.ago, h.result::jsonb
+               FROM (VALUES ('read', interval '0', '{"end": "up to date"}'), ('more', interval '0', '{"end": "more to read"}'),
+                            ('earlier', interval '1 hour', '{"end": "up to date"}')) h(target, ago, result)"#,
+    )
+    .await;
+    let left = async |since: f64| {
+        let left = db.unsettled(&networks, since).await.unwrap();
+        (left.due - before.due, left.running)
+    };
+    assert_eq!(left(began).await, (3, 0), "more to read, read before the start, and a job of another kind");
+    assert_eq!(left(began - 7_200.0).await, (2, 0));
+    assert_eq!(left(began + 7_200.0).await, (4, 0), "nothing was done since");
+    let writer = handle(&test, Role::Writer);
+    claim_one(&writer, "w1", JobKind::Sync, "wss://read.example").await;
+    assert_eq!(left(began).await.1, 0, "a second read of it");
+    claim_one(&writer, "w1", JobKind::Sync, "wss://more.example").await;
+    assert_eq!(left(began).await.1, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::clock;
-use shared::config::Config;
+use shared::config::{Config, ConfigError};
 use shared::db::{Db, ScheduleTarget};
 use shared::jobs::{Calls, Ctx, Egress, Known, PageRoom, Verifier, alerts, begin_counters, refresh};
 use shared::models::{JobKind, LOCAL};
@@ -36,6 +36,16 @@ async fn listened(ctx: &Ctx, stop: &CancellationToken) {
             () = tokio::time::sleep(AGAIN) => {}
         }
     }
+}
+
+/// Says what no worker can work with: a key that is missing, certificates or proxies that are none.
+///
+/// # Errors
+/// A sentence per problem.
+pub fn check(config: &Config) -> Result<(), ConfigError> {
+    config.require_publishing()?;
+    Dialer::new(config.net_config()?)?;
+    Ok(())
 }
 
 /// Runs until `stop`, then finishes within the configured grace.

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         "worker",
         config.as_deref(),
         print_config,
+        worker::check,
         Config::worker_metrics,
         async |config, around| {
             Box::pin(worker::run(&config, around.metrics, around.health, around.stop)).await

@@ -11,6 +11,8 @@ use crate::args::Migrate;
 use crate::output::{Fail, line, warn};
 use crate::{CONNECTIONS, Session};
 
+/// Most bytes of a password: what the keys that log in with one take.
+const PASSWORD_BYTES_MAX: usize = 256;
 /// The four roles, by the last part of their names.
 const ROLES: [&str; 4] = ["admin", "writer", "refresher", "reader"];
 
@@ -52,6 +54,15 @@ pub(crate) fn role_passwords(env: &BTreeMap<String, String>) -> Result<Vec<(Stri
     for (name, value) in Config::with_files(env)?.iter().filter(|(_, value)| !value.is_empty()) {
         let role = name.strip_prefix("BIGBROTR_").and_then(|rest| rest.strip_suffix("_PASSWORD"));
         match role.map(str::to_lowercase) {
+            // One that no program of ours could log in with.
+            Some(role)
+                if ROLES.contains(&role.as_str())
+                    && (value.contains(char::is_control) || value.len() > PASSWORD_BYTES_MAX) =>
+            {
+                return Err(Fail::Usage(format!(
+                    "{name} is ***: it must be a text of 1 to {PASSWORD_BYTES_MAX} bytes without control characters"
+                )));
+            }
             Some(role) if ROLES.contains(&role.as_str()) => passwords.push((role, value.clone())),
             // Our own, for logging in.
             Some(role) if role == "database" => {}

@@ -66,6 +66,7 @@ pub(crate) fn run(
     let metrics = metrics_address(&args.metrics)?;
     let layout = session.layout.clone();
     let config = Arc::new(session.config(&all_flags(flags, config, args, &layout))?);
+    worker::check(&config)?;
     process::prepare(&config);
     for (name, set) in [
         ("--database-url", session.global.database_url.is_some()),
@@ -145,7 +146,7 @@ async fn observe(plan: &Plan<'_>, cluster: &mut Cluster, around: &Surroundings) 
     let Some(prepared) = unless_stopped(around, Box::pin(prepare(plan, cluster))).await else {
         return interrupted(plan);
     };
-    let (writer, seeds) = prepared?;
+    let (writer, seeds, since) = prepared?;
     greet(plan, &seeds);
     let reader = Db::lazy(&plan.layout.url("bigbrotr_reader"), "bigbrotr up", 1)?;
     let mut tasks = JoinSet::new();
@@ -156,7 +157,7 @@ async fn observe(plan: &Plan<'_>, cluster: &mut Cluster, around: &Surroundings) 
     let json = plan.session.global.json;
     let mut progress =
         Progress::new(reader.clone(), around.metrics.clone(), json, plan.config.archive_max_bytes(), now_s());
-    let mut ended = watch(plan, cluster, around, &mut tasks, &mut progress, &reader).await;
+    let mut ended = watch(plan, cluster, around, &mut tasks, &mut progress, (&reader, since)).await;
     around.stop.cancel();
     if !json {
         line("stopping");
@@ -197,34 +198,40 @@ fn interrupted(plan: &Plan<'_>) -> Result<(), Fail> {
     Ok(())
 }
 
-/// The server, its schema, and what it is to begin with.
-async fn prepare(plan: &Plan<'_>, cluster: &mut Cluster) -> Result<(Db, String), Fail> {
+/// The server, its schema, what it is to begin with, and when by its clock.
+async fn prepare(plan: &Plan<'_>, cluster: &mut Cluster) -> Result<(Db, String, f64), Fail> {
     cluster.wait_until_ready().await?;
     let options =
         MigrateOptions { passwords: role_passwords(&plan.session.env)?, ..MigrateOptions::default() };
     queue::migrate(&plan.layout.url(SUPERUSER), &options).await?;
     let writer = Db::connect(plan.config.database_url(), "bigbrotr up", 1).await?;
+    let since = writer.now().await?;
     let seeds = seed(plan, &writer).await?;
-    Ok((writer, seeds))
+    Ok((writer, seeds, since))
 }
 
-/// Until a signal, the end of `--once`, or a failure.
+/// Until a signal, the end of `--once`, or a failure; `since` is the start by the database's clock.
 async fn watch(
     plan: &Plan<'_>,
     cluster: &mut Cluster,
     around: &Surroundings,
     tasks: &mut JoinSet<anyhow::Result<()>>,
     progress: &mut Progress,
-    reader: &Db,
+    (reader, since): (&Db, f64),
 ) -> Result<(), Fail> {
     let networks = plan.config.scheduler_options().networks;
     let began_s = now_s();
     let (mut settled, mut full) = (0, 0);
     loop {
         cluster.check()?;
-        progress.show(now_s()).await;
+        // A person who stops it does not wait for a database that is slow to answer.
+        if unless_stopped(around, Box::pin(progress.show(now_s()))).await.is_none() {
+            return interrupted(plan);
+        }
         if plan.args.once {
-            let left = reader.unsettled(&networks).await.unwrap_or_else(|_| unknown());
+            let look = unless_stopped(around, Box::pin(reader.unsettled(&networks, since)));
+            let Some(looked) = look.await else { return interrupted(plan) };
+            let left = looked.unwrap_or_else(|_| unknown());
             settled = if left.is_settled() { settled + 1 } else { 0 };
             if settled >= SETTLED_LOOKS {
                 return Ok(());
@@ -245,6 +252,8 @@ async fn watch(
             }
         }
         tokio::select! {
+            // The stop first: it ends the two tasks, too, and they have not failed then.
+            biased;
             () = around.stop.cancelled() => {
                 return interrupted(plan);
             }

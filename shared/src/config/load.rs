@@ -194,7 +194,9 @@ fn read_variable(
     values: &mut Values,
     problems: &mut Vec<String>,
 ) {
-    match key.kind.parse(text.trim()) {
+    // Blanks at the ends of a password are part of it: `migrate` sets it as it stands.
+    let value = if matches!(key.kind, Kind::Secret { .. }) { text } else { text.trim() };
+    match key.kind.parse(value) {
         Some(value) => values.set(key, value, variable),
         None => problems.push(wrong(variable, text, Some("the environment"), key)),
     }

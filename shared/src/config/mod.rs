@@ -26,8 +26,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::db::connect_options;
 use crate::jobs::HttpSource;
 use crate::models::{AddressPolicy, JobKind, Network, RelayUrl, Retention};
+use crate::net::NetError;
 use crate::nips::Keys;
 use load::Values;
 use value::Value;
@@ -40,6 +42,12 @@ pub use print::{key_lines, redact_url};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(Vec<String>);
+
+impl From<NetError> for ConfigError {
+    fn from(error: NetError) -> Self {
+        Self(vec![error.to_string()])
+    }
+}
 
 /// A key set on the command line.
 #[derive(Debug, Clone)]
@@ -190,16 +198,23 @@ impl Config {
             .collect()
     }
 
-    /// Says what is missing for a process that works on the database.
+    /// Says what is missing, or cannot be read, for a process that works on the database.
     ///
     /// # Errors
-    /// A sentence that names the ways to give the URL.
+    /// A sentence that names the ways to give the URL, or one per URL that is none.
     pub fn require_database(&self) -> Result<&str, ConfigError> {
-        self.text("database.url").ok_or_else(|| {
+        let url = self.text("database.url").ok_or_else(|| {
             ConfigError(vec![
                 "no database is named: set DATABASE_URL, or url in the section [database] of the configuration file".to_owned(),
             ])
-        })
+        })?;
+        let mut problems = Vec::new();
+        for (key, url) in [("database.url", Some(url)), ("database.direct_url", self.listen_url())] {
+            if let Some(Err(error)) = url.map(|url| connect_options(url, "")) {
+                problems.push(format!("{key} cannot be used: {error}"));
+            }
+        }
+        if problems.is_empty() { Ok(url) } else { Err(ConfigError(problems)) }
     }
 
     /// The database, possibly behind a pooler; empty when none is named ([`Config::require_database`]).

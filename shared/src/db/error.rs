@@ -92,6 +92,11 @@ impl DbError {
         matches!(self, Self::Server { code, .. } if code == "40001")
     }
 
+    /// Whether two waited for each other, and this one gave way: it may be done again.
+    pub fn is_deadlock(&self) -> bool {
+        matches!(self, Self::Server { code, .. } if code == "40P01")
+    }
+
     /// Whether a lock was not to be had: somebody else does this right now.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Server { code, .. } if code == "55P03")

@@ -19,9 +19,9 @@ pub struct LeaderLine {
 /// What is still to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Unsettled {
-    /// Jobs due and unclaimed, and targets due without a job.
+    /// Jobs due and unclaimed, and targets due without a job, of what was not done since the start.
     pub due: u64,
-    /// Jobs claimed.
+    /// Jobs claimed, of what was not done since the start.
     pub running: u64,
     /// Candidates on these networks never tried; excluded ones are not.
     pub untried: u64,
@@ -63,11 +63,20 @@ impl Unsettled {
     }
 }
 
+/// Where a few hundred relays are known, one of them is always due again: what was done of relays since the start is left out,
+/// unless a sync had to stop in the middle, by the words of `jobs::cadence`.
 const UNSETTLED: &str = "
+WITH done AS MATERIALIZED (
+    SELECT DISTINCT h.kind, h.target FROM job_history h
+    WHERE h.finished_at >= to_timestamp($2) AND h.network <> 'local' AND h.result ->> 'end' IS DISTINCT FROM 'more to read'
+)
 SELECT (SELECT count(*) FROM apalis.jobs j WHERE j.kind IS NOT NULL AND j.status = 'Pending' AND j.run_at <= now()
-           AND (j.network = 'local' OR j.network = ANY($1)))
-     + (SELECT count(*) FROM schedule s WHERE s.due_at <= now() AND (s.network = 'local' OR s.network = ANY($1))) AS due,
-       (SELECT count(*) FROM apalis.jobs j WHERE j.kind IS NOT NULL AND j.status = 'Running') AS running,
+           AND (j.network = 'local' OR j.network = ANY($1))
+           AND NOT EXISTS (SELECT FROM done d WHERE d.kind = j.kind AND d.target = j.target))
+     + (SELECT count(*) FROM schedule s WHERE s.due_at <= now() AND (s.network = 'local' OR s.network = ANY($1))
+           AND NOT EXISTS (SELECT FROM done d WHERE d.kind = s.kind AND d.target = s.target)) AS due,
+       (SELECT count(*) FROM apalis.jobs j WHERE j.kind IS NOT NULL AND j.status = 'Running'
+           AND NOT EXISTS (SELECT FROM done d WHERE d.kind = j.kind AND d.target = j.target)) AS running,
        (SELECT count(*) FROM candidate c WHERE c.tombstoned_at IS NULL AND c.last_tried_at IS NULL AND c.network = ANY($1)
            AND (NOT EXISTS (SELECT FROM relay_exclusion) OR url_excluded(c.url) IS NULL)
            AND NOT EXISTS (SELECT FROM job_history h WHERE h.target = c.url AND h.kind = 'validate' AND h.state <> 'complete')) AS untried,
@@ -143,9 +152,15 @@ impl Db {
         Ok(found)
     }
 
-    /// What is still to do on these networks.
-    pub async fn unsettled(&self, networks: &[String]) -> Result<Unsettled, DbError> {
-        let row = self.one(sqlx::query(UNSETTLED).bind(networks)).await?;
+    /// The time by the database's clock, Unix seconds: what it has written since is told by it.
+    pub async fn now(&self) -> Result<f64, DbError> {
+        let sql = "SELECT extract(epoch FROM clock_timestamp())::double precision AS now";
+        get(&self.one(sqlx::query(sql)).await?, "now")
+    }
+
+    /// What is still to do on these networks, by who began at `since` ([`Db::now`]).
+    pub async fn unsettled(&self, networks: &[String], since: f64) -> Result<Unsettled, DbError> {
+        let row = self.one(sqlx::query(UNSETTLED).bind(networks).bind(since)).await?;
         Ok(Unsettled {
             due: count(&row, "due")?,
             running: count(&row, "running")?,
