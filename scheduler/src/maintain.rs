@@ -18,6 +18,10 @@ const WORKER_MEMORY: Duration = Duration::from_secs(3_600);
 const UPTIME_DAYS: u16 = 1_096;
 /// Days what we and other monitors said of relays is kept.
 const REPORT_DAYS: u16 = 90;
+/// Days a candidate that was given up is kept when nobody names it any more: to invent one costs nothing.
+const CANDIDATE_DAYS: u16 = 90;
+/// Such candidates forgotten per round.
+const CANDIDATES: u32 = 1_000;
 /// Documents deleted per round once no relay has them.
 const ORPHANS: u32 = 1_000;
 
@@ -51,6 +55,7 @@ enum Step {
     Workers,
     Hosts,
     Schedule,
+    Candidates,
     Statistics,
     Documents,
     Retention,
@@ -62,7 +67,7 @@ enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::Tasks,
         Self::Limits,
         Self::Archive,
@@ -75,6 +80,7 @@ impl Step {
         Self::Workers,
         Self::Hosts,
         Self::Schedule,
+        Self::Candidates,
         Self::Statistics,
         Self::Documents,
         Self::Retention,
@@ -98,6 +104,7 @@ impl Step {
             Self::Publications => Some("publications forgotten"),
             Self::Workers => Some("workers forgotten"),
             Self::Schedule => Some("schedule rows reconciled"),
+            Self::Candidates => Some("candidates given up long ago forgotten"),
             Self::Documents => Some("documents deleted"),
             Self::Archive => Some("settings of the archive published"),
             Self::Retention => Some("events or observations retired"),
@@ -131,7 +138,10 @@ impl Maintenance {
                 Ok(n) if n > 0 => done.extend(step.counts().map(|what| format!("{n} {what}"))),
                 Ok(_) => {}
                 Err(error @ (DbError::Unavailable(_) | DbError::Login(_))) => return Err(error),
-                Err(error) => failed = failed.or(Some(error)),
+                Err(error) => {
+                    tracing::warn!(step = ?step, error = %error, "a step of maintenance failed");
+                    failed = failed.or(Some(error));
+                }
             }
         }
         if !done.is_empty() {
@@ -179,17 +189,17 @@ impl Maintenance {
             Step::Workers => db.worker_retire(WORKER_MEMORY).await,
             Step::Hosts => db.host_retire().await,
             Step::Schedule => db.schedule_reconcile().await,
+            Step::Candidates => db.candidate_retire(CANDIDATES, CANDIDATE_DAYS).await,
             Step::Statistics => db.statistics_maintain().await.map(|_| 0),
             Step::Documents => db.orphan_metadata_delete(ORPHANS).await,
             Step::Retention => self.retain().await,
             Step::Review => self.review().await,
             Step::Deletions => self.bury().await,
             Step::Expiry => self.expire().await,
-            Step::Orphans => match db.orphan_event_sweep(SWEEP).await {
-                // Found, and not to be had at this moment: the round comes by again.
-                Err(error) if error.is_busy() => Ok(0),
-                swept => swept,
-            },
+            // Found, and not to be had at this moment: the round comes by again.
+            Step::Orphans => {
+                unless_busy(db.orphan_event_sweep(SWEEP).await.map(Some)).map(Option::unwrap_or_default)
+            }
             // A queue without one of its indexes works, and ever more slowly.
             Step::Drift => match db.queue_drift().await? {
                 drift if drift.is_empty() => Ok(0),
@@ -211,21 +221,20 @@ impl Maintenance {
         Ok(budget + policies)
     }
 
-    /// What the policies ask for, piece by piece, as long as there is time; a lock that is not to be had ends it for this round.
+    /// The rounds of a step that is done piece by piece, for so long.
+    fn pieces(&self, limit_ms: u64) -> Pieces<'_> {
+        Pieces { maintenance: self, until_ms: clock::monotonic_ms() + limit_ms, begun: false }
+    }
+
+    /// What the policies ask for.
     async fn retain(&self) -> Result<u64, DbError> {
-        let until_ms = clock::monotonic_ms() + RETAIN_MS;
-        let (mut done, mut pace) = (0, Pace::default());
-        while clock::monotonic_ms() < until_ms && self.lead.stands(self.term) {
-            match self.db.retention_step(&mut pace).await {
-                Ok(Some(step)) => {
-                    done += step.events + step.observations + step.months;
-                    // Others want the locks of a step, too.
-                    tokio::time::sleep(BREATH).await;
-                }
+        let (mut done, mut pace, mut pieces) = (0, Pace::default(), self.pieces(RETAIN_MS));
+        while pieces.another().await {
+            match unless_busy(self.db.retention_step(&mut pace).await) {
+                Ok(Some(step)) => done += step.events + step.observations + step.months,
+                Ok(None) => break,
                 // The next one is smaller.
                 Err(DbError::Timeout { .. }) => {}
-                Ok(None) => break,
-                Err(error) if error.is_busy() => break,
                 Err(error) => return Err(error),
             }
         }
@@ -234,21 +243,19 @@ impl Maintenance {
 
     /// What was archived before anybody noted when it expires, or what it asks to have deleted: once through the archive.
     async fn review(&self) -> Result<u64, DbError> {
-        let until_ms = clock::monotonic_ms() + EXPIRE_MS;
         let deletes = self.options.unkept.contains(&Unkept::Deleted);
         if self.db.archive_review_begin(deletes).await? {
             tracing::info!(
                 "what is archived is looked through once more, for what authors asked to have deleted"
             );
         }
-        let mut found = 0;
-        while clock::monotonic_ms() < until_ms && self.lead.stands(self.term) {
-            let Some(piece) = self.db.archive_review_take(REVIEW).await? else { break };
+        let (mut found, mut pieces) = (0, self.pieces(EXPIRE_MS));
+        while pieces.another().await {
+            let Some(piece) = unless_busy(self.db.archive_review_take(REVIEW).await)? else { break };
             let asked = piece.requests.iter().filter(|_| deletes);
             let stones: Vec<_> = asked.flat_map(tombstones).collect();
             let (stones, expiries) = self.db.archive_review_store(&piece, &stones).await?;
             found += stones + expiries;
-            tokio::time::sleep(BREATH).await;
         }
         Ok(found)
     }
@@ -259,18 +266,10 @@ impl Maintenance {
         if !self.options.unkept.contains(&Unkept::Deleted) {
             return Ok(0);
         }
-        let until_ms = clock::monotonic_ms() + EXPIRE_MS;
-        let mut done = 0;
-        while clock::monotonic_ms() < until_ms
-            && self.lead.stands(self.term)
-            && self.db.tombstone_waits().await?
-        {
-            match self.db.tombstone_step(BURY).await {
-                Ok(deleted) => done += deleted,
-                Err(error) if error.is_busy() => break,
-                Err(error) => return Err(error),
-            }
-            tokio::time::sleep(BREATH).await;
+        let (mut done, mut pieces) = (0, self.pieces(EXPIRE_MS));
+        while pieces.another().await && self.db.tombstone_waits().await? {
+            let Some(deleted) = unless_busy(self.db.tombstone_step(BURY).await.map(Some))? else { break };
+            done += deleted;
         }
         Ok(done)
     }
@@ -280,17 +279,38 @@ impl Maintenance {
         if !self.options.unkept.contains(&Unkept::Expired) {
             return Ok(0);
         }
-        let until_ms = clock::monotonic_ms() + EXPIRE_MS;
-        let mut done = 0;
-        while clock::monotonic_ms() < until_ms && self.lead.stands(self.term) {
-            match self.db.event_expire(EXPIRE).await {
-                Ok((0, _)) => break,
-                Ok((_, expired)) => done += expired,
-                Err(error) if error.is_busy() => break,
-                Err(error) => return Err(error),
+        let (mut done, mut pieces) = (0, self.pieces(EXPIRE_MS));
+        while pieces.another().await {
+            match unless_busy(self.db.event_expire(EXPIRE).await.map(Some))? {
+                None | Some((0, _)) => break,
+                Some((_, expired)) => done += expired,
             }
-            tokio::time::sleep(BREATH).await;
         }
         Ok(done)
+    }
+}
+
+/// See [`Maintenance::pieces`].
+struct Pieces<'a> {
+    maintenance: &'a Maintenance,
+    until_ms: u64,
+    begun: bool,
+}
+
+impl Pieces<'_> {
+    /// Whether another piece may be begun: there is time, and the lead is ours. Between two of them others come to the locks.
+    async fn another(&mut self) -> bool {
+        if std::mem::replace(&mut self.begun, true) {
+            tokio::time::sleep(BREATH).await;
+        }
+        clock::monotonic_ms() < self.until_ms && self.maintenance.lead.stands(self.maintenance.term)
+    }
+}
+
+/// Nothing where what a piece locks is not to be had: that ends its step for this round.
+fn unless_busy<T>(piece: Result<Option<T>, DbError>) -> Result<Option<T>, DbError> {
+    match piece {
+        Err(error) if error.is_busy() => Ok(None),
+        piece => piece,
     }
 }

@@ -213,6 +213,26 @@ async fn a_change_makes_the_task_due_and_what_was_told_before_a_crash_is_told_ag
 }
 
 #[tokio::test]
+async fn while_one_alert_waits_for_its_next_try_another_wakes_nobody() {
+    let Some(test) = migrated().await else { return };
+    let hook = Webhook::start().await;
+    let ctx = teller(&test, &hook);
+    wanted(&ctx).await;
+    changes(&test).await;
+    hook.answers(&[Answers::Status(503)]);
+    tell(&test, &ctx).await.unwrap();
+    test.execute(
+        "INSERT INTO relay_alert (relay_id, vantage_id, at, before, after, reason, settles, delivery, due_at)
+         SELECT relay_id, vantage_id, at + 1, after, before, '', false, 'pending', now() FROM relay_alert ORDER BY id DESC LIMIT 1;
+         UPDATE schedule SET due_at = now() WHERE target = 'alerts'",
+    )
+    .await;
+    // Once, for the new one; and then not before the first one's time.
+    assert_eq!(tell(&test, &ctx).await.unwrap()["sent"], 0);
+    assert_eq!(value(&test, DUE).await, "false");
+}
+
+#[tokio::test]
 async fn a_webhook_that_fails_redirects_or_hangs_is_asked_again_later_and_nothing_overtakes() {
     let Some(test) = migrated().await else { return };
     let (hook, elsewhere) = (Webhook::start().await, Webhook::start().await);

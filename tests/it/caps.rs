@@ -1,4 +1,5 @@
-//! How many URLs a host, a domain and a hoster may have, whoever names them, and what is said of the rest.
+//! How many URLs a host, a domain and a hoster may have, whoever names them, what is said of the rest,
+//! and when candidates that were given up are forgotten.
 
 use shared::jobs::JobsConfig;
 use shared::models::JobKind;
@@ -6,7 +7,8 @@ use tests::pg::Role;
 
 use super::discover::{Lists, candidate_urls, candidates, ok, url};
 use super::jobs::{config, context, run};
-use super::support::{handle, migrated, value};
+use super::scheduler::{round, scheduler};
+use super::support::{handle, job, migrated, value};
 
 #[tokio::test]
 async fn one_host_has_a_limited_number_of_urls_and_the_rest_is_counted() {
@@ -76,4 +78,43 @@ async fn endless_hosts_below_one_domain_are_cut_off_and_counted_as_one() {
     test.execute(again).await;
     let report = run(&ctx, JobKind::Discover, "http").await.unwrap();
     assert_eq!(report["new_candidates"], 0, "who is full stays full: {report}");
+}
+
+#[tokio::test]
+async fn a_candidate_given_up_and_named_by_nobody_for_long_is_forgotten_and_new_when_named() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    let names = ["alone", "fresh", "gone1", "gone2", "named", "proved", "tried", "waits"];
+    let urls = names.map(|name| format!("wss://{name}.example"));
+    assert_eq!(candidates(&db, &urls.each_ref().map(String::as_str)).await, 8);
+    db.relay_insert(&[(url("wss://proved.example"), 1)]).await.unwrap();
+    db.job_enqueue(&[job(JobKind::Validate, "wss://waits.example")]).await.unwrap();
+    test.execute(
+        "DELETE FROM schedule;
+         UPDATE candidate SET tombstoned_at = 5, last_seen_at = 5;
+         UPDATE candidate SET tombstoned_at = extract(epoch FROM now())::bigint WHERE url = 'wss://fresh.example';
+         UPDATE candidate SET last_seen_at = extract(epoch FROM now())::bigint WHERE url = 'wss://named.example';
+         UPDATE candidate SET tombstoned_at = NULL WHERE url = 'wss://tried.example';
+         INSERT INTO relay_exclusion (target, kind, why, actor, excluded_at) VALUES ('alone.example', 'opt_out', '', 'tester', 1)",
+    )
+    .await;
+    assert_eq!(db.candidate_retire(1, 90).await.unwrap(), 1, "a batch is no larger than asked for");
+    let (mut scheduler, _metrics) = scheduler(&test.url(Role::Writer));
+    round(&mut scheduler).await;
+    assert_eq!(db.candidate_retire(10, 90).await.unwrap(), 0, "the scheduler did the rest");
+    let kept = "wss://fresh.example wss://named.example wss://tried.example wss://waits.example";
+    assert_eq!(candidate_urls(&test).await, kept);
+    let sources =
+        "SELECT string_agg(url, ' ' ORDER BY url) FROM candidate_source WHERE url <> 'wss://proved.example'";
+    assert_eq!(value(&test, sources).await, kept);
+    let relay = "SELECT string_agg(source, ' ') FROM candidate_source WHERE url = 'wss://proved.example'";
+    assert_eq!(value(&test, relay).await, "seed", "where a relay was seen stays known");
+    assert_eq!(
+        candidates(&db, &["wss://alone.example", "wss://gone1.example"]).await,
+        1,
+        "who is left alone stays so"
+    );
+    let due =
+        "SELECT string_agg(target, ' ') FROM schedule WHERE kind = 'validate' AND why = 'new candidate'";
+    assert_eq!(value(&test, due).await, "wss://gone1.example");
 }

@@ -108,6 +108,19 @@ fn no_image_floats() {
 }
 
 #[test]
+fn a_backup_is_meant_from_where_the_caller_stands() {
+    let script = tests::env::tools().join("../../deploy/backup.sh");
+    let here = std::env::temp_dir();
+    let ran = Command::new(script).args(["restore", "no/such.tar"]).current_dir(&here).output().unwrap();
+    let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+    let named = here.canonicalize().unwrap().join("no/such.tar");
+    assert!(
+        said.contains(&format!("{} is no backup", named.display())) && ran.status.code() == Some(2),
+        "{said}"
+    );
+}
+
+#[test]
 fn whoever_reads_the_file_of_variables_is_told_where_the_proxies_are() {
     let stack = read("compose.yaml");
     let services = stack.split_once("\nservices:\n").unwrap().1.split_once("\nnetworks:\n").unwrap().0;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use shared::db::{Db, DbError};
 use sqlx::Connection as _;
 use sqlx::PgConnection;
 use tests::pg::{Bouncer, Generation, Role, TestDb};
@@ -130,6 +131,24 @@ async fn bouncer_listens_where_it_did_after_it_was_killed() {
         bouncer.start_again().await;
         recovers(&bouncer).await;
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_goes_silent_gives_its_place_back() {
+    let Some(test) = clone_of_template().await else { return };
+    let proxy = ChaosProxy::start(test.address()).await;
+    let db = Db::lazy(&proxy.url_of(&test.url(Role::Superuser)), "test", 1).unwrap();
+    db.ping().await.unwrap();
+    // Behind it, its connection is on its way back into the pool, or waits there, and is taken at its word.
+    proxy.strand();
+    let hasty = db.with_timeout(Duration::from_secs(1));
+    assert!(matches!(hasty.ping().await, Err(DbError::Timeout { .. })));
+    // The only place of the pool is free before whoever waits for it gives up (10 s).
+    db.ping().await.unwrap();
+    // bound: long enough for it to be back, and to be asked how it is before it is used; that is given up in time, too.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    proxy.strand();
+    db.ping().await.unwrap();
 }
 
 async fn recovers(bouncer: &Bouncer) {

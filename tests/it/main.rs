@@ -41,6 +41,8 @@ mod expiry;
 #[cfg(test)]
 mod factory;
 #[cfg(test)]
+mod figures;
+#[cfg(test)]
 mod fleet;
 #[cfg(test)]
 mod geo;

@@ -124,11 +124,9 @@ async fn an_export_waits_for_the_batch_of_an_import_that_is_under_way() {
     assert_eq!(value(&test, seen).await, "0 true");
 }
 
-#[tokio::test]
-async fn a_worker_whose_clock_is_ahead_takes_nothing_out_of_an_export() {
-    let Some(test) = migrated().await else { return };
-    let db = handle(&test, Role::Writer);
-    let ahead = shared::clock::unix_now() + 600;
+/// A page and a comparison of a worker that takes this for the present moment.
+async fn stored_at(test: &TestDb, at: i64) {
+    let db = handle(test, Role::Writer);
     let rows: Vec<EventRow> = Factory::new(103)
         .events(20)
         .iter()
@@ -144,7 +142,7 @@ async fn a_worker_whose_clock_is_ahead_takes_nothing_out_of_an_export() {
     let batch = StoreBatch {
         fence: &fence,
         relay_id: 1,
-        seen_at: ahead,
+        seen_at: at,
         delivered: &delivered,
         new: &rows,
         light: false,
@@ -155,13 +153,32 @@ async fn a_worker_whose_clock_is_ahead_takes_nothing_out_of_an_export() {
     let batch = ReconcileBatch {
         fence: &fence,
         relay_id: 2,
-        at: ahead,
+        at,
         claimed: &delivered[..5],
         gone: &delivered[5..6],
         unserved: &["07".repeat(32).parse().unwrap()],
         coverage: None,
     };
     assert_eq!(db.reconcile_store(&batch).await.unwrap(), Some(5));
+}
+
+#[tokio::test]
+async fn a_worker_whose_clock_is_behind_puts_nothing_into_an_export_of_before() {
+    let Some(test) = migrated().await else { return };
+    stored_at(&test, shared::clock::unix_now() - 30).await;
+    let seen = "SELECT ((SELECT min(o.seen_at) FROM event_relay o) >= j.at AND (SELECT min(g.gone_at) FROM event_gone g) >= j.at)::text
+                FROM (SELECT floor(extract(epoch FROM min(lock_at))) AS at FROM apalis.jobs) j";
+    assert_eq!(
+        value(&test, seen).await,
+        "true",
+        "not before its job began, which such an export did not wait for"
+    );
+}
+
+#[tokio::test]
+async fn a_worker_whose_clock_is_ahead_takes_nothing_out_of_an_export() {
+    let Some(test) = migrated().await else { return };
+    stored_at(&test, shared::clock::unix_now() + 600).await;
     test.execute(
         "DELETE FROM apalis.jobs;
          INSERT INTO coverage SELECT id, 'all', 0, extract(epoch FROM now())::bigint, 'walked', 'none', 5, 5 FROM relay WHERE id = 1",

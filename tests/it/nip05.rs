@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use serde_json::json;
+use shared::db::{Db, Found};
 use shared::jobs::{HttpSource, JobsConfig};
 use shared::models::{AddressPolicy, Fence, JobKind};
 use tests::factory::Factory;
@@ -134,6 +135,66 @@ async fn domains_that_cannot_be_asked_from_here_take_nobody_elses_turn() {
         test.execute("UPDATE schedule SET due_at = now() WHERE kind = 'discover' AND target = 'nip05'").await;
         until(&test, done, "true").await;
     }
+}
+
+/// Whose turn it is: those asked before, and those never asked, in order.
+async fn turn(db: &Db, limit: u32) -> (Vec<String>, Vec<String>) {
+    let mut domains: Vec<_> =
+        db.nip05_take(limit).await.unwrap().into_iter().map(|(_, domain)| domain).collect();
+    domains.sort();
+    domains.into_iter().partition(|domain| domain.starts_with('z'))
+}
+
+#[tokio::test]
+async fn domains_that_somebody_invents_leave_the_others_their_turn_whatever_they_are_called() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    test.execute(
+        "INSERT INTO nip05_domain (domain, name, seen_at) SELECT 'a' || n || '.example', 'bob', 1 FROM generate_series(1001, 3000) n;
+         INSERT INTO nip05_domain (domain, name, seen_at, asked_at) SELECT 'z' || n || '.example', 'bob', 1, n FROM generate_series(1, 7) n",
+    )
+    .await;
+    let (again, never) = turn(&db, 10).await;
+    assert_eq!(again, [1, 2, 3, 4, 5].map(|n| format!("z{n}.example")), "those whose turn is longest ago");
+    // By lot they are these five once in ten million million runs.
+    assert_ne!(never, [1001, 1002, 1003, 1004, 1005].map(|n| format!("a{n}.example")));
+    let (others, more) = turn(&db, 10).await;
+    assert!(
+        others.contains(&"z6.example".to_owned()) && others.contains(&"z7.example".to_owned()),
+        "{others:?}"
+    );
+    assert!(more.len() == 5 && more.iter().all(|domain| !never.contains(domain)), "{never:?} {more:?}");
+    // What one half does not use the other has.
+    test.execute("UPDATE nip05_domain SET asked_at = extract(epoch FROM now())::bigint WHERE domain >= 'z3'")
+        .await;
+    let (again, never) = turn(&db, 10).await;
+    assert_eq!((again.len(), never.len()), (2, 8), "{again:?} {never:?}");
+    test.execute("UPDATE nip05_domain SET asked_at = 1; UPDATE nip05_domain SET asked_at = NULL WHERE domain = 'a1001.example'").await;
+    let (again, never) = turn(&db, 3_000).await;
+    assert_eq!((again.len(), never.len()), (7, 2_000), "fewer than there are places");
+    // Of one place neither has all, for ever.
+    test.execute("UPDATE nip05_domain SET asked_at = NULL WHERE domain < 'b'").await;
+    let mut had = (false, false);
+    for _ in 0..64 {
+        let (again, never) = turn(&db, 1).await;
+        had = (had.0 || again.len() == 1, had.1 || never.len() == 1);
+    }
+    assert_eq!(had, (true, true));
+}
+
+#[tokio::test]
+async fn a_full_sample_takes_no_more_domains_and_forgets_none_that_profiles_name() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    test.execute("INSERT INTO nip05_domain (domain, name, seen_at) SELECT 'a' || n || '.example', 'bob', 1 FROM generate_series(1, 100000) n").await;
+    let (_, fence) = claim_one(&db, "w1", JobKind::Discover, "archive").await;
+    let names = ["a7.example", "new.example"].map(|domain| ("al".to_owned(), domain.to_owned())).to_vec();
+    assert!(db.discover_store(&fence, &Found { names, ..Found::default() }).await.unwrap().is_some());
+    assert_eq!(db.nip05_retire().await.unwrap(), 99_999);
+    assert_eq!(
+        value(&test, "SELECT string_agg(name || '@' || domain, ' ') FROM nip05_domain").await,
+        "al@a7.example"
+    );
 }
 
 /// Leads whoever asks to `to`; on another machine than the scripted relays are.

@@ -235,6 +235,22 @@ async fn an_open_breaker_stops_a_network_and_one_job_finds_out_when_it_may_close
 }
 
 #[tokio::test]
+async fn a_short_job_finds_out_before_a_long_one_and_a_long_one_where_no_other_is_ready() {
+    let Some(test) = on_tor().await else { return };
+    let db = handle(&test, Role::Writer);
+    let sync = NewJob { network: "tor".to_owned(), class: 0, ..job(JobKind::Sync, "ws://0.onion") };
+    db.job_enqueue(&[sync]).await.unwrap();
+    let want = ["sync.tor", "monitor.tor"].map(|queue| (queue.to_owned(), 4));
+    for kind in [JobKind::Monitor, JobKind::Sync] {
+        db.breaker_trip(Network::Tor, "test", "w1", "proxy dead", Duration::ZERO).await.unwrap();
+        test.execute("UPDATE breaker SET until_at = now() - interval '1 ms'").await;
+        let probe = db.job_claim("w1", &want).await.unwrap();
+        assert_eq!(probe.iter().map(|c| (c.kind, c.probe)).collect::<Vec<_>>(), [(kind, true)]);
+        test.execute("DELETE FROM apalis.jobs WHERE kind = 'monitor'").await;
+    }
+}
+
+#[tokio::test]
 async fn a_day_used_up_rests_syncing_and_nothing_else() {
     let Some(test) = migrated().await else { return };
     let db = handle(&test, Role::Writer);

@@ -53,6 +53,19 @@ pub(crate) async fn archive(db: &Db, url: &str, events: &[nostr::event::Event]) 
 const COVERAGE: &str = "SELECT string_agg(grade || '/' || reason, ', ' ORDER BY since_at) FROM coverage";
 
 #[tokio::test]
+async fn of_two_policies_the_stricter_one_holds_also_where_the_other_is_in_force() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    let days = "SELECT string_agg(name || ' ' || days, ', ') FROM retention_policy";
+    for (policies, held) in
+        [(&["7:60"][..], "kind 7 60"), (&["7:60", "7:30"], "kind 7 30"), (&["7:60"], "kind 7 60")]
+    {
+        db.retention_put(&kinds(policies), false).await.unwrap();
+        assert_eq!(value(&test, days).await, held);
+    }
+}
+
+#[tokio::test]
 async fn what_an_age_limit_took_is_not_fetched_again() {
     let Some(test) = migrated().await else { return };
     let Some(program) = Program::start(Kind::Local).await else { return };

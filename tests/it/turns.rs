@@ -31,8 +31,17 @@ fn tor(n: usize) -> Vec<NewJob> {
         .collect()
 }
 
+fn wanted(queue: &str, free: u32) -> Wanted {
+    Wanted { queue: queue.to_owned(), free, running: 0, floors: [None; 4] }
+}
+
 /// Ends what it runs and asks for as much as its slots hold.
 async fn round(db: &Db, worker: &str, slots: u32, running: &mut Vec<Claimed>) {
+    exchange(db, worker, vec![wanted("monitor.tor", slots)], running).await;
+}
+
+/// Ends what it runs and asks for this.
+async fn exchange(db: &Db, worker: &str, wanted: Vec<Wanted>, running: &mut Vec<Claimed>) {
     let finished = running
         .drain(..)
         .map(|claimed| Finished {
@@ -43,8 +52,7 @@ async fn round(db: &Db, worker: &str, slots: u32, running: &mut Vec<Claimed>) {
             result: "{}".to_owned(),
         })
         .collect();
-    let wanted = Wanted { queue: "monitor.tor".to_owned(), free: slots, running: 0, floors: [None; 4] };
-    let exchange = Exchange { finished, wanted: vec![wanted], ..Exchange::default() };
+    let exchange = Exchange { finished, wanted, ..Exchange::default() };
     *running = db.job_exchange(worker, &exchange).await.unwrap().claimed;
 }
 
@@ -67,6 +75,29 @@ async fn who_comes_to_a_full_table_has_a_permit_when_the_first_job_ends() {
         let used: Vec<usize> = runs.iter().map(Vec::len).collect();
         assert!(used.iter().all(|n| *n > 0), "round {turn}: {used:?}");
         assert_eq!(used.iter().sum::<usize>(), 10, "round {turn}: {used:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_network_with_a_long_backlog_takes_no_place_of_another() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    // Each of them is wanted earlier, and by a class that goes first.
+    let pressing = |i| NewJob {
+        class: 1,
+        slack: Duration::ZERO,
+        ..job(JobKind::Monitor, &format!("wss://{i}.example"))
+    };
+    db.job_enqueue(&(0..3_000).map(pressing).collect::<Vec<_>>()).await.unwrap();
+    let patient = |job| NewJob { class: 3, slack: Duration::from_secs(86_400), ..job };
+    db.job_enqueue(&tor(60).into_iter().map(patient).collect::<Vec<_>>()).await.unwrap();
+    register(&db, "w", LEASE).await;
+    let mut running = Vec::new();
+    for turn in 0..10 {
+        let both = ["monitor.clearnet", "monitor.tor"];
+        exchange(&db, "w", vec![wanted(both[0], 20), wanted(both[1], 6)], &mut running).await;
+        let got = both.map(|queue| running.iter().filter(|claimed| claimed.queue == queue).count());
+        assert_eq!(got, [20, 6], "round {turn}: what another network waits for does not count here");
     }
 }
 

@@ -68,7 +68,7 @@ impl Bench {
             fence: fence.clone(),
             url: url.clone(),
             state: overall,
-            reason: Reason::None,
+            reason: if look.counted { Reason::None } else { Reason::RateLimited },
             failures: u32::from(!look.up),
             successes: u32::from(look.up),
             alive: look.up,
@@ -143,12 +143,14 @@ async fn stored(test: &TestDb, sql: &'static str) -> BTreeMap<String, String> {
 const HOURS: &str = "
     SELECT r.url || ' ' || v.name || ' ' || u.at,
            concat_ws('|', u.checks || ' ' || u.up || ' ' || u.refused, encode(u.open_hist, 'hex'), encode(u.read_hist, 'hex'), encode(u.write_hist, 'hex'))
-    FROM relay_uptime u JOIN relay r ON r.id = u.relay_id JOIN vantage v ON v.id = u.vantage_id";
+    FROM relay_uptime u JOIN relay r ON r.id = u.relay_id JOIN vantage v ON v.id = u.vantage_id
+    WHERE u.checks > 0";
 const DAYS: &str = "
     SELECT r.url || ' ' || v.name || ' ' || u.at,
            concat_ws('|', sum(u.checks) || ' ' || sum(u.up) || ' ' || sum(u.refused), encode(string_agg(u.open_hist, ''), 'hex'),
                      encode(string_agg(u.read_hist, ''), 'hex'), encode(string_agg(u.write_hist, ''), 'hex'))
-    FROM relay_uptime_daily u JOIN relay r ON r.id = u.relay_id JOIN vantage v ON v.id = u.vantage_id GROUP BY r.url, v.name, u.at";
+    FROM relay_uptime_daily u JOIN relay r ON r.id = u.relay_id JOIN vantage v ON v.id = u.vantage_id GROUP BY r.url, v.name, u.at
+    HAVING sum(u.checks) > 0";
 
 fn looks() -> impl Strategy<Value = Vec<Look>> {
     let ms = || proptest::option::weighted(0.8, prop_oneof![0_u32..20, 1_u32..2_000, 1_u32..3_000_000]);
@@ -322,6 +324,23 @@ async fn failures_repairs_and_the_time_between_are_those_of_a_scripted_history()
     )
     .await;
     assert_eq!(kept, "down 9");
+}
+
+#[tokio::test]
+async fn a_look_that_does_not_count_ends_the_time_for_which_the_one_before_stood() {
+    let Some(test) = migrated().await else { return };
+    let bench = Bench { stands: Duration::from_secs(3 * 86_400), ..Bench::new(&test, 1).await };
+    for hours in (1..=4).rev() {
+        let good = hours % 2 == 0;
+        bench.write(&Look { counted: good, ..look(hours * HOUR, good) }, "alive").await;
+    }
+    let sums =
+        "SELECT sum(checks) || ' ' || sum(up) || ' ' || sum(seen_s) || ' ' || sum(up_s) FROM relay_uptime";
+    assert_eq!(
+        value(&test, sums).await,
+        "2 2 7200 7200",
+        "an hour after each good look; of the refused ones nothing"
+    );
 }
 
 fn look(ago: i64, up: bool) -> Look {

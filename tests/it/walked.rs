@@ -233,6 +233,31 @@ fn forged(event: &Event) -> Stored {
 }
 
 #[tokio::test]
+async fn a_pass_that_ends_for_forgeries_is_not_begun_again_at_once() {
+    let Some(test) = migrated().await else { return };
+    let forgery = ForgeryLimit { floor: 20, percent: 20, days: 30 };
+    let ctx = context(&test, JobsConfig { forgery, ..again() });
+    let events = Factory::new(79).events(200);
+    let forge = |count: usize| -> Vec<Stored> {
+        let newest = events.len() - count;
+        let mut sorted = events.clone();
+        sorted.sort_by_key(|event| event.created_at);
+        let one = |(n, event): (usize, &Event)| if n >= newest { forged(event) } else { event.into() };
+        sorted.iter().enumerate().map(one).collect()
+    };
+    let (_relay, url) = relay(&ctx, Script::of_stored(forge(40), 100)).await;
+    // Of all that this relay brought lately it is little: it is not set aside.
+    test.execute(
+        "INSERT INTO relay_aside SELECT id, extract(epoch FROM now())::bigint, 100000, 10 FROM relay; SELECT schedule_reconcile()",
+    )
+    .await;
+    let report = sync(&ctx, &url).await;
+    assert!(report["forged"].as_u64() >= Some(40) && report["end"] != "set aside", "{report}");
+    let due = "SELECT (due_at > now() + interval '30 s')::text FROM schedule WHERE kind = 'sync'";
+    assert_eq!(value(&test, due).await, "true", "{report}");
+}
+
+#[tokio::test]
 async fn a_relay_that_forges_is_set_aside_and_looked_at_until_somebody_forgives_it() {
     let Some(test) = migrated().await else { return };
     let forgery = ForgeryLimit { floor: 50, percent: 20, days: 30 };

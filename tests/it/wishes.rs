@@ -168,6 +168,8 @@ async fn a_candidate_that_was_given_up_is_revived_by_who_wants_it_looked_at() {
     let validate = ["validate".to_owned()];
     assert_eq!(db.job_run_now(&[A.to_owned()], Some(&validate), &actor()).await.unwrap(), (1, 1));
     assert_eq!(value(&test, tombs).await, "0");
+    let again = "SELECT (due_at > now())::text FROM schedule WHERE kind = 'validate'";
+    assert_eq!(value(&test, again).await, "true", "and again, should this job end without a verdict");
 }
 
 #[tokio::test]

@@ -20,11 +20,19 @@ enum Mode {
     Reset,
 }
 
+/// What it does, and with which connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct State {
+    mode: Mode,
+    /// How often connections were stranded; those from before stay so.
+    strandings: u32,
+}
+
 /// The proxy; it ends when dropped.
 #[derive(Debug)]
 pub struct ChaosProxy {
     address: SocketAddr,
-    mode: watch::Sender<Mode>,
+    state: watch::Sender<State>,
     _acceptor: JoinSet<()>,
 }
 
@@ -36,10 +44,10 @@ impl ChaosProxy {
     pub async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port can be bound");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let (mode, watched) = watch::channel(Mode::Pass);
+        let (state, watched) = watch::channel(State { mode: Mode::Pass, strandings: 0 });
         let mut acceptor = JoinSet::new();
         acceptor.spawn(accept(listener, target, watched));
-        Self { address, mode, _acceptor: acceptor }
+        Self { address, state, _acceptor: acceptor }
     }
 
     /// Where it listens.
@@ -58,32 +66,41 @@ impl ChaosProxy {
 
     /// An outage: closes every connection, and new ones as soon as they come, until [`Self::restore`].
     pub fn cut(&self) {
-        self.mode.send_replace(Mode::Cut);
+        self.turn(Mode::Cut);
     }
 
     /// Stops all bytes in both directions and keeps connections open, until [`Self::restore`].
     pub fn stall(&self) {
-        self.mode.send_replace(Mode::Stall);
+        self.turn(Mode::Stall);
     }
 
     /// An outage by RST: every connection, and new ones as soon as they come, until [`Self::restore`].
     pub fn reset(&self) {
-        self.mode.send_replace(Mode::Reset);
+        self.turn(Mode::Reset);
     }
 
     /// Lets bytes flow again.
     pub fn restore(&self) {
-        self.mode.send_replace(Mode::Pass);
+        self.turn(Mode::Pass);
+    }
+
+    /// What a machine that lost its power leaves behind: connections of before stay open and never move again, new ones work.
+    pub fn strand(&self) {
+        self.state.send_modify(|state| state.strandings += 1);
+    }
+
+    fn turn(&self, mode: Mode) {
+        self.state.send_modify(|state| state.mode = mode);
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, mode: watch::Receiver<Mode>) {
+async fn accept(listener: TcpListener, target: SocketAddr, state: watch::Receiver<State>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((client, _)) = accepted {
-                    connections.spawn(forward(client, target, mode.clone()));
+                    connections.spawn(forward(client, target, state.clone()));
                 }
             }
             // Ended connections are forgotten as they end.
@@ -92,24 +109,25 @@ async fn accept(listener: TcpListener, target: SocketAddr, mode: watch::Receiver
     }
 }
 
-async fn forward(mut client: TcpStream, target: SocketAddr, mut mode: watch::Receiver<Mode>) {
-    if ends(*mode.borrow_and_update()) {
-        finish(&[&client], *mode.borrow());
+async fn forward(mut client: TcpStream, target: SocketAddr, mut state: watch::Receiver<State>) {
+    let born = *state.borrow_and_update();
+    if ends(born.mode) {
+        finish(&[&client], born.mode);
         return;
     }
     let Ok(mut server) = crate::tcp::dial(target).await else { return };
     let (mut up, mut down) = (vec![0_u8; 16 * 1024], vec![0_u8; 16 * 1024]);
-    let mut ending = mode.clone();
+    let mut ending = state.clone();
     loop {
-        let now = *mode.borrow_and_update();
-        if ends(now) {
+        let now = *state.borrow_and_update();
+        if ends(now.mode) {
             break;
         }
-        let flows = now == Mode::Pass;
+        let flows = now.mode == Mode::Pass && now.strandings == born.strandings;
         // A write may block on a peer that does not read: an outage must end that too.
         let alive = tokio::select! {
             biased;
-            changed = mode.changed() => changed.is_ok(),
+            changed = state.changed() => changed.is_ok(),
             read = client.read(&mut up), if flows => pass_on(read, &up, &mut server, &mut ending).await,
             read = server.read(&mut down), if flows => pass_on(read, &down, &mut client, &mut ending).await,
         };
@@ -117,7 +135,7 @@ async fn forward(mut client: TcpStream, target: SocketAddr, mut mode: watch::Rec
             break;
         }
     }
-    finish(&[&client, &server], *mode.borrow());
+    finish(&[&client, &server], state.borrow().mode);
 }
 
 /// Writes what was read; `false` when either side has ended or an outage began.
@@ -125,12 +143,12 @@ async fn pass_on(
     read: std::io::Result<usize>,
     buffer: &[u8],
     to: &mut TcpStream,
-    mode: &mut watch::Receiver<Mode>,
+    state: &mut watch::Receiver<State>,
 ) -> bool {
     let Ok(count @ 1..) = read else { return false };
     tokio::select! {
         written = to.write_all(&buffer[..count]) => written.is_ok(),
-        _ = mode.wait_for(|mode| ends(*mode)) => false,
+        _ = state.wait_for(|state| ends(state.mode)) => false,
     }
 }
 

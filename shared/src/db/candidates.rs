@@ -320,6 +320,13 @@ impl Db {
         small_count(&self.one(query.bind(&actor.name).bind(&actor.why)).await?, "n")
     }
 
+    /// Forgets candidates that were given up, and named by nobody, for `keep_days`, at most `limit`; returns how many.
+    pub async fn candidate_retire(&self, limit: u32, keep_days: u16) -> Result<u64, DbError> {
+        let query = sqlx::query("SELECT candidate_retire($1, $2) AS n");
+        let query = query.bind(i32::try_from(limit).unwrap_or(i32::MAX)).bind(i32::from(keep_days));
+        small_count(&self.one(query).await?, "n")
+    }
+
     /// Leaves relays alone from now on; returns the known URLs concerned, the jobs cancelled, and those being stopped.
     pub async fn relay_exclude(
         &self,

@@ -108,7 +108,7 @@ pub async fn apply_grants(connection: &mut PgConnection, options: &MigrateOption
         Err(error) if !error.is_busy() => return Err(error),
         _ => {}
     }
-    let mut tries = GRANT_TRIES;
+    let mut tries = BESIDE_A_FLEET;
     loop {
         tries -= 1;
         let granted = sqlx::query("SELECT roles_grant($1)")
@@ -120,13 +120,14 @@ pub async fn apply_grants(connection: &mut PgConnection, options: &MigrateOption
         match granted {
             // "tuple concurrently updated": maintenance of a fleet at work changed the same row of the catalogue.
             Err(DbError::Server { code, .. }) if code == "XX000" && tries > 0 => {}
+            Err(error) if error.is_deadlock() && tries > 0 => {}
             granted => return granted.map(drop),
         }
     }
 }
 
-/// How often the grants are tried beside a fleet at work.
-const GRANT_TRIES: u32 = 5;
+/// How often a step is tried beside a fleet at work.
+pub const BESIDE_A_FLEET: u32 = 5;
 
 /// Values reach the blocks below as settings, so that no text is ever spliced into SQL by us.
 async fn set(connection: &mut PgConnection, name: &str, value: &str) -> Result<(), DbError> {

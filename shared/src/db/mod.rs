@@ -43,10 +43,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{ConnectOptions, Connection, Postgres};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
 
 pub use alerts::{AlertLine, AlertRow, Delivery};
 pub use archive::{EventRow, NewCoverage, StoreBatch, Stored};
@@ -69,7 +71,8 @@ pub use lead::{Tick, TickKind};
 pub use listen::JobListener;
 pub use maintain::Rescued;
 pub use migrate::{
-    DIRECT_LOCK, MIGRATOR, MigrateOptions, apply_grants, connect_direct, prepare_roles, run_migrations,
+    BESIDE_A_FLEET, DIRECT_LOCK, MIGRATOR, MigrateOptions, apply_grants, connect_direct, prepare_roles,
+    run_migrations,
 };
 pub use monitors::DisagreementLine;
 pub use observe::ScheduleTarget;
@@ -96,6 +99,8 @@ pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an idle connection is taken to be as it was when it was put back.
 const TRUSTED: Duration = Duration::from_secs(1);
+/// How long a connection may take to say that it is there, before another takes its place.
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A pool of connections that is safe behind a transaction pooler.
 #[derive(Debug, Clone)]
@@ -103,6 +108,7 @@ pub struct Db {
     pool: PgPool,
     timeout: Duration,
     turns: Arc<Semaphore>,
+    returns: TaskTracker,
 }
 
 /// Connections that work which can wait leaves to work that cannot.
@@ -142,7 +148,8 @@ impl Db {
             .before_acquire(|connection, meta| {
                 Box::pin(async move {
                     if meta.idle_for > TRUSTED {
-                        connection.ping().await?;
+                        let answer = tokio::time::timeout(PING_TIMEOUT, connection.ping()).await;
+                        answer.map_err(|late| sqlx::Error::Io(late.into()))??;
                     }
                     Ok(true)
                 })
@@ -151,7 +158,7 @@ impl Db {
             .connect_lazy_with(options);
         let turns = max.saturating_sub(LEFT_FREE).max(1);
         let turns = Arc::new(Semaphore::new(usize::try_from(turns).unwrap_or(usize::MAX)));
-        Ok(Self { pool, timeout: STATEMENT_TIMEOUT, turns })
+        Ok(Self { pool, timeout: STATEMENT_TIMEOUT, turns, returns: TaskTracker::new() })
     }
 
     /// Like [`Db::lazy`], after proving that the server answers: for commands, which should fail at once and
@@ -178,7 +185,7 @@ impl Db {
     /// The same pool with another limit per statement, for statements known to be long.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self { pool: self.pool.clone(), timeout, turns: Arc::clone(&self.turns) }
+        Self { timeout, ..self.clone() }
     }
 
     /// Waits, in the order of asking and as long as it takes, until work that can wait may begin; it is through when the
@@ -207,7 +214,8 @@ impl Db {
             // The server gives up before we do, so that nothing we forgot goes on there.
             let limit = self.timeout.as_millis().saturating_sub(MARGIN_MS).max(MARGIN_MS);
             let begin = format!("BEGIN; SET LOCAL statement_timeout = {limit}");
-            let mut transaction = self.pool.begin_with(sqlx::AssertSqlSafe(begin)).await?;
+            let mut lent = Lent { connection: self.pool.acquire().await?, returns: self.returns.clone() };
+            let mut transaction = lent.connection.begin_with(sqlx::AssertSqlSafe(begin)).await?;
             let rows = query.persistent(false).fetch_all(&mut *transaction).await?;
             transaction.commit().await?;
             Ok::<_, sqlx::Error>(rows)
@@ -242,6 +250,24 @@ impl Db {
         let mut rows = self.all(query).await?;
         rows.pop()
             .ok_or(DbError::Decode { column: "(row)", problem: "the statement returned no row".to_owned() })
+    }
+}
+
+/// A connection of the pool. Going back it is asked whether it is there; left to itself, the pool waits for that with one of
+/// its places, as long as TCP does, a quarter of an hour: for a machine that is gone without a word, and for the rest of
+/// a statement that nobody waits for any more.
+struct Lent {
+    connection: PoolConnection<Postgres>,
+    returns: TaskTracker,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let back = self.connection.return_to_pool();
+        self.returns.spawn(async move {
+            // Given up, it is closed, and its place is free.
+            tokio::time::timeout(PING_TIMEOUT, back).await.ok();
+        });
     }
 }
 

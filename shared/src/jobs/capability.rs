@@ -9,8 +9,12 @@ use crate::models::{Measured, RelayUrl};
 /// No fewer are asked for, whatever was measured: whoever serves one event a page gives no more for that.
 const PAGE_LEAST: u32 = 20;
 
-/// What this look at the relay is to find out.
-pub(super) async fn looks(ctx: &Ctx, url: &RelayUrl, relay_id: i32) -> Result<Looks, JobError> {
+/// What this look at the relay is to find out, and what was measured of it before.
+pub(super) async fn looks(
+    ctx: &Ctx,
+    url: &RelayUrl,
+    relay_id: i32,
+) -> Result<(Looks, Option<Measured>), JobError> {
     let known = ctx.db.capability_get(relay_id).await?;
     let interval_s = i64::try_from(ctx.config.capability_interval.as_secs()).unwrap_or(i64::MAX);
     let mut looks = ctx.config.looks.clone();
@@ -22,7 +26,7 @@ pub(super) async fn looks(ctx: &Ctx, url: &RelayUrl, relay_id: i32) -> Result<Lo
         WriteTo::Own(hosts) => owns(hosts, url),
         WriteTo::All(hosts) => owns(hosts, url) || is_due(written_at, now, interval_s),
     };
-    Ok(looks)
+    Ok((looks, known.and_then(|known| known.measured)))
 }
 
 /// How many events to ask one page of a relay for: what its pages were measured to be cut at, where that is less than
@@ -37,6 +41,7 @@ pub(super) async fn put(
     attempt: &Attempt,
     url: &RelayUrl,
     report: &MonitorReport,
+    before: Option<Measured>,
 ) -> Result<(), JobError> {
     let spoken = &report.spoken;
     let write = spoken.write.as_ref().map(|write| WriteRow {
@@ -54,7 +59,10 @@ pub(super) async fn put(
         url: url.clone(),
         at: clock::unix_now(),
         claims: spoken.claims.clone(),
-        measured: spoken.measured.clone(),
+        measured: spoken.measured.clone().map(|measured| match before {
+            Some(before) => measured.completed_by(before),
+            None => measured,
+        }),
         write,
     };
     if ctx.db.capability_put(&ctx.config.vantage, &[result]).await?.is_empty() { Ok(()) } else { Err(lost()) }

@@ -3,7 +3,8 @@
 //! Proof is an answer from any machine out there: a completed or a refused TCP connection. A name server
 //! or a proxy that answers proves nothing about what lies behind it. Where the operator lists canaries,
 //! they decide; otherwise a recent answer does, unless nearly everything fails at once; and a relay that
-//! fails again is down only if something answered in between.
+//! fails again is down only if something answered in between. Dead addresses are no sign of our own trouble, neither when
+//! they are counted nor when they are asked.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,23 +117,34 @@ impl Egress {
     pub fn answered_after(&self, network: Network, reason: Reason, since: Option<i64>) -> bool {
         since.is_none_or(|since| self.lock(network).answered_at > since)
             || is_answer(reason)
-            || self.canaries.iter().any(|url| url.network() == network)
+            || self.has_canary(network)
     }
 
-    /// How our own way into this network stands right now, for a failed dial to be judged by; may dial a canary.
-    pub async fn standing(&self, network: Network, dialer: &Dialer) -> Standing {
-        let standing = self.look(network, dialer).await;
+    /// How our own way into this network stands right now, for a failed dial to be judged by; may dial a canary. Of a relay
+    /// that nobody had called down (`was_up`) it can say that we are sick; of any other at most that nothing is proved.
+    pub async fn standing(&self, network: Network, dialer: &Dialer, was_up: bool) -> Standing {
+        let standing = self.look(network, dialer, was_up).await;
         let labels = Labels::new("", network.as_str(), standing.as_str());
         self.standings.get_or_create(&labels).inc();
         standing
     }
 
-    async fn look(&self, network: Network, dialer: &Dialer) -> Standing {
+    /// Whether canaries say how this network is.
+    pub fn has_canary(&self, network: Network) -> bool {
+        self.canaries.iter().any(|url| url.network() == network)
+    }
+
+    /// Whether nearly all relays that were alive fail at once.
+    pub fn most_fail(&self, network: Network) -> bool {
+        self.lock(network).most_fail()
+    }
+
+    async fn look(&self, network: Network, dialer: &Dialer, was_up: bool) -> Standing {
+        if !self.has_canary(network) {
+            return self.without_canary(network, was_up);
+        }
         let listed: Vec<RelayUrl> =
             self.canaries.iter().filter(|url| url.network() == network).cloned().collect();
-        if listed.is_empty() {
-            return self.without_canary(network);
-        }
         let standing = |works| if works { Standing::Proved } else { Standing::Sick };
         let _asking = self.asking[network.index()].lock().await;
         let now = clock::monotonic_ms();
@@ -154,10 +166,11 @@ impl Egress {
         standing(works)
     }
 
-    fn without_canary(&self, network: Network) -> Standing {
+    fn without_canary(&self, network: Network, was_up: bool) -> Standing {
         let seen = self.lock(network);
         if seen.most_fail() {
-            return Standing::Sick;
+            // A dead address finds nothing out: while it is asked, the trouble may be over.
+            return if was_up { Standing::Sick } else { Standing::Unproved };
         }
         match seen.answered_ms {
             Some(at) if clock::monotonic_ms().saturating_sub(at) < PROOF_MS => Standing::Proved,
@@ -171,7 +184,7 @@ impl Egress {
 }
 
 /// Whether a dial that failed for this reason was answered by some machine out there.
-const fn is_answer(reason: Reason) -> bool {
+pub(super) const fn is_answer(reason: Reason) -> bool {
     !matches!(
         reason,
         Reason::DnsFailure
@@ -200,14 +213,14 @@ mod tests {
     #[test]
     fn silence_proves_nothing_and_a_refusal_proves_the_way() {
         let egress = Egress::new(Vec::new());
-        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Unproved);
+        assert_eq!(egress.without_canary(Network::Clearnet, true), Standing::Unproved);
         egress.record(Network::Clearnet, Some(Reason::DnsNxdomain), true);
         egress.record(Network::Clearnet, Some(Reason::ConnectTimeout), true);
-        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Unproved);
+        assert_eq!(egress.without_canary(Network::Clearnet, true), Standing::Unproved);
         egress.record(Network::Clearnet, Some(Reason::ConnectRefused), true);
-        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Proved);
+        assert_eq!(egress.without_canary(Network::Clearnet, true), Standing::Proved);
         assert_eq!(
-            egress.without_canary(Network::Tor),
+            egress.without_canary(Network::Tor, true),
             Standing::Unproved,
             "one network says nothing about another"
         );
@@ -223,7 +236,7 @@ mod tests {
         })
         .await;
         let (egress, dialer) = (Egress::new(vec![server.url()]), local_dialer());
-        let asked = (0..50).map(|_| egress.standing(Network::Clearnet, &dialer));
+        let asked = (0..50).map(|_| egress.standing(Network::Clearnet, &dialer, true));
         let standings = futures_util::future::join_all(asked).await;
         assert!(standings.iter().all(|standing| *standing == Standing::Proved), "{standings:?}");
         // Whoever is at the door by now is let in.
@@ -240,7 +253,7 @@ mod tests {
         for _ in 0..1_000 {
             egress.record(Network::Clearnet, Some(Reason::ConnectTimeout), false);
         }
-        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Proved);
+        assert_eq!(egress.without_canary(Network::Clearnet, true), Standing::Proved);
     }
 
     #[test]
@@ -250,8 +263,14 @@ mod tests {
         for _ in 0..9 {
             egress.record(Network::Clearnet, Some(Reason::ConnectTimeout), true);
         }
-        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Sick);
+        assert_eq!(egress.without_canary(Network::Clearnet, true), Standing::Sick);
+        // The trouble may be over by now: a dead address is not who would know.
+        assert_eq!(egress.without_canary(Network::Clearnet, false), Standing::Unproved);
         egress.record(Network::Clearnet, None, true);
-        assert_eq!(egress.without_canary(Network::Clearnet), Standing::Proved, "the first answer ends it");
+        assert_eq!(
+            egress.without_canary(Network::Clearnet, true),
+            Standing::Proved,
+            "the first answer ends it"
+        );
     }
 }

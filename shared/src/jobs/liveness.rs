@@ -13,8 +13,8 @@ use crate::models::{Reason, UnknownWord};
 /// An opinion that a relay is alive or suspect stands for so many intervals: a vantage whose turn does not come,
 /// or that is gone, must not vouch for long.
 const STANDS_INTERVALS: u32 = 3;
-/// That it is down stands longer, since a dead relay is looked at seldom.
-const DOWN_STANDS: Duration = Duration::from_secs(3 * 86_400);
+/// That it is down, or will not have us, stands longer: such a relay is looked at seldom.
+const SELDOM_STANDS: Duration = Duration::from_secs(3 * 86_400);
 
 /// Liveness of a relay from one vantage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,8 +123,9 @@ pub fn judge(before: Liveness, look: Look) -> (State, Liveness) {
 pub fn stands(state: State, look: Look, interval: Duration) -> Duration {
     match state {
         _ if matches!(look, Look::Failed { proved: false }) => Duration::ZERO,
+        _ if look == Look::Refused => SELDOM_STANDS.max(interval * STANDS_INTERVALS),
         State::Alive | State::Suspect => interval * STANDS_INTERVALS,
-        State::Down => DOWN_STANDS.max(interval * STANDS_INTERVALS),
+        State::Down => SELDOM_STANDS.max(interval * STANDS_INTERVALS),
     }
 }
 
@@ -209,7 +210,11 @@ mod tests {
     fn an_opinion_formed_in_doubt_does_not_stand() {
         assert_eq!(stands(State::Suspect, DOUBT, HOUR), Duration::ZERO);
         assert!(stands(State::Alive, UP, HOUR) > HOUR, "an answer proves itself");
-        assert!(stands(State::Suspect, Look::Refused, HOUR) > HOUR, "so does a refusal");
+        assert_eq!(
+            stands(State::Suspect, Look::Refused, HOUR),
+            stands(State::Down, FAILED, HOUR),
+            "who is refused is there as seldom as who finds it dead, and must not lapse before"
+        );
         assert!(stands(State::Down, FAILED, HOUR) > stands(State::Alive, UP, HOUR));
     }
 

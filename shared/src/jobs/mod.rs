@@ -194,6 +194,9 @@ impl From<DbError> for JobError {
 /// How long a job waits for a network that does not work, when the breaker cannot be asked.
 const SICK: Duration = Duration::from_secs(15);
 
+/// The field of a report that says whether anything out there answered, so that our own way into the network works.
+pub const ANSWERED: &str = "answered";
+
 /// The field of a report of an attempt that had nothing to ask its relay: why.
 pub const SKIPPED: &str = "skipped";
 

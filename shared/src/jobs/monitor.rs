@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::egress::is_answer;
 use super::liveness::{Liveness, Look, Opinion, State, judge, overall, stands};
-use super::validate::{ELSEWHERE, ELSEWHERE_TRIES, blame, sick, unserved};
-use super::{Attempt, Ctx, JobError, Report, Standing, cadence, capability, lost, publish, target_url};
+use super::validate::{ELSEWHERE, ELSEWHERE_TRIES, blame, sick, unproved, unserved};
+use super::{
+    ANSWERED, Attempt, Ctx, JobError, Report, Standing, cadence, capability, lost, publish, target_url,
+};
 use crate::checks::{MonitorReport, run_on};
 use crate::clock;
 use crate::db::{CheckRow, MonitorResult, RelayRow};
@@ -24,24 +27,28 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     if let Ok(target) = &resolved {
         ctx.permit(attempt, target).await?;
     }
-    let looks = capability::looks(ctx, &url, relay.id).await?;
+    let (looks, measured_before) = capability::looks(ctx, &url, relay.id).await?;
     let report = Box::pin(run_on(&ctx.dialer, &url, resolved, &looks)).await;
     if !report.up {
         unserved(ctx, attempt, url.network(), report.reason)?;
     }
-    let proved = prove(ctx, &url, &relay, &report).await?;
+    let proved = prove(ctx, attempt, &url, &relay, &report).await?;
     let result = judge_report(ctx, attempt, &url, &relay, &report, proved)?;
     let (state, overall, next_s) = (result.state, result.overall, result.next.as_secs());
     for check in &result.checks {
         ctx.metrics.checks.get_or_create(&Labels::new(check.kind, "", check.outcome.as_str())).inc();
     }
-    capability::put(ctx, attempt, &url, &report).await?;
+    capability::put(ctx, attempt, &url, &report, measured_before).await?;
     publish::record(ctx, attempt, &url, &relay, &report).await?;
     if !ctx.calls.monitor_finish(result).await? {
         return Err(lost());
     }
+    let answered = report.up
+        || report.reached()
+        || is_answer(report.reason)
+        || (proved && ctx.egress.has_canary(url.network()));
     Ok(json!({
-        "state": state, "overall": overall, "up": report.up, "reason": report.reason, "evidence": report.evidence,
+        ANSWERED: answered, "state": state, "overall": overall, "up": report.up, "reason": report.reason, "evidence": report.evidence,
         "next_s": next_s,
     }))
 }
@@ -59,6 +66,7 @@ fn leave_to_another_vantage(relay: &RelayRow, attempt: &Attempt) -> Result<(), J
 /// Whether our own network was proved to work, so that a failure is the relay's.
 async fn prove(
     ctx: &Ctx,
+    attempt: &Attempt,
     url: &RelayUrl,
     relay: &RelayRow,
     report: &MonitorReport,
@@ -68,7 +76,7 @@ async fn prove(
     let standing = if report.up || reached {
         Standing::Proved
     } else {
-        ctx.egress.standing(url.network(), &ctx.dialer).await
+        ctx.egress.standing(url.network(), &ctx.dialer, relay.was_up()).await
     };
     if standing == Standing::Sick {
         return Err(sick(
@@ -78,7 +86,12 @@ async fn prove(
     }
     if !report.up && report.ours {
         // A name server of the relay's own that fails looks like ours; if everything else works, it is theirs.
-        blame(ctx, url.network(), report.reason, reached).await?;
+        blame(ctx, url.network(), report.reason, reached, relay.was_up()).await?;
+    }
+    if standing == Standing::Unproved && ctx.egress.most_fail(url.network()) {
+        // What is written of it now would say nothing, and take away what stands.
+        // A network of dead relays alone is asked ever more seldom.
+        return Err(unproved(url.network(), report.reason, attempt.fence.attempt()));
     }
     // An outage of ours that has just begun fails a relay twice while what answered before it still proves us.
     let again = relay.state.as_deref() == Some(State::Suspect.as_str()) && relay.failures > 0;

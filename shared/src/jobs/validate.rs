@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::egress::is_answer;
 use super::liveness::Look;
-use super::{Attempt, Ctx, JobError, Report, Standing, cadence, lost, target_url};
+use super::{ANSWERED, Attempt, Ctx, JobError, Report, Standing, cadence, lost, target_url};
 use crate::db::ValidateResult;
 use crate::models::{Network, Reason, RelayUrl};
 use crate::net::Target;
@@ -38,7 +39,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         ctx.egress.record(url.network(), Some(failure), false);
     }
     if !verdict.alive {
-        blame(ctx, url.network(), verdict.reason, verdict.open_ms.is_some()).await?;
+        blame(ctx, url.network(), verdict.reason, verdict.open_ms.is_some(), false).await?;
     }
     let failures = candidate.failures.saturating_add(1);
     let refused = matches!(Look::of(verdict.alive, verdict.reason, true), Look::Refused);
@@ -48,8 +49,9 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     if !ctx.calls.validate_finish(result).await? {
         return Err(lost());
     }
+    let answered = verdict.alive || verdict.open_ms.is_some() || is_answer(verdict.reason);
     Ok(json!({
-        "alive": verdict.alive, "evidence": verdict.evidence, "outcome": verdict.outcome, "reason": verdict.reason,
+        ANSWERED: answered || ctx.egress.has_canary(url.network()), "alive": verdict.alive, "evidence": verdict.evidence, "outcome": verdict.outcome, "reason": verdict.reason,
         "detail": verdict.detail, "given_up": give_up,
     }))
 }
@@ -130,12 +132,13 @@ pub(super) async fn is_ours(ctx: &Ctx, reason: Reason) -> bool {
     }
 }
 
-/// An error when the failure must not be laid at the relay's door.
+/// An error when the failure must not be laid at the relay's door. `was_up` as in [`super::Egress::standing`].
 pub(super) async fn blame(
     ctx: &Ctx,
     network: Network,
     reason: Reason,
     reached: bool,
+    was_up: bool,
 ) -> Result<(), JobError> {
     if is_ours(ctx, reason).await {
         let why = match reason {
@@ -147,16 +150,20 @@ pub(super) async fn blame(
     if reached {
         return Ok(());
     }
-    match ctx.egress.standing(network, &ctx.dialer).await {
+    match ctx.egress.standing(network, &ctx.dialer, was_up).await {
         Standing::Proved => Ok(()),
-        Standing::Unproved => Err(JobError::snooze(
-            UNPROVED,
-            format!("nothing on {network} has answered us lately, so {reason} says nothing about the relay"),
-        )),
+        Standing::Unproved => Err(unproved(network, reason, 1)),
         Standing::Sick => {
             Err(sick(network, format!("relays of {network} that were alive fail all at once: {reason}")))
         }
     }
+}
+
+/// The same job later, the later the oftener it was put off.
+pub(super) fn unproved(network: Network, reason: Reason, tries: i32) -> JobError {
+    let why =
+        format!("nothing on {network} has answered us lately, so {reason} says nothing about the relay");
+    JobError::snooze(UNPROVED * u32::try_from(tries.clamp(1, 30)).unwrap_or(1), why)
 }
 
 pub(super) const fn sick(network: Network, why: String) -> JobError {

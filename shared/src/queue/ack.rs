@@ -8,7 +8,7 @@ use super::backend::Ticket;
 use super::run::{Shared, network_label};
 use crate::clock;
 use crate::db::{DbError, Finished, Unreadable};
-use crate::jobs::{Ending, SKIPPED, spec};
+use crate::jobs::{ANSWERED, Ending, spec};
 use crate::models::{Network, Verdict};
 use crate::telemetry::Labels;
 
@@ -140,13 +140,13 @@ pub(super) async fn close(shared: &Shared, batch: &[Ended]) {
     }
 }
 
-/// The networks that probing jobs of the batch have found to work. A job that had nothing to ask there has found nothing:
-/// the next one probes.
+/// The networks that probing jobs of the batch have found to work. A job that nothing answered, or that had nothing to ask
+/// there, has found nothing: the next one probes.
 fn proved(batch: &[Ended]) -> Vec<Network> {
-    let asked = |ending: &Ending| ending.verdict == Verdict::Complete && ending.result.get(SKIPPED).is_none();
+    let found = |ending: &Ending| ending.verdict == Verdict::Complete && ending.result[ANSWERED] == true;
     let mut networks: Vec<Network> = batch
         .iter()
-        .filter(|ended| ended.ticket.claimed.probe && asked(&ended.ending))
+        .filter(|ended| ended.ticket.claimed.probe && found(&ended.ending))
         .filter_map(|ended| ended.ticket.claimed.network.parse().ok())
         .collect();
     networks.sort_unstable_by_key(|network| network.as_str());
@@ -297,10 +297,11 @@ mod tests {
 
     #[test]
     fn every_network_that_a_batch_has_probed_is_proved() {
-        let done = || Ending::complete(json!({}));
+        let done = || Ending::complete(json!({ ANSWERED: true }));
         let mut batch = vec![ended("tor", done()), ended("clearnet", done()), ended("tor", done())];
         batch.push(ended("i2p", Ending::retry("no")));
-        batch.push(ended("loki", Ending::complete(json!({ SKIPPED: "the relay is down" }))));
+        batch.push(ended("i2p", Ending::complete(json!({ ANSWERED: false, "up": false }))));
+        batch.push(ended("loki", Ending::complete(json!({ "skipped": "the relay is down" }))));
         assert_eq!(proved(&batch), [Network::Clearnet, Network::Tor]);
     }
 

@@ -123,7 +123,9 @@ pub(super) async fn beat(shared: &Shared, strays: &mut Strays) -> Result<(), DbE
         shared.metrics.sent_bytes.get_or_create(&labels).inc_by(sent);
     }
     let registration = shared.registration(shared.options.traffic.take());
-    let held: Pairs = match shared.db.job_heartbeat(&registration).await {
+    // On a connection that has gone silent no answer ever comes: another try must still be in time.
+    let db = shared.db.with_timeout(shared.options.lease / 3);
+    let held: Pairs = match db.job_heartbeat(&registration).await {
         Ok(held) => held.into_iter().collect(),
         Err(error) => {
             for (network, bytes) in registration.traffic {

@@ -21,11 +21,23 @@ pub async fn migrate(url: &str, options: &MigrateOptions) -> Result<(), DbError>
     db::prepare_roles(&mut connection, options).await?;
     db::run_migrations(&mut connection).await?;
     set_up_apalis(&mut connection).await?;
-    sqlx::raw_sql(TABLES).execute(&mut connection).await?;
-    sqlx::raw_sql(VIEWS).execute(&mut connection).await?;
+    complete(&mut connection, TABLES).await?;
+    complete(&mut connection, VIEWS).await?;
     db::apply_grants(&mut connection, options).await?;
     connection.close().await?;
     Ok(())
+}
+
+/// Beside a fleet at work somebody may hold one of these tables and wait for another: who gives way begins anew.
+async fn complete(connection: &mut PgConnection, block: &'static str) -> Result<(), DbError> {
+    let mut tries = db::BESIDE_A_FLEET;
+    loop {
+        tries -= 1;
+        match sqlx::raw_sql(block).execute(&mut *connection).await.map_err(DbError::from) {
+            Err(error) if error.is_deadlock() && tries > 0 => {}
+            done => return done.map(drop),
+        }
+    }
 }
 
 /// apalis's own tables alone, as every version of ours finds them.

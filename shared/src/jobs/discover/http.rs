@@ -145,7 +145,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         state["new_candidates"] = stored.new.into();
         report.insert(source.url.clone(), state);
     }
-    // What is left of the states belongs to sources that are configured no more.
+    // What is left belongs to sources that are configured no more, or was not looked at because we are to stop.
+    states.retain(|url, _| !ctx.config.sources.iter().any(|source| source.url() == url));
     let gone: Vec<[String; 3]> =
         states.into_keys().map(|url| ["finder".to_owned(), "checkpoint".to_owned(), url]).collect();
     if !gone.is_empty() {

@@ -108,7 +108,7 @@ async fn open(
     };
     let said = failure.to_string();
     if is_ours(ctx, failure.reason).await
-        || ctx.egress.standing(network, &ctx.dialer).await != Standing::Proved
+        || ctx.egress.standing(network, &ctx.dialer, false).await != Standing::Proved
     {
         return Ok(Err(later(PEACE, &said)));
     }

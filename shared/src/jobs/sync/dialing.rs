@@ -29,7 +29,7 @@ pub(super) async fn connect(
     }
     ctx.egress.record(url.network(), failure, was_alive);
     if let Err(failure) = &opened {
-        blame(ctx, url.network(), failure.reason, false).await?;
+        blame(ctx, url.network(), failure.reason, false, was_alive).await?;
     }
     Ok(opened)
 }

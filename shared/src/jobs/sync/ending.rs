@@ -128,8 +128,9 @@ impl Pass<'_> {
     ) -> Result<Report, JobError> {
         self.learn(floor, now).await?;
         self.bury(TOMBSTONES_PER_PASS).await;
-        // Whoever drips when the time is up would drip on.
-        let end = if end == SyncEnd::More && self.tally.drags { SyncEnd::Interrupted } else { end };
+        // Whoever drips when the time is up would drip on, and whoever forges would go on with that.
+        let goes_on = self.tally.drags || self.forges();
+        let end = if end == SyncEnd::More && goes_on { SyncEnd::Interrupted } else { end };
         let base = self.ctx.config.sync_interval;
         let due = if let Some(until) = self.weigh(now).await? {
             cadence::aside(until - now, url.as_str())

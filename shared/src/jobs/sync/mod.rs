@@ -34,7 +34,8 @@ use self::ingest::{Digest, Tally};
 use self::revisit::Revisit;
 use self::windows::{Window, plan};
 use super::cadence::{self, SyncEnd};
-use super::{Attempt, Ctx, JobError, Report, SKIPPED, capability, lost, target_url};
+use super::egress::is_answer;
+use super::{ANSWERED, Attempt, Ctx, JobError, Report, SKIPPED, capability, lost, target_url};
 use crate::clock;
 use crate::db::{ArchiveState, Revisited, SyncBegin, SyncFacts};
 use crate::models::{
@@ -155,7 +156,9 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let read_by = ReadBy { archive, facts, class, measured };
     let mut pass = Pass::new(ctx, attempt, relay.id, read_by, coverage, now);
     pass.wake(floor, now).await?;
-    let end = match connect(ctx, attempt, &url, relay.was_up()).await? {
+    let opened = connect(ctx, attempt, &url, relay.was_up()).await?;
+    let answered = opened.as_ref().err().is_none_or(|failure| is_answer(failure.reason));
+    let end = match opened {
         Ok((mut socket, target)) => {
             pass.target = Some(target);
             let end = pass.read_classes(&mut socket, classes, floor, now).await;
@@ -172,7 +175,9 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
             ended_by((Grade::Unknown, reason))
         }
     };
-    pass.finish(&url, end, floor, now).await
+    let mut report = pass.finish(&url, end, floor, now).await?;
+    report[ANSWERED] = json!(answered || ctx.egress.has_canary(url.network()));
+    Ok(report)
 }
 
 /// How a pass ends that this gap ended.

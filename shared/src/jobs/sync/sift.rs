@@ -101,10 +101,12 @@ impl Pass<'_> {
                 }
                 Err(error) => {
                     self.tally.bad(self.ctx, &error);
-                    self.tally.forged += 1;
-                    self.tally.forged_known += u64::from(held);
                     checked.forged.push((facts.created_at, facts.id));
-                    forged.push(ForgeryRow { id: facts.id, reason: error.as_str(), known: held });
+                    if error.is_forgery() {
+                        self.tally.forged += 1;
+                        self.tally.forged_known += u64::from(held);
+                        forged.push(ForgeryRow { id: facts.id, reason: error.as_str(), known: held });
+                    }
                 }
             }
         }
