@@ -6,6 +6,11 @@
 #   deploy/backup.sh restore FILE POINT     and on, to the restore point POINT (pg_create_restore_point)
 # After a restore `docker compose up -d` starts the stack, with the secrets of when the backup was taken.
 set -eu
+# FILE is meant from where the caller stands.
+case ${2:-} in
+"" | /*) ;;
+*) verb=$1 file=$PWD/$2; shift 2; set -- "$verb" "$file" "$@" ;;
+esac
 cd "$(dirname "$0")/.."
 
 say() { echo "backup: $*" >&2; }
