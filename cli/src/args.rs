@@ -156,7 +156,7 @@ pub(crate) struct Up {
     /// Address of /metrics, /healthz and /readyz, or `none`
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(crate) metrics: String,
-    /// Exit when nothing is due or running and every relay was tried: 0 when each has been read, else 1 and which were not
+    /// Exit when every relay was tried and nothing is left but rechecks: 0 when each has been read, else 1 and which were not
     #[arg(long)]
     pub(crate) once: bool,
     /// With --once: give up after this many seconds, with exit code 1
