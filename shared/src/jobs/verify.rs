@@ -13,7 +13,7 @@ use std::thread::available_parallelism;
 use tokio::sync::Semaphore;
 
 use super::JobError;
-use crate::models::{Event, EventError, EventId};
+use crate::models::{Authors, Event, EventError, EventId};
 
 /// Events verified in one go: long enough to be worth a thread, short enough to share the cores fairly.
 const PIECE: usize = 32;
@@ -57,6 +57,7 @@ pub(super) enum Need {
 pub struct Verifier {
     cores: Arc<Semaphore>,
     recent: Arc<Mutex<Recent>>,
+    authors: Arc<Authors>,
     secret: RandomState,
 }
 
@@ -81,6 +82,7 @@ impl Verifier {
         Self {
             cores: Arc::new(Semaphore::new(cores.max(1))),
             recent: Arc::default(),
+            authors: Arc::default(),
             secret: RandomState::new(),
         }
     }
@@ -104,9 +106,9 @@ impl Verifier {
             let Ok(core) = Arc::clone(&self.cores).acquire_owned().await else {
                 return Err(JobError::Retry { why: "the pool is closed".to_owned() });
             };
-            let recent = Arc::clone(&self.recent);
+            let (recent, authors) = (Arc::clone(&self.recent), Arc::clone(&self.authors));
             pieces.push(tokio::task::spawn_blocking(move || {
-                let verdicts: Vec<Verdict> = raw.iter().map(|raw| once(&recent, raw)).collect();
+                let verdicts: Vec<Verdict> = raw.iter().map(|raw| once(&recent, &authors, raw)).collect();
                 drop(core);
                 verdicts
             }));
@@ -125,11 +127,11 @@ impl Verifier {
 }
 
 /// Verifies a text unless the same id and signature were verified lately, or are being verified now.
-fn once(recent: &Mutex<Recent>, raw: &Raw) -> Verdict {
+fn once(recent: &Mutex<Recent>, authors: &Authors, raw: &Raw) -> Verdict {
     let whole = || {
         lock(recent).verified += 1;
         let event = Event::parse(&raw.text)?;
-        event.verify_signature().map(|()| Arc::new(event))
+        authors.verify_signature(&event).map(|()| Arc::new(event))
     };
     let sig = match raw.need {
         Need::Event => raw.sig,

@@ -28,7 +28,8 @@ pub use capability::{Answer, AuthSeen, By, Claims, MEASURED_NIPS, Measured, Narr
 pub use closed::UnknownWord;
 pub use coverage::{Coverage, CoverageError, Interval};
 pub use event::{
-    EnvelopeFacts, Event, EventError, EventId, KindClass, MAX_EVENT_BYTES, SignedSeed, event_key, tag_hash,
+    Authors, EnvelopeFacts, Event, EventError, EventId, KindClass, MAX_EVENT_BYTES, SignedSeed, event_key,
+    tag_hash,
 };
 pub use grade::{GapReason, Grade};
 pub use job::{Fence, JobKind, LOCAL, Verdict};

@@ -4,14 +4,15 @@
 //! other. Invariant: the id of an [`Event`] is the SHA-256 of its own fields; whether the signature
 //! verifies is asked apart, because it costs a thousand times more.
 
+mod authors;
 mod json;
 
 use std::fmt;
 use std::str::FromStr;
 
-use secp256k1::schnorr::Signature;
-use secp256k1::{SECP256K1, XOnlyPublicKey};
 use sha2::{Digest, Sha256};
+
+pub use self::authors::Authors;
 
 /// The longest event text taken, in bytes: the WebSocket message cap, beyond which nothing arrives.
 pub const MAX_EVENT_BYTES: usize = 2 * 1024 * 1024;
@@ -266,10 +267,7 @@ impl Event {
 
     /// Whether the author signed this event (BIP-340 over the id).
     pub fn verify_signature(&self) -> Result<(), EventError> {
-        let author = XOnlyPublicKey::from_slice(&self.pubkey).map_err(|_| EventError::BadSignature)?;
-        SECP256K1
-            .verify_schnorr(&Signature::from_byte_array(self.sig), &self.id.0, &author)
-            .map_err(|_| EventError::BadSignature)
+        authors::signed_by(&authors::key(self)?, self)
     }
 
     /// Whether the author signed an id that is the hash of the same fields with DEL written as `\u007f`, as the JSON writer of
