@@ -248,14 +248,15 @@ pub trait Handler: Send + Sync + 'static {
 impl Handler for Ctx {
     fn run(&self, attempt: Attempt) -> BoxFuture<'static, Result<Report, JobError>> {
         let ctx = self.clone();
+        // Each on its own: together they would all take, and move, what the largest needs.
         async move {
             match attempt.kind {
-                JobKind::Discover => discover::run(&ctx, &attempt).await,
-                JobKind::Validate => validate::run(&ctx, &attempt).await,
-                JobKind::Monitor if attempt.network == LOCAL => local(&ctx, &attempt).await,
-                JobKind::Monitor => monitor::run(&ctx, &attempt).await,
-                JobKind::Sync => sync::run(&ctx, &attempt).await,
-                JobKind::Refresh => refresh::run(&ctx, &attempt).await,
+                JobKind::Discover => Box::pin(discover::run(&ctx, &attempt)).await,
+                JobKind::Validate => Box::pin(validate::run(&ctx, &attempt)).await,
+                JobKind::Monitor if attempt.network == LOCAL => Box::pin(local(&ctx, &attempt)).await,
+                JobKind::Monitor => Box::pin(monitor::run(&ctx, &attempt)).await,
+                JobKind::Sync => Box::pin(sync::run(&ctx, &attempt)).await,
+                JobKind::Refresh => Box::pin(refresh::run(&ctx, &attempt)).await,
             }
         }
         .boxed()

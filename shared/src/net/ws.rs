@@ -22,8 +22,10 @@ use super::{USER_AGENT, elapsed_ms};
 use crate::clock;
 use crate::models::{Reason, RelayUrl};
 
-/// Read buffer of a connection, allocated at once: a worker holds hundreds.
+/// Read buffer of a connection whose pages are read, allocated at once: a worker holds hundreds.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// The same where a few frames are expected: clearing a larger one costs a look a thirtieth of its processor time.
+const LOOK_BUFFER_BYTES: usize = 4 * 1024;
 /// What may wait to be written: a few requests; more means the peer stopped reading.
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 /// The longest binary message that is passed over.
@@ -69,13 +71,27 @@ impl Dialer {
         target: &Target,
         seen: &mut Seen,
     ) -> Result<(WsStream, u32), DialFailure> {
+        self.upgrade(target, seen, LOOK_BUFFER_BYTES).await
+    }
+
+    /// [`Dialer::websocket`] with room for what a relay sends page after page.
+    pub async fn websocket_for_pages(&self, target: &Target) -> Result<(WsStream, u32), DialFailure> {
+        Box::pin(self.upgrade(target, &mut Seen::default(), READ_BUFFER_BYTES)).await
+    }
+
+    async fn upgrade(
+        &self,
+        target: &Target,
+        seen: &mut Seen,
+        read_buffer: usize,
+    ) -> Result<(WsStream, u32), DialFailure> {
         let started = clock::monotonic_ms();
         let request = upgrade_request(target.url())?;
         let deadline = self.deadline(target)?;
         let stream = self.connect_by(target, deadline, &mut seen.tls).await?;
         let max = Some(self.caps().message_bytes);
         let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER_BYTES)
+            .read_buffer_size(read_buffer)
             .write_buffer_size(0)
             .max_write_buffer_size(WRITE_BUFFER_BYTES)
             .max_message_size(max)

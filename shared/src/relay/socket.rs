@@ -100,9 +100,17 @@ impl RelaySocket {
 
     /// [`RelaySocket::open`], leaving in `seen` what showed on the way, also when it fails.
     pub async fn open_seen(dialer: &Dialer, target: &Target, seen: &mut Seen) -> Result<Self, DialFailure> {
-        let (ws, open_ms) = Box::pin(dialer.websocket_seen(target, seen)).await?;
+        Ok(Self::of(Box::pin(dialer.websocket_seen(target, seen)).await?, target))
+    }
+
+    /// [`RelaySocket::open`], to read pages.
+    pub async fn open_for_pages(dialer: &Dialer, target: &Target) -> Result<Self, DialFailure> {
+        Ok(Self::of(dialer.websocket_for_pages(target).await?, target))
+    }
+
+    fn of((ws, open_ms): (WsStream, u32), target: &Target) -> Self {
         let url = target.url().to_string();
-        Ok(Self {
+        Self {
             ws,
             open_ms,
             spent: false,
@@ -111,7 +119,7 @@ impl RelaySocket {
             url,
             identity: None,
             auth: Auth::default(),
-        })
+        }
     }
 
     /// Answers challenges with this key from now on, where a request is refused for want of it.

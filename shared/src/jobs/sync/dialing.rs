@@ -16,7 +16,7 @@ pub(super) async fn connect(
     let opened = match ctx.dialer.resolve(url).await {
         Ok(target) => {
             ctx.permit(attempt, &target).await?;
-            RelaySocket::open(&ctx.dialer, &target).await.map(|mut socket| {
+            RelaySocket::open_for_pages(&ctx.dialer, &target).await.map(|mut socket| {
                 socket.identify(ctx.config.identity());
                 (socket, target)
             })

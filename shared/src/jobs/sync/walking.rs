@@ -222,7 +222,7 @@ impl Pass<'_> {
         {
             return Ok(false);
         }
-        Ok(match RelaySocket::open(&self.ctx.dialer, target).await {
+        Ok(match RelaySocket::open_for_pages(&self.ctx.dialer, target).await {
             Ok(fresh) => {
                 *socket = fresh;
                 socket.identify(self.ctx.config.identity());
