@@ -66,10 +66,18 @@ pub(crate) fn cpu_s(pid: u32) -> f64 {
 
 /// Processor seconds of a process, its children, and those of them that have ended.
 pub(crate) fn family_cpu_s(pid: u32) -> f64 {
-    let parent = Stat::of(pid).map_or(0.0, |stat| stat.own_s + stat.ended_s);
-    let Ok(entries) = fs::read_dir("/proc") else { return f64::NAN };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    parent + pids.filter_map(Stat::of).filter(|stat| stat.parent == pid).map(|stat| stat.own_s).sum::<f64>()
+    loop {
+        let before = Stat::of(pid);
+        let Ok(entries) = fs::read_dir("/proc") else { return f64::NAN };
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let children =
+            pids.filter_map(Stat::of).filter(|stat| stat.parent == pid).map(|stat| stat.own_s).sum::<f64>();
+        let after = Stat::of(pid);
+        // A child that ends in between is counted twice, or not at all.
+        if before.as_ref().map(|stat| stat.ended_s) == after.as_ref().map(|stat| stat.ended_s) {
+            return children + after.map_or(0.0, |stat| stat.own_s + stat.ended_s);
+        }
+    }
 }
 
 /// What `/proc/PID/stat` says.

@@ -16,6 +16,7 @@ mod peer;
 mod refresh;
 mod workload;
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use crate::figure::{Figure, Goal, Report};
@@ -105,7 +106,9 @@ impl Options {
 /// Grows an archive and measures on the way.
 pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     // As both projects set up their server, but for autovacuum.
-    let buffers = if options.memory.is_some() { "128MB" } else { "1GB" };
+    // As docs/OPERATIONS.md has it: a quarter of the memory.
+    let buffers =
+        if options.memory.is_some() { "128MB".to_owned() } else { format!("{}kB", memory_kib()? / 4) };
     let cluster = Cluster::start(&format!(
         "-c shared_buffers={buffers} -c synchronous_commit=off -c work_mem=8MB -c maintenance_work_mem=256MB \
          -c random_page_cost=1.1 -c autovacuum=off -c checkpoint_timeout=10min"
@@ -115,6 +118,13 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     drop(cluster);
     drop(confined);
     result
+}
+
+/// The memory of this machine, KiB.
+fn memory_kib() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).context("MemTotal")?;
+    Ok(total.trim().trim_end_matches(" kB").parse()?)
 }
 
 async fn measure(cluster: &Cluster, options: &Options, report: &mut Report) -> anyhow::Result<()> {
