@@ -36,6 +36,8 @@ loop.example      127.0.0.1                         none
 loop6.example     11.22.33.1                        ::1
 mapped.example    none                              ::ffff:10.0.0.1
 nat64.example     none                              64:ff9b::a00:1
+dns64.example     11.22.33.1                        64:ff9b::b16:2101
+inside64.example  11.22.33.1                        64:ff9b::a00:1
 broken.example    fail                              fail
 broken2.example   fail                              fail
 silent.example    mute                              mute
@@ -95,6 +97,8 @@ async fn only_what_every_address_of_a_name_permits_is_dialled_and_either_family_
         ("loop6", "address_refused", ""),
         ("mapped", "address_refused", ""),
         ("nat64", "address_refused", ""),
+        ("dns64", "", "11.22.33.1"),
+        ("inside64", "address_refused", ""),
         ("broken", "dns_failure ours", ""),
         ("silent", "dns_failure ours", ""),
         ("empty", "dns_no_address", ""),
@@ -211,6 +215,35 @@ async fn a_name_server_that_fails_is_ours_until_others_prove_that_it_is_the_name
 
     let addresses: BTreeSet<String> = GLOBAL.map(str::to_owned).into();
     assert!(met(&world).is_subset(&addresses), "{:?}", met(&world));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_whose_name_servers_have_changed_calls_nobody_down_and_goes_on_by_itself() {
+    let Some(test) = migrated().await else { return };
+    let Some(world) = World::start(Plan { zone: ZONE, ..Plan::default() }).await else { return };
+    // Nobody is there.
+    world.resolve_by("nameserver 127.0.0.9\n");
+    let Some(_worker) = worker(&world, &test, &[]).await else { return };
+    let _scheduler = scheduler(&test);
+    let known = ["plain", "six"]
+        .map(|name| RelayUrl::parse(&format!("ws://{name}.example"), &AddressPolicy::public()).unwrap());
+    handle(&test, Role::Writer).relay_insert(&known.map(|url| (url, 1))).await.unwrap();
+    seed_relays(&test, &urls(&["mute6"])).await;
+    until(&test, "SELECT count(*)::text FROM breaker WHERE network = 'clearnet' AND why LIKE '%name servers do not answer%'", "1").await;
+    world.resolve_by("nameserver 127.0.0.1\n");
+    let said =
+        "SELECT coalesce(string_agg(DISTINCT s.state || ' ' || s.reason, ', '), '') FROM relay_state s";
+    // It tries again by itself; this hurries it.
+    for _ in 0..100 {
+        test.execute("DELETE FROM breaker; UPDATE schedule SET due_at = now() WHERE kind = 'monitor'; UPDATE apalis.jobs SET due_at = now(), run_at = now(), gate = 'ready' WHERE status = 'Pending'").await;
+        if value(&test, "SELECT count(*)::text FROM relay_state").await == "3" {
+            break;
+        }
+        // bound: 100 × 300 ms
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    }
+    assert_eq!(value(&test, said).await, "alive none");
+    assert_eq!(value(&test, "SELECT coalesce(max(failures), 0)::text FROM candidate").await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

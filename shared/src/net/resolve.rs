@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -17,7 +18,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError as DnsNetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
-
+use hickory_resolver::system_conf::read_system_conf;
 use tokio::time::{Instant, timeout_at};
 
 use super::failure::DialFailure;
@@ -94,32 +95,80 @@ impl DnsAnswer {
     }
 }
 
-/// The resolver, or the reason why this machine has none.
+/// Which servers are asked, and how.
+pub(super) type Setup = (ResolverConfig, ResolverOpts);
+
+/// A resolver, and what it was made of.
+struct Made {
+    resolver: TokioResolver,
+    setup: Setup,
+}
+
+/// The resolver in use, or the reason why this machine has none.
+#[derive(Clone)]
+struct InUse {
+    made: Result<Arc<Made>, String>,
+    /// When it took the place of another.
+    since: Option<Instant>,
+}
+
+/// Names to addresses by the servers that the configuration names, also after it has changed.
 pub(super) struct Names {
-    resolver: Result<TokioResolver, String>,
-    servers: Vec<SocketAddr>,
+    /// What the configuration says now.
+    read: Box<dyn Fn() -> Result<Setup, String> + Send + Sync>,
+    in_use: RwLock<InUse>,
 }
 
 impl Names {
     /// Uses `servers`, or the system's when empty. A machine without a usable resolver still dials
     /// overlays and literal addresses; names then fail as ours.
     pub(super) fn new(servers: &[SocketAddr]) -> Self {
-        Self { resolver: build(servers, CACHE_ANSWERS), servers: servers.to_vec() }
+        if servers.is_empty() {
+            return Self::reading(|| read_system_conf().map_err(|error| error.to_string()));
+        }
+        let setup = asking(servers);
+        Self::reading(move || Ok(setup.clone()))
     }
 
-    pub(super) fn resolver(&self) -> Result<&TokioResolver, &str> {
-        self.resolver.as_ref().map_err(String::as_str)
+    /// Uses what `read` says, and reads again when those servers are silent.
+    pub(super) fn reading(read: impl Fn() -> Result<Setup, String> + Send + Sync + 'static) -> Self {
+        let made = read().and_then(Made::of).map(Arc::new);
+        Self { read: Box::new(read), in_use: RwLock::new(InUse { made, since: None }) }
     }
 
-    /// Whether a name server answers at all, by a question that everybody can answer: who serves the root.
-    /// Nothing remembered counts.
+    fn in_use(&self) -> InUse {
+        self.in_use.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The resolver of this moment.
+    pub(super) fn resolver(&self) -> Result<TokioResolver, String> {
+        self.in_use().made.map(|made| made.resolver.clone())
+    }
+
+    /// Whether the name servers that were asked lately answer at all. Nothing remembered counts. Where they do not, and
+    /// the configuration names others by now that do, those are asked from then on.
     pub(super) async fn answer(&self, timeout: Duration) -> bool {
-        let Ok(resolver) = build(&self.servers, 0) else { return false };
-        let asked = Box::pin(ask(&resolver, Name::root(), RecordType::NS));
-        matches!(
-            timeout_at(Instant::now() + timeout, asked).await,
-            Ok(Family::Records(_) | Family::NoName | Family::NoRecord)
-        )
+        let InUse { made, since } = self.in_use();
+        if let Ok(made) = &made
+            && let Ok(resolver) = build(&made.setup, 0)
+            && answers(&resolver, timeout).await
+        {
+            // What failed just before may have asked those whose place they took.
+            return since.is_none_or(|since| since.elapsed() > timeout);
+        }
+        let Ok(setup) = (self.read)() else { return false };
+        if made.is_ok_and(|made| servers(&made.setup) == servers(&setup)) {
+            return false;
+        }
+        if let Ok(made) = Made::of(setup)
+            && answers(&made.resolver, timeout).await
+        {
+            tracing::info!(servers = ?servers(&made.setup), "other name servers are asked from now on");
+            let new = InUse { made: Ok(Arc::new(made)), since: Some(Instant::now()) };
+            *self.in_use.write().unwrap_or_else(PoisonError::into_inner) = new;
+        }
+        // Whatever failed has asked none of these.
+        false
     }
 
     /// Both families of `host`, within `timeout`.
@@ -131,8 +180,8 @@ impl Names {
         // The trailing dot keeps the machine's search list out of it.
         let name = Name::from_ascii(format!("{host}."))
             .map_err(|error| DialFailure::new(Reason::DnsNxdomain, format!("not a DNS name: {error}")))?;
-        let a = Box::pin(ask(resolver, name.clone(), RecordType::A));
-        let aaaa = Box::pin(ask(resolver, name.clone(), RecordType::AAAA));
+        let a = Box::pin(ask(&resolver, name.clone(), RecordType::A));
+        let aaaa = Box::pin(ask(&resolver, name.clone(), RecordType::AAAA));
         let grace = FAMILY_GRACE.min(timeout / 2);
         let (first, second) = both(a, aaaa, Instant::now() + timeout, grace).await;
         let duration_ms = super::elapsed_ms(started);
@@ -140,20 +189,42 @@ impl Names {
     }
 }
 
-/// A resolver that asks `servers`, or the system's when there are none, and remembers so many answers.
-fn build(servers: &[SocketAddr], remembered: u64) -> Result<TokioResolver, String> {
-    let builder = if servers.is_empty() {
-        TokioResolver::builder_tokio()
-    } else {
-        let config = ResolverConfig::from_parts(None, Vec::new(), servers.iter().map(name_server).collect());
-        Ok(TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()))
-    };
-    let built = builder.and_then(|mut builder| {
-        tune(builder.options_mut());
-        builder.options_mut().cache_size = remembered;
-        builder.build()
-    });
-    built.map_err(|error| error.to_string())
+impl Made {
+    fn of(setup: Setup) -> Result<Self, String> {
+        Ok(Self { resolver: build(&setup, CACHE_ANSWERS)?, setup })
+    }
+}
+
+/// A resolver that remembers so many answers.
+fn build((config, options): &Setup, remembered: u64) -> Result<TokioResolver, String> {
+    let mut builder = TokioResolver::builder_with_config(config.clone(), TokioRuntimeProvider::default())
+        .with_options(options.clone());
+    tune(builder.options_mut());
+    builder.options_mut().cache_size = remembered;
+    builder.build().map_err(|error| error.to_string())
+}
+
+/// Where it asks, in order.
+fn servers((config, _): &Setup) -> Vec<SocketAddr> {
+    let servers = config.name_servers().iter();
+    servers
+        .flat_map(|server| server.connections.iter().map(|to| SocketAddr::new(server.ip, to.port)))
+        .collect()
+}
+
+/// Whether a name server answers, by a question that everybody can answer: who serves the root.
+async fn answers(resolver: &TokioResolver, timeout: Duration) -> bool {
+    let asked = Box::pin(ask(resolver, Name::root(), RecordType::NS));
+    matches!(
+        timeout_at(Instant::now() + timeout, asked).await,
+        Ok(Family::Records(_) | Family::NoName | Family::NoRecord)
+    )
+}
+
+/// What asks these.
+pub(super) fn asking(servers: &[SocketAddr]) -> Setup {
+    let servers = servers.iter().map(name_server).collect();
+    (ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default())
 }
 
 fn name_server(server: &SocketAddr) -> NameServerConfig {
@@ -264,6 +335,9 @@ fn merge(
     answer.v4.dedup();
     answer.v6.sort_unstable();
     answer.v6.dedup();
+    // What a resolver made of an address that is there (DNS64) says nothing of its own, and the guard would refuse it.
+    let DnsAnswer { v4, v6, .. } = &mut answer;
+    v6.retain(|ip| embedded(*ip).is_none_or(|ip| !v4.contains(&ip)));
     answer.complete = failed.is_none();
     if !answer.v4.is_empty() || !answer.v6.is_empty() {
         return Ok(answer);
@@ -273,6 +347,14 @@ fn merge(
         Some(error) => DialFailure::new(Reason::DnsFailure, error),
         None => DialFailure::new(Reason::DnsNoAddress, format!("{host} has no address")),
     })
+}
+
+/// The address of the old family that a resolver has put into one of the new (64:ff9b::/96, RFC 6052).
+fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    match ip.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some((u32::from(high) << 16 | u32::from(low)).into()),
+        _ => None,
+    }
 }
 
 fn read(answer: &mut DnsAnswer, name: &Name, lookup: &Lookup) {

@@ -47,8 +47,8 @@ impl Names {
             return ZoneFacts::default();
         };
         let (servers, reverse) = tokio::join!(
-            timeout(within, Box::pin(servers(resolver, name))),
-            timeout(within, Box::pin(reverse(resolver, address)))
+            timeout(within, Box::pin(servers(&resolver, name))),
+            timeout(within, Box::pin(reverse(&resolver, address)))
         );
         let (servers, reverse) = (servers.ok().flatten(), reverse.ok().flatten());
         let complete = servers.is_some() && reverse.is_some();

@@ -7,12 +7,14 @@ mod wire;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, NS, PTR};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use tokio::net::TcpStream;
 
+use super::resolve::{Names, asking};
 use super::testing::{
     DnsServer, TestServer, free_addr, local_config, local_dialer, request_head, silence, url,
 };
@@ -125,6 +127,60 @@ async fn name_servers_that_answer_anything_work_and_nothing_remembered_counts() 
     assert!(!dialer.names_answer().await);
     let broken = DnsServer::start(|_, _| Some((ResponseCode::ServFail, Vec::new()))).await;
     assert!(!Dialer::new(broken.config()).unwrap().names_answer().await);
+}
+
+#[tokio::test]
+async fn other_name_servers_are_asked_once_those_in_use_are_silent_and_what_failed_until_then_is_ours() {
+    let limit = Duration::from_millis(300);
+    let silent = DnsServer::start(|_, _| None).await;
+    let dns = DnsServer::start(|name, kind| match kind {
+        RecordType::A => Some((ResponseCode::NoError, vec![a(name, [127, 0, 0, 1])])),
+        _ => Some((ResponseCode::NoError, Vec::new())),
+    })
+    .await;
+    for before in [Err("no resolv.conf".to_owned()), Ok(asking(&[silent.addr]))] {
+        let configured = Arc::new(Mutex::new(before));
+        let read = Arc::clone(&configured);
+        let names = Names::reading(move || read.lock().unwrap().clone());
+        let failure = names.lookup("relay.example.com", limit).await.unwrap_err();
+        assert_eq!(failure.reason, Reason::DnsFailure);
+        assert!(!names.answer(limit).await);
+        *configured.lock().unwrap() = Ok(asking(&[dns.addr]));
+        names.lookup("relay.example.com", limit).await.unwrap_err();
+        assert!(!names.answer(limit).await, "those that failed are not those that answer");
+        assert_eq!(names.lookup("relay.example.com", limit).await.unwrap().v4(), [Ipv4Addr::LOCALHOST]);
+        assert!(!names.answer(limit).await, "nor is what failed beside it the name's own fault");
+        // bound: what failed before the change has ended
+        tokio::time::sleep(limit).await;
+        assert!(names.answer(limit).await);
+    }
+}
+
+#[tokio::test]
+async fn what_a_resolver_makes_of_an_address_that_is_there_is_passed_over_and_nothing_else_is() {
+    let dns = DnsServer::start(|name, kind| {
+        let made = match name {
+            "alone.example.com" | "both.example.com" => "64:ff9b::5db8:d822",
+            "other.example.com" => "64:ff9b::a00:1",
+            _ => "64:ff9b:1::5db8:d822",
+        };
+        let records = match kind {
+            RecordType::A if name == "alone.example.com" => Vec::new(),
+            RecordType::A => vec![a(name, [93, 184, 216, 34])],
+            RecordType::AAAA => vec![record(name, RData::AAAA(AAAA(made.parse().unwrap())))],
+            _ => Vec::new(),
+        };
+        Some((ResponseCode::NoError, records))
+    })
+    .await;
+    let public = Dialer::new(NetConfig { policy: AddressPolicy::public(), ..dns.config() }).unwrap();
+    let target = public.resolve(&url("wss://both.example.com")).await.unwrap();
+    assert_eq!(target.addresses(), [IpAddr::V4(Ipv4Addr::new(93, 184, 216, 34))]);
+    assert_eq!(target.dns().unwrap().v6(), [] as [std::net::Ipv6Addr; 0]);
+    for host in ["alone", "other", "elsewhere"] {
+        let failure = public.resolve(&url(&format!("wss://{host}.example.com"))).await.unwrap_err();
+        assert_eq!(failure.reason, Reason::AddressRefused, "{host}");
+    }
 }
 
 #[tokio::test]
