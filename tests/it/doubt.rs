@@ -4,8 +4,8 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use shared::jobs::publish::TASK;
-use shared::jobs::{Ctx, JobError};
-use shared::models::{AddressPolicy, Network};
+use shared::jobs::{Ctx, Egress, JobError};
+use shared::models::{AddressPolicy, Network, RelayUrl};
 use shared::net::{Dialer, NetConfig};
 use tests::names::NameServer;
 use tests::scripted::{Script, ScriptedRelay};
@@ -88,7 +88,7 @@ async fn an_outage_that_has_just_begun_calls_nobody_down_without_a_canary() {
     let states = "SELECT string_agg(DISTINCT state || ' ' || failures, ', ') FROM relay_state";
     assert_eq!(value(&test, states).await, "suspect 1");
     // One is there again, and another is not: now that is the other's own.
-    test.execute("UPDATE relay_state SET since_at = since_at - 10").await;
+    test.execute("UPDATE relay_state SET checked_at = checked_at - 10").await;
     drop(mutes.remove(0));
     let mut back = None;
     for _ in 0..100 {
@@ -101,6 +101,76 @@ async fn an_outage_that_has_just_begun_calls_nobody_down_without_a_canary() {
     }
     assert_eq!(one.look(&urls[0]).await["state"], "alive", "{}", back.is_some());
     assert_eq!(one.look(&urls[1]).await["state"], "down");
+}
+
+#[tokio::test]
+async fn what_answered_before_the_first_failure_calls_nobody_down_be_it_a_canary_or_the_begin_of_a_doubt() {
+    let Some(test) = migrated().await else { return };
+    for remembered in [true, false] {
+        let mut one = Vantage::new(&test, if remembered { "one" } else { "two" }, 1).await;
+        let canary = ScriptedRelay::start(honest()).await;
+        let canary_url = RelayUrl::parse(&canary.url(), &AddressPolicy::local()).unwrap();
+        let relay = ScriptedRelay::start(honest()).await;
+        let url = known(&test, &relay).await;
+        one.look(&url).await;
+        // It has refused us for a while, and others have answered since.
+        relay.set(honest().refusing_upgrade(429));
+        assert_eq!(one.look(&url).await["state"], "suspect");
+        test.execute("UPDATE relay_state SET since_at = since_at - 3600, checked_at = checked_at - 5").await;
+        if remembered {
+            one.ctx.egress = Egress::new(vec![canary_url.clone()]);
+        }
+        one.ctx.egress.record(Network::Clearnet, None, false);
+        let port = relay.address().port();
+        drop(relay);
+        let _mute = mute(port).await;
+        assert_eq!(one.look(&url).await["state"], "suspect");
+        // What the canary said then still stands; it is not there any more, and nothing else has answered.
+        drop(canary);
+        let again = one.look(&url).await;
+        assert_eq!(
+            (&again["state"], &again["reason"]),
+            (&"suspect".into(), &"total_timeout".into()),
+            "{again}"
+        );
+        // Something has: now it is the relay's own.
+        test.execute("UPDATE relay_state SET checked_at = checked_at - 10").await;
+        one.ctx.egress.record(Network::Clearnet, None, false);
+        assert_eq!(one.look(&url).await["state"], "down", "{remembered}");
+    }
+}
+
+#[tokio::test]
+async fn a_look_in_doubt_takes_down_back_from_nobody() {
+    let Some(test) = migrated().await else { return };
+    let mut one = Vantage::new(&test, "one", 1).await;
+    let relay = ScriptedRelay::start(honest()).await;
+    let url = known(&test, &relay).await;
+    one.look(&url).await;
+    relay.set(honest().refusing_upgrade(404));
+    one.look(&url).await;
+    assert_eq!(one.look(&url).await["overall"], "down");
+    let stands = value(&test, "SELECT stands_until::text FROM relay_state").await;
+    // A worker that has just begun has no proof that its own network works.
+    let port = relay.address().port();
+    drop(relay);
+    let mute = mute(port).await;
+    one.ctx.egress = Egress::new(Vec::new());
+    for _ in 0..2 {
+        let report = one.look(&url).await;
+        assert_eq!([&report["state"], &report["overall"]], ["down", "down"], "{report}");
+        assert_eq!(report["up"], false);
+    }
+    assert_eq!(value(&test, "SELECT stands_until::text FROM relay_state").await, stands, "as long as before");
+    assert_eq!(value(&test, "SELECT state FROM relay_liveness").await, "down");
+    let told = "SELECT string_agg(after, ' ' ORDER BY id) FROM relay_alert";
+    assert_eq!(value(&test, told).await, "alive suspect down");
+    // A first failure in doubt stands for no time, as ever.
+    test.execute("UPDATE relay_state SET state = 'suspect', failures = 0").await;
+    assert_eq!(one.look(&url).await["state"], "suspect");
+    let lapsed = "SELECT (stands_until = checked_at)::text FROM relay_state";
+    assert_eq!(value(&test, lapsed).await, "true");
+    drop(mute);
 }
 
 #[tokio::test]

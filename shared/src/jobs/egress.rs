@@ -112,12 +112,10 @@ impl Egress {
         seen.recent.push_back(answered);
     }
 
-    /// Whether something has answered after `since` (Unix seconds; none: at any time), a failure for this reason among
-    /// it. Canaries, where there are any, have just been asked.
+    /// Whether something has answered after `since` (Unix seconds; none: at any time), a canary or a failure for this
+    /// reason among it. What a canary said before, and is remembered, does not count.
     pub fn answered_after(&self, network: Network, reason: Reason, since: Option<i64>) -> bool {
-        since.is_none_or(|since| self.lock(network).answered_at > since)
-            || is_answer(reason)
-            || self.has_canary(network)
+        since.is_none_or(|since| self.lock(network).answered_at > since) || is_answer(reason)
     }
 
     /// How our own way into this network stands right now, for a failed dial to be judged by; may dial a canary. Of a relay
@@ -162,7 +160,11 @@ impl Egress {
                 break;
             }
         }
-        self.lock(network).canary = Some((clock::monotonic_ms(), works));
+        let mut seen = self.lock(network);
+        seen.canary = Some((clock::monotonic_ms(), works));
+        if works {
+            seen.answered_at = clock::unix_now();
+        }
         standing(works)
     }
 
@@ -244,6 +246,20 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(met.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_canary_proves_what_comes_before_its_answer_and_nothing_after_it() {
+        let server = TestServer::tcp(|stream| async move { drop(stream) }).await;
+        let (egress, dialer) = (Egress::new(vec![server.url()]), local_dialer());
+        let begun = clock::unix_now();
+        let after = |since| egress.answered_after(Network::Clearnet, Reason::ConnectTimeout, Some(since));
+        assert!(!after(begun - 1), "it has not been asked");
+        for _ in 0..2 {
+            let standing = egress.standing(Network::Clearnet, &dialer, true).await;
+            assert_eq!(standing, Standing::Proved, "now, or as remembered");
+            assert!(after(begun - 1) && !after(clock::unix_now()));
+        }
     }
 
     #[test]

@@ -93,9 +93,10 @@ async fn prove(
         // A network of dead relays alone is asked ever more seldom.
         return Err(unproved(url.network(), report.reason, attempt.fence.attempt()));
     }
-    // An outage of ours that has just begun fails a relay twice while what answered before it still proves us.
+    // An outage of ours that has just begun fails a relay twice while what answered before it still proves us. The
+    // latest look is no earlier than the first failure; a suspicion may be much older.
     let again = relay.state.as_deref() == Some(State::Suspect.as_str()) && relay.failures > 0;
-    let since = relay.since_at.filter(|_| again && !reached);
+    let since = relay.checked_at.filter(|_| again && !reached);
     Ok(standing == Standing::Proved && ctx.egress.answered_after(url.network(), report.reason, since))
 }
 
@@ -114,7 +115,9 @@ fn judge_report(
     let (state, liveness) =
         judge(Liveness { state: before, failures: relay.failures, successes: relay.successes }, look);
     let stands = stands(state, look, interval);
-    let mine = Opinion { state, reason: report.reason, stands: !stands.is_zero() };
+    // What is down stays so until it answers: a look in doubt takes nothing back.
+    let down = state == State::Down && before == Some(State::Down);
+    let mine = Opinion { state, reason: report.reason, stands: down || !stands.is_zero() };
     let others = opinions(relay, url, now)?;
     let (overall, overall_reason) =
         overall(mine, &others, relay.for_down.unwrap_or(ctx.config.vantages_for_down));

@@ -82,7 +82,7 @@ closed_set! {
         Disconnected = "disconnected",
         /// A frame or message larger than we take.
         Oversize = "oversize",
-        /// Connected, and then nothing at all.
+        /// Connected, and then nothing at all, or notices that answer nothing.
         Silent = "silent",
         /// No progress for too long.
         IdleTimeout = "idle_timeout",

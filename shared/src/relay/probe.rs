@@ -117,7 +117,8 @@ fn judge(driven: &Driven, open_ms: u32) -> ProbeVerdict {
     let reason = match (&page.end, evidence) {
         // A challenge alone says who is known here, and not that who is unknown may not read: many relays greet by one.
         (PageEnd::Eose { .. }, _) => Reason::None,
-        (PageEnd::Timeout { .. }, "") if driven.frames == 0 => Reason::Silent,
+        // Who greets, or says what ails it, speaks Nostr so far, and is no fake.
+        (PageEnd::Timeout { .. }, "") if driven.frames == driven.notices => Reason::Silent,
         (PageEnd::Timeout { .. } | PageEnd::Violation | PageEnd::TooMany, "") => Reason::NotNostr,
         (PageEnd::Notice { message }, _) => refused(message),
         (end, _) => end.reason(),

@@ -88,6 +88,8 @@ pub(super) struct Driven {
     pub(super) page: Page,
     pub(super) saw_auth: bool,
     pub(super) frames: u32,
+    /// Those of them that were kept from the session: of a probe, well-formed NOTICEs that answer nothing.
+    pub(super) notices: u32,
     /// A refusal by NOTICE after which the relay hung up.
     pub(super) refusal: Option<String>,
 }
@@ -287,6 +289,7 @@ impl RelaySocket {
                         }
                     } else {
                         ignored += 1;
+                        driven.notices += 1;
                         Step::Continue
                     }
                 }
@@ -367,7 +370,7 @@ impl Driven {
             stray: 0,
             bytes: 0,
         };
-        Self { page, saw_auth: false, frames: 0, refusal: None }
+        Self { page, saw_auth: false, frames: 0, notices: 0, refusal: None }
     }
 }
 

@@ -68,11 +68,14 @@ async fn each_way_of_speaking_nostr_is_alive() {
 
 #[tokio::test]
 async fn silence_echo_garbage_greetings_and_strangers_frames_are_no_relay() {
-    let cases: [(Answer, Reason); 7] = [
+    let cases: [(Answer, Reason); 9] = [
         (|_, _| Vec::new(), Reason::Silent),
         (|_, text| vec![text.to_owned()], Reason::NotNostr),
         (|_, _| vec!["hello".to_owned(), "{}".to_owned(), "[]".to_owned()], Reason::NotNostr),
-        (|_, _| vec![r#"["NOTICE","Welcome to our server"]"#.to_owned()], Reason::NotNostr),
+        // A relay in trouble does so, too: what is alike is silence.
+        (|_, _| vec![r#"["NOTICE","Welcome to our server"]"#.to_owned()], Reason::Silent),
+        (|_, _| vec![r#"["NOTICE","ERROR: the database is away"]"#.to_owned()], Reason::Silent),
+        (|_, _| vec![r#"["NOTICE","Welcome"]"#.to_owned(), "hello".to_owned()], Reason::NotNostr),
         (|_, _| vec![r#"["EOSE","other"]"#.to_owned()], Reason::NotNostr),
         (|_, _| vec![r#"["CLOSED","other","error: no"]"#.to_owned()], Reason::NotNostr),
         (|_, _| vec![r#"["OK","00",true,""]"#.to_owned()], Reason::NotNostr),
