@@ -8,9 +8,10 @@ use serde_json::Value;
 use shared::config::Config;
 use shared::db::ScheduleTarget;
 use shared::jobs::{Attempt, Ctx, Handler, JobError, JobsConfig, alerts};
-use shared::models::{AddressPolicy, JobKind, LOCAL};
+use shared::models::{AddressPolicy, JobKind, LOCAL, Reason, RelayUrl};
 use shared::net::{Dialer, NetConfig};
 use shared::telemetry::{Health, Metrics};
+use tests::names::NameServer;
 use tests::pg::{Role, TestDb};
 use tests::scripted::{Script, ScriptedRelay};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -28,6 +29,8 @@ use super::support::{claim_target, handle, migrated, register, value};
 #[derive(Debug, Clone)]
 pub(crate) enum Answers {
     Status(u16),
+    /// Yes, and then not the body that was announced.
+    Broken,
     To(SocketAddr),
     Hang,
     /// The deliverer dies between the answer and its note of it.
@@ -109,6 +112,7 @@ async fn answer_one(
     let head = match answer {
         Answers::Hang => return Some(stream),
         Answers::Status(status) => format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n"),
+        Answers::Broken => "HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\nthanks".to_owned(),
         Answers::To(to) => {
             format!("HTTP/1.1 307 Moved\r\nlocation: http://{to}/\r\ncontent-length: 0\r\n\r\n")
         }
@@ -298,6 +302,28 @@ async fn only_the_states_asked_for_are_told_and_only_where_the_guard_lets_us() {
     assert_eq!(value(&test, "SELECT delivery FROM relay_alert WHERE after = 'down'").await, "given_up");
     let unwilling = context(&test, config());
     assert!(matches!(tell(&test, &unwilling).await.unwrap_err(), JobError::Cancel { .. }));
+}
+
+#[tokio::test]
+async fn a_webhook_inside_is_told_by_name_and_nobody_else_is_dialled_there() {
+    let Some(test) = migrated().await else { return };
+    let hook = Webhook::start().await;
+    hook.answers(&[Answers::Broken]);
+    let names = NameServer::start("hooks 127.0.0.1 none\nlured.example 127.0.0.1 none\n").await;
+    let set = [
+        ("BIGBROTR_ALERT_WEBHOOK", format!("http://hooks:{}/path", hook.address.port())),
+        ("BIGBROTR_ALERT_ALLOW", "127.0.0.0/8".to_owned()),
+        ("BIGBROTR_NETWORK_NAME_SERVERS", names.address.to_string()),
+    ];
+    let config = Config::load(None, &set.map(|(name, value)| (name.to_owned(), value)).into()).unwrap();
+    let dialer = Dialer::new(config.net_config().unwrap()).unwrap();
+    let ctx = Ctx { dialer, policy: config.policy(), ..context(&test, config.jobs_config()) };
+    wanted(&ctx).await;
+    changes(&test).await;
+    assert_eq!(tell(&test, &ctx).await.unwrap()["sent"], 2);
+    assert_eq!(hook.ids(), [[2, 3]], "its yes counts, whatever becomes of the rest");
+    let lured = RelayUrl::parse("ws://lured.example", &ctx.policy).unwrap();
+    assert_eq!(ctx.dialer.resolve(&lured).await.unwrap_err().reason, Reason::AddressRefused);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use nostr::event::Event;
 use serde_json::{Value, json};
 use shared::clock;
+use shared::config::Config;
 use shared::jobs::publish::{About, Publishing, TASK};
 use shared::jobs::{Attempt, Ctx, Handler, JobError, JobsConfig};
 use shared::models::{AddressPolicy, Fence, JobKind, LOCAL, Network, RelayUrl};
@@ -36,7 +37,8 @@ pub(crate) fn publishing(relays: &[&str]) -> JobsConfig {
         networks: vec![Network::Clearnet],
         timeout: Duration::from_secs(1),
     };
-    JobsConfig { publish: Some(Publishing { keys: keys(), about }), ..config() }
+    let publishing = Publishing { keys: keys(), about, policy: AddressPolicy::local() };
+    JobsConfig { publish: Some(publishing), ..config() }
 }
 
 /// Runs one attempt of a monitor job: of a relay, or of the task that publishes.
@@ -304,6 +306,26 @@ async fn a_lost_lease_publishes_nothing_and_who_does_not_publish_leaves_it_to_ot
     let (_relay, watched) = watched(&quiet, honest()).await;
     run(&quiet, watched.as_str()).await.unwrap();
     assert_eq!(value(&test, "SELECT count(*)::text FROM publication").await, "0");
+}
+
+#[tokio::test]
+async fn relays_of_a_private_network_are_published_only_where_that_is_wanted() {
+    let Some(test) = migrated().await else { return };
+    let key = "67".repeat(32);
+    for (wanted, published) in [("", "0"), ("true", "1")] {
+        let set = [
+            ("BIGBROTR_PUBLISH_ENABLED", "true"),
+            ("BIGBROTR_PUBLISH_RELAYS", "wss://relay.example"),
+            ("BIGBROTR_PUBLISH_LOCAL", wanted),
+            ("BIGBROTR_IDENTITY_KEY", &key),
+        ];
+        let set = set.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let ctx = context(&test, Config::load(None, &set).unwrap().jobs_config());
+        let (_relay, watched) = watched(&ctx, honest()).await;
+        assert_eq!(run(&ctx, watched.as_str()).await.unwrap()["up"], true);
+        let said = value(&test, "SELECT count(*)::text FROM publication WHERE kind = 30166").await;
+        assert_eq!(said, published);
+    }
 }
 
 #[tokio::test]

@@ -18,8 +18,13 @@ pub(crate) async fn publish(session: &Session, config: &Config, args: &Publish) 
         Publish::Status => status(&session.database(config, "bigbrotr_reader").await?, json).await,
         Publish::Preview { url: Some(url), .. } => {
             let (url, report) = look(config, url, &config.looks()).await?;
-            let draft = draft_of(&url, &report).ok_or_else(|| {
-                Fail::Failed(format!("nothing would be said of {url}: it is not up ({})", report.reason))
+            let draft = draft_of(&url, &report, &config.published()).ok_or_else(|| {
+                let why = if report.up {
+                    "its name or an address is not public, and publish.local is false".to_owned()
+                } else {
+                    format!("it is not up ({})", report.reason)
+                };
+                Fail::Failed(format!("nothing would be said of {url}: {why}"))
             })?;
             show(config, draft, json)
         }

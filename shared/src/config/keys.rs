@@ -76,13 +76,13 @@ pub(super) const KEYS: &[Key] = &[
         "network.allow",
         Kind::List(Item::Range),
         Preset::Empty,
-        "Address ranges that may be dialled although they are not public.",
+        "Address ranges that may be dialled although they are not public, whoever names an address in them: anybody on Nostr may.",
     ),
     key(
         "network.allow_local",
         Kind::Bool,
         Preset::Bool(false),
-        "Permit loopback, private ranges and local names: for tests and intranets.",
+        "Permit loopback, private ranges and local names to whoever names them: for tests and intranets.",
     ),
     key(
         "network.trust",
@@ -177,6 +177,12 @@ pub(super) const KEYS: &[Key] = &[
         Preset::Unset,
         "http or https URL told of changes of relays' states; its path and query are hidden when printed.",
     ),
+    key(
+        "alert.allow",
+        Kind::List(Item::Range),
+        Preset::Empty,
+        "Address ranges in which the webhook may be, and nothing else, beside those that may be dialled.",
+    ),
     secret("alert.secret", 16, "Signs what the webhook is told (HMAC-SHA256); never printed."),
     key(
         "alert.states",
@@ -267,6 +273,12 @@ pub(super) const KEYS: &[Key] = &[
         "Publish what is found (NIP-66), signed with the key in BIGBROTR_IDENTITY_KEY or NOSTR_PRIVATE_KEY.",
     ),
     key("publish.relays", Kind::List(Item::Relay), Preset::Empty, "Relays to publish to, at most 16."),
+    key(
+        "publish.local",
+        Kind::Bool,
+        Preset::Bool(false),
+        "Publish also relays with local names, or with addresses that are not public.",
+    ),
     key("publish.geohash", Kind::Text { max: 12 }, Preset::Unset, "Where the monitor is, a geohash."),
     profile("publish.profile.name", 128, "Name of the monitor (kind 0)."),
     profile("publish.profile.about", 256, "What it is, in a sentence."),

@@ -189,6 +189,7 @@ impl Config {
             monitor_interval: self.seconds("monitor.interval_s"),
             vantages_for_down: self.number("monitor.vantages_for_down"),
             alert_webhook: self.text("alert.webhook").map(str::to_owned),
+            alert_allow: self.list("alert.allow").iter().filter_map(|range| range.parse().ok()).collect(),
             alert_secret: self.text("alert.secret").map(Secret::new),
             alert_states: self.list("alert.states").to_vec(),
             sync_interval: self.seconds("sync.interval_s"),

@@ -2,7 +2,7 @@
 
 use super::{Config, ConfigError, identity};
 use crate::jobs::publish::{About, Publishing};
-use crate::models::{Network, RelayUrl};
+use crate::models::{AddressPolicy, Network, RelayUrl};
 use crate::nips::nip66::{Profile, is_geohash};
 
 /// Most publishing relays: each event goes to all of them.
@@ -53,7 +53,12 @@ impl Config {
     /// What is published, where an operator wants that.
     pub fn publishing(&self) -> Option<Publishing> {
         let keys = self.identity.clone().filter(|_| self.publishes())?;
-        Some(Publishing { keys, about: self.about() })
+        Some(Publishing { keys, about: self.about(), policy: self.published() })
+    }
+
+    /// Which names and addresses of relays are published.
+    pub fn published(&self) -> AddressPolicy {
+        if self.bool("publish.local") { AddressPolicy::any() } else { AddressPolicy::public() }
     }
 
     /// What a monitor configured so says of itself.

@@ -40,7 +40,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let Some(webhook) = &ctx.config.alert_webhook else {
         return Err(JobError::cancel("no webhook is configured here (alert.webhook)"));
     };
-    let web = Web::new(&ctx.dialer, LIMIT)
+    let web = Web::new(&ctx.dialer.permitting(&ctx.config.alert_allow), LIMIT)
         .map_err(|error| JobError::Kill { why: format!("no HTTP client: {error}") })?;
     let (mut sent, mut failure) = (0, None);
     for _ in 0..REQUESTS {

@@ -6,7 +6,7 @@ use super::alerts::Secret;
 use super::{HttpSource, publish};
 use crate::checks::Looks;
 use crate::db::ForgeryLimit;
-use crate::models::{PortRange, RelayUrl, Unkept};
+use crate::models::{IpRange, PortRange, RelayUrl, Unkept};
 use crate::nips::Keys;
 
 /// What operators choose about jobs.
@@ -20,6 +20,8 @@ pub struct JobsConfig {
     pub vantages_for_down: u32,
     /// Who is told of changes of liveness.
     pub alert_webhook: Option<String>,
+    /// Addresses that it alone may have beside those that may be dialled.
+    pub alert_allow: Vec<IpRange>,
     /// What its requests are signed with.
     pub alert_secret: Option<Secret>,
     /// Of changes to which states.
@@ -107,6 +109,7 @@ impl Default for JobsConfig {
             monitor_interval: Duration::from_secs(3_600),
             vantages_for_down: 1,
             alert_webhook: None,
+            alert_allow: Vec::new(),
             alert_secret: None,
             alert_states: ["alive", "suspect", "down"].map(str::to_owned).to_vec(),
             sync_interval: Duration::from_secs(900),

@@ -19,7 +19,7 @@ use super::resolve::{DnsAnswer, Names};
 use super::stream::{Inner, Stream};
 use super::tls::Tls;
 use super::{TlsFacts, Traffic, socks};
-use crate::models::{Network, Reason, RelayUrl};
+use crate::models::{IpRange, Network, Reason, RelayUrl};
 
 /// Head start of one address over the next (RFC 8305 §8 recommends 250 ms).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -38,8 +38,8 @@ pub struct Dialer {
 
 struct Shared {
     config: NetConfig,
-    names: Names,
-    tls: Tls,
+    names: Arc<Names>,
+    tls: Arc<Tls>,
     traffic: Traffic,
 }
 
@@ -91,9 +91,20 @@ impl Dialer {
     /// Validates the configuration and loads roots and resolver. Opens no socket.
     pub fn new(config: NetConfig) -> Result<Self, NetError> {
         config.check()?;
-        let tls = Tls::new(&config.trust)?;
-        let names = Names::new(&config.name_servers);
+        let tls = Arc::new(Tls::new(&config.trust)?);
+        let names = Arc::new(Names::new(&config.name_servers));
         Ok(Self { shared: Arc::new(Shared { config, names, tls, traffic: Traffic::default() }) })
+    }
+
+    /// The same for what an operator named: these ranges are permitted besides, and local names, which lead to permitted
+    /// addresses only. Never for what strangers name.
+    #[must_use]
+    pub fn permitting(&self, ranges: &[IpRange]) -> Self {
+        let Shared { config, names, tls, traffic } = &*self.shared;
+        let policy = config.policy.clone().with_ranges(ranges.iter().copied()).with_local_names();
+        let config = NetConfig { policy, ..config.clone() };
+        let (names, tls, traffic) = (Arc::clone(names), Arc::clone(tls), traffic.clone());
+        Self { shared: Arc::new(Shared { config, names, tls, traffic }) }
     }
 
     /// The configuration in force.

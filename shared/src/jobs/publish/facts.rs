@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::checks::{CheckKind, MonitorReport};
-use crate::models::{Outcome, Reason, RelayUrl};
+use crate::models::{AddressPolicy, Outcome, Reason, RelayUrl};
 use crate::nips::nip66::{DiscoveryFacts, Draft, discovery};
 
 /// A stored document: what the check saw stands under `data`.
@@ -15,8 +15,14 @@ struct Envelope<'a> {
     data: Option<&'a RawValue>,
 }
 
-/// The event about a relay that this look found alive; nothing for any other.
-pub fn draft_of(url: &RelayUrl, report: &MonitorReport) -> Option<Draft> {
+/// The event about a relay that this look found alive; nothing for any other, nor for one whose name or addresses
+/// `policy` does not permit: where somebody's own network has relays is nobody else's business.
+pub fn draft_of(url: &RelayUrl, report: &MonitorReport, policy: &AddressPolicy) -> Option<Draft> {
+    if RelayUrl::parse(url.as_str(), policy).is_err()
+        || report.addresses.iter().any(|ip| !policy.permits(*ip))
+    {
+        return None;
+    }
     let seen = |kind: CheckKind| report.observations.iter().find(|seen| seen.kind == kind);
     let rtt = seen(CheckKind::Rtt)?;
     let open_ms = rtt.rtt_ms[0].filter(|_| report.up)?;
@@ -73,7 +79,7 @@ mod tests {
 
     use super::*;
     use crate::checks::{Observation, Spoken};
-    use crate::models::{AddressPolicy, Metadata, MetadataType};
+    use crate::models::{Metadata, MetadataType};
 
     fn observation(
         kind: CheckKind,
@@ -119,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_look_gives_its_times_its_documents_and_what_it_measured() {
-        let draft = draft_of(&url(), &report(true, Some(5))).unwrap();
+        let draft = draft_of(&url(), &report(true, Some(5)), &AddressPolicy::public()).unwrap();
         let tags = serde_json::json!(draft.tags).to_string();
         for tag in [
             r#"["rtt-open","5"]"#,
@@ -139,8 +145,28 @@ mod tests {
         let mut refused = report(true, Some(5));
         refused.reason = Reason::AuthRequired;
         refused.observations[1].outcome = Outcome::Refused;
-        let draft = draft_of(&url(), &refused).unwrap();
+        let draft = draft_of(&url(), &refused, &AddressPolicy::public()).unwrap();
         assert!(draft.tags.contains(&vec!["R".to_owned(), "auth".to_owned()]), "{draft:?}");
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_private_network() {
+        let (public, any) = (AddressPolicy::public(), AddressPolicy::any());
+        let onion = format!("ws://{}.onion", "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid");
+        for (name, addresses, said) in [
+            ("wss://relay.example", vec!["8.8.8.8"], true),
+            ("wss://relay.example", vec!["8.8.8.8", "10.1.2.3"], false),
+            ("wss://relay.example", vec!["fd00::1"], false),
+            ("ws://192.168.0.7", vec!["192.168.0.7"], false),
+            ("ws://relay.internal", vec!["8.8.8.8"], false),
+            (&onion, Vec::new(), true),
+        ] {
+            let url = RelayUrl::parse(name, &any).unwrap();
+            let mut report = report(true, Some(5));
+            report.addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+            assert_eq!(draft_of(&url, &report, &public).is_some(), said, "{name} {addresses:?}");
+            assert!(draft_of(&url, &report, &any).is_some(), "where that is wanted: {name}");
+        }
     }
 
     proptest! {
@@ -152,7 +178,7 @@ mod tests {
             looked.reason = Reason::ALL[reason];
             let mut index = 0;
             looked.observations.retain(|_| { index += 1; kept & (1 << (index - 1)) != 0 });
-            prop_assert_eq!(draft_of(&url(), &looked), None);
+            prop_assert_eq!(draft_of(&url(), &looked, &AddressPolicy::any()), None);
         }
     }
 }

@@ -14,7 +14,7 @@ use super::{Attempt, Ctx, JobError, WriteTo, lost};
 use crate::checks::{CheckKind, Looks, MonitorReport};
 use crate::clock;
 use crate::db::{NewPublication, RelayRow};
-use crate::models::{Network, Reason, RelayUrl};
+use crate::models::{AddressPolicy, Network, Reason, RelayUrl};
 use crate::nips::Keys;
 use crate::nips::nip66::{self, Draft, MonitorFacts, Profile};
 
@@ -33,6 +33,8 @@ pub struct Publishing {
     pub keys: Keys,
     /// What we say of ourselves, and where.
     pub about: About,
+    /// Relays with other names and addresses are not spoken of.
+    pub policy: AddressPolicy,
 }
 
 /// What we say of ourselves.
@@ -125,7 +127,7 @@ pub(super) async fn record(
     report: &MonitorReport,
 ) -> Result<(), JobError> {
     let Some(publishing) = &ctx.config.publish else { return Ok(()) };
-    let new = match draft_of(url, report) {
+    let new = match draft_of(url, report, &publishing.policy) {
         Some(draft) => {
             let d = draft.d_tag().to_owned();
             publishing.put(draft, d, Some(url.clone()), Duration::ZERO)?
@@ -146,7 +148,6 @@ fn is_fake(up: bool, reason: Reason, before: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::AddressPolicy;
 
     fn publishing() -> Publishing {
         let url = |text| RelayUrl::parse(text, &AddressPolicy::public()).unwrap();
@@ -157,7 +158,7 @@ mod tests {
             networks: vec![Network::Clearnet],
             timeout: Duration::from_secs(10),
         };
-        Publishing { keys: Keys::parse(&"67".repeat(32)).unwrap(), about }
+        Publishing { keys: Keys::parse(&"67".repeat(32)).unwrap(), about, policy: AddressPolicy::public() }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use super::super::testing::tls::{Authority, tls_relay};
 use super::super::testing::{DnsServer, TestServer, local_config, local_dialer, request_head, silence};
+use super::super::web::next_hop;
 use super::super::*;
 use super::a;
 use crate::models::{AddressPolicy, Reason};
@@ -19,6 +20,16 @@ const LIMIT: Duration = Duration::from_millis(800);
 
 fn web(dialer: &Dialer) -> Web {
     Web::new(dialer, LIMIT).unwrap()
+}
+
+#[test]
+fn a_redirect_never_leaves_https_and_keeps_relative_paths() {
+    let at = reqwest::Url::parse("https://lists.example/v1/online").unwrap();
+    assert_eq!(next_hop(&at, "../v2").unwrap().as_str(), "https://lists.example/v2");
+    assert_eq!(next_hop(&at, "//other.example/x").unwrap().as_str(), "https://other.example/x");
+    for bad in ["http://lists.example/v1/online", "ftp://lists.example/", "javascript:1", "http://["] {
+        assert_eq!(next_hop(&at, bad).unwrap_err().reason, Reason::HttpStatus, "{bad}");
+    }
 }
 
 /// With nobody to ask.
@@ -215,6 +226,31 @@ async fn a_document_is_posted_once_and_a_redirect_of_it_is_an_answer() {
         .await
         .unwrap_err();
     assert_eq!((failure.reason, hits.load(Ordering::Relaxed)), (Reason::AddressRefused, 1));
+}
+
+#[tokio::test]
+async fn whatever_becomes_of_the_body_who_took_a_document_has_taken_it() {
+    let large = format!("HTTP/1.1 201 Created\r\ncontent-length: 1000\r\n\r\n{}", "x".repeat(1_000));
+    for (answer, body) in [
+        (large.as_str(), 100),
+        ("HTTP/1.1 201 Created\r\ncontent-length: 1073741824\r\n\r\nxx", 2),
+        ("HTTP/1.1 201 Created\r\ntransfer-encoding: chunked\r\n\r\n2\r\nxx\r\nno length", 2),
+        ("HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\nxx", 2),
+    ] {
+        let server = TestServer::http(answer).await;
+        let url = format!("http://{}/hook", server.addr);
+        let reply = web(&local_dialer()).post_json(&url, "{}".to_owned(), None, 100).await.unwrap();
+        assert_eq!((reply.status, reply.body.len()), (201, body), "{answer:.80}");
+    }
+    let trickle = TestServer::tcp(|mut stream: TcpStream| async move {
+        request_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 201 Created\r\ncontent-length: 50\r\n\r\nx").await.ok();
+        silence(stream).await;
+    })
+    .await;
+    let url = format!("http://{}/hook", trickle.addr);
+    let reply = web(&local_dialer()).post_json(&url, "{}".to_owned(), None, 100).await.unwrap();
+    assert_eq!((reply.status, reply.body.as_slice()), (201, b"x".as_slice()));
 }
 
 #[tokio::test]
