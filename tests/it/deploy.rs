@@ -259,6 +259,13 @@ fn a_manifest_with_a_mistake_is_a_fault() {
     for (file, from, to, fault) in [
         ("worker.yaml", "automountServiceAccountToken", "automountServiceAccountTokens", "was unexpected"),
         ("worker.yaml", "Seconds: 45", "Seconds: 15", "before its grace"),
+        (
+            "worker.yaml",
+            "enableServiceLinks: false",
+            "enableServiceLinks: true",
+            "a variable for each Service",
+        ),
+        ("migrate.yaml", "  labels: {app: bigbrotr-migrate}\nspec", "spec", "cannot be applied by its label"),
         ("scheduler.yaml", "bigbrotr-writer", "bigbrotr-reader", "names no file that is mounted"),
         ("network.yaml", "app: bigbrotr-worker}", "app: worker}", "selects no pod"),
         ("worker-scaledobject.yaml", "minReplicaCount", "minReplicas", "KEDA knows no"),

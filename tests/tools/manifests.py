@@ -63,6 +63,8 @@ def pod(where, kind, template, made, out):
     spec = template["spec"]
     if not spec["securityContext"].get("runAsNonRoot") or spec.get("automountServiceAccountToken") is not False:
         fault(where, "runs as root, or gets a token of the cluster")
+    if spec.get("enableServiceLinks") is not False:
+        fault(where, "gets a variable for each Service of the namespace, which may begin like ours")
     volumes = {}
     for volume in spec.get("volumes", []):
         volumes[volume["name"]] = volume
@@ -134,6 +136,8 @@ def main(folder, out):
             (out / "bigbrotr.toml").write_text(doc["data"]["bigbrotr.toml"], encoding="utf-8")
         elif doc["kind"] in ("Deployment", "Job"):
             labels.append(doc["spec"]["template"]["metadata"]["labels"])
+            if doc["kind"] == "Job" and doc["metadata"].get("labels") != labels[-1]:
+                fault(name, "the Job cannot be applied by its label")
             if doc["kind"] == "Deployment":
                 made["Deployment"][doc["metadata"]["name"]] = doc
     images = set()
