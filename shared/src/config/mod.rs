@@ -157,11 +157,6 @@ impl Config {
                 "sync.page_idle_s is {idle}: it must not exceed sync.page_total_s, which is {total}"
             ));
         }
-        let writes = self.text("monitor.write_probe").is_some_and(|whose| whose != "off");
-        if self.identity.is_none() {
-            identity::wanted("identity.auth", self.bool("identity.auth"), problems);
-            identity::wanted("monitor.write_probe", writes, problems);
-        }
         if self.list("worker.kinds").is_empty() {
             problems.push("worker.kinds is []: a worker needs at least one kind of jobs".to_owned());
         }

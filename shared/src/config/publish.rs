@@ -38,14 +38,18 @@ impl Config {
         self.bool("publish.enabled")
     }
 
-    /// For a process that signs what is published: says what is missing. Others need no key.
+    /// For a process that signs what is published or asked of it: says what is missing. Others need no key, whatever their
+    /// configuration, which they may share with those who have it.
     ///
     /// # Errors
-    /// A sentence that names the variables.
+    /// A sentence per key of the configuration that needs ours; it names the variables.
     pub fn require_publishing(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
         if self.identity.is_none() {
+            let writes = self.text("monitor.write_probe").is_some_and(|whose| whose != "off");
             identity::wanted("publish.enabled", self.publishes(), &mut problems);
+            identity::wanted("identity.auth", self.bool("identity.auth"), &mut problems);
+            identity::wanted("monitor.write_probe", writes, &mut problems);
         }
         if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
     }
