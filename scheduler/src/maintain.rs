@@ -22,6 +22,8 @@ const REPORT_DAYS: u16 = 90;
 const CANDIDATE_DAYS: u16 = 90;
 /// Such candidates forgotten per round.
 const CANDIDATES: u32 = 1_000;
+/// Jobs of networks that are switched off cancelled per round.
+const OFF: u32 = 5_000;
 /// Documents deleted per round once no relay has them.
 const ORPHANS: u32 = 1_000;
 
@@ -53,6 +55,7 @@ enum Step {
     Alerts,
     Publications,
     Workers,
+    Queues,
     Hosts,
     Schedule,
     Candidates,
@@ -67,7 +70,7 @@ enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::Tasks,
         Self::Limits,
         Self::Archive,
@@ -78,6 +81,7 @@ impl Step {
         Self::Alerts,
         Self::Publications,
         Self::Workers,
+        Self::Queues,
         Self::Hosts,
         Self::Schedule,
         Self::Candidates,
@@ -103,6 +107,7 @@ impl Step {
             Self::Alerts => Some("changes of liveness forgotten"),
             Self::Publications => Some("publications forgotten"),
             Self::Workers => Some("workers forgotten"),
+            Self::Queues => Some("jobs of networks that are switched off cancelled"),
             Self::Schedule => Some("schedule rows reconciled"),
             Self::Candidates => Some("candidates given up long ago forgotten"),
             Self::Documents => Some("documents deleted"),
@@ -187,6 +192,7 @@ impl Maintenance {
             Step::Alerts => db.alert_retire(UPTIME_DAYS, options.alerts).await,
             Step::Publications => db.publication_retire(options.publish, REPORT_DAYS).await,
             Step::Workers => db.worker_retire(WORKER_MEMORY).await,
+            Step::Queues => db.queue_retire(&options.networks, OFF).await,
             Step::Hosts => db.host_retire().await,
             Step::Schedule => db.schedule_reconcile().await,
             Step::Candidates => db.candidate_retire(CANDIDATES, CANDIDATE_DAYS).await,

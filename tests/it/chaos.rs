@@ -111,7 +111,7 @@ async fn a_frozen_leader_is_followed_and_does_nothing_on_its_old_lead() {
     scene.until("SELECT max(term)::text FROM leader WHERE until > now()", "2", 15).await;
     // The second leads and says nothing more: whatever is done from here on, the first one did on its old lead.
     signal(&second, "STOP");
-    scene.test.execute("UPDATE leader SET until = now() + interval '1 h'").await;
+    scene.test.execute("UPDATE leader SET until = now() + interval '10 min'").await;
     scene.test.execute("INSERT INTO schedule SELECT 'sync', 'wss://r' || n || '.example', 'clearnet', now(), 60, 'new' FROM generate_series(1, 500) n").await;
     claim_one(&handle(&scene.test, Role::Writer), "gone", JobKind::Refresh, "lost").await;
     scene.test.execute("UPDATE apalis.workers SET lease_until = now() - interval '1 min'").await;

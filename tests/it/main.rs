@@ -45,6 +45,8 @@ mod figures;
 #[cfg(test)]
 mod fleet;
 #[cfg(test)]
+mod forgone;
+#[cfg(test)]
 mod geo;
 #[cfg(test)]
 mod health;

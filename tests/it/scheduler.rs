@@ -77,7 +77,7 @@ async fn gauges_that_cannot_be_read_and_maintenance_that_hangs_hold_up_no_round(
     assert!(failed.is_some_and(|count| count.parse::<u32>().unwrap() > 0), "what fails beside is counted");
     until(&test, WAITING, "1").await;
     // Another leads from here on: what is left of the maintenance is that one's.
-    test.execute("UPDATE leader SET holder = 'another', until = now() + interval '1 h', term = term + 1")
+    test.execute("UPDATE leader SET holder = 'another', until = now() + interval '10 min', term = term + 1")
         .await;
     scheduler.tick().await.unwrap();
     lock.rollback().await.unwrap();

@@ -21,6 +21,28 @@ async fn a_second_and_many_concurrent_migrations_do_no_harm() {
 }
 
 #[tokio::test]
+async fn views_of_operators_on_ours_outlive_a_migration_and_columns_of_another_version_are_replaced() {
+    let Some(db) = migrated().await else { return };
+    let migrate = async || queue::migrate(&db.url(Role::Superuser), &MigrateOptions::default()).await;
+    let depth = "SELECT count(*)::text FROM mine.depth";
+    db.execute(
+        "CREATE SCHEMA mine; CREATE VIEW mine.depth AS SELECT kind, network, due FROM public.queue_depth",
+    )
+    .await;
+    for _ in 0..2 {
+        migrate().await.unwrap();
+        assert_eq!(value(&db, depth).await, "15");
+    }
+    let columns = "SELECT string_agg(column_name, ' ' ORDER BY ordinal_position) FROM information_schema.columns WHERE table_schema = 'public' AND table_name = 'queue_depth'";
+    let present = value(&db, columns).await;
+    db.execute("DROP VIEW queue_depth CASCADE; CREATE VIEW queue_depth AS SELECT 1 AS old; ALTER VIEW queue_depth OWNER TO bigbrotr_admin").await;
+    migrate().await.unwrap();
+    assert_eq!(value(&db, columns).await, present);
+    let unserved = handle(&db, Role::Reader).queues_unserved().await.unwrap();
+    assert!(unserved.is_empty(), "and who may read may read it again");
+}
+
+#[tokio::test]
 async fn every_table_column_and_function_is_explained() {
     let Some(db) = migrated().await else { return };
     let silent = pairs(

@@ -17,7 +17,7 @@ use super::support::{claim_one, handle, job, migrated, registration, value};
 
 /// The first round of a new term, with everything that belongs to one: another had the lead meanwhile.
 async fn anew(test: &TestDb, scheduler: &mut Scheduler) {
-    test.execute("UPDATE leader SET holder = 'another', until = now() + interval '1 h', term = term + 1")
+    test.execute("UPDATE leader SET holder = 'another', until = now() + interval '10 min', term = term + 1")
         .await;
     scheduler.tick().await.unwrap();
     test.execute("UPDATE leader SET until = now()").await;

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Between two tries to say that somebody listens.
 const AGAIN: Duration = Duration::from_secs(30);
+/// Between two times that it is said: of a worker that was long away the task has been given up.
+const ANEW: Duration = Duration::from_secs(3_600);
 
 /// Sees to it that changes of liveness are told where this worker knows the webhook, which is a secret of the workers':
 /// the scheduler need not know it.
@@ -30,10 +32,11 @@ async fn listened(ctx: &Ctx, stop: &CancellationToken) {
         network: LOCAL.to_owned(),
         slack: Duration::from_secs(60),
     };
-    while ctx.db.schedule_ensure(std::slice::from_ref(&task)).await.is_err() {
+    loop {
+        let said = ctx.db.schedule_ensure(std::slice::from_ref(&task)).await.is_ok();
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(AGAIN) => {}
+            () = tokio::time::sleep(if said { ANEW } else { AGAIN }) => {}
         }
     }
 }

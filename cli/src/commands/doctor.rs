@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use shared::clock;
 use shared::config::{Config, redact_url};
-use shared::db::{Board, Db, DbError, JobListener};
+use shared::db::{Board, Db, DbError, JobListener, is_beyond_any_lease};
 
 use crate::Session;
 use crate::args::Doctor;
@@ -19,6 +19,8 @@ const SKEW_S: i64 = 5;
 const SNAPSHOT_AGE: i64 = 1_000_000;
 /// A view that was refreshed longer ago than this is called old.
 const VIEW_AGE_S: i64 = 86_400;
+/// Of a lease that ends later than any can.
+const SET_BACK: &str = "more than any lease: the server's clock was set back";
 /// Alerts counted that wait.
 const ALERTS: u32 = 1_000;
 
@@ -167,10 +169,14 @@ async fn fleet(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
         let text =
             format!("{id} at {vantage}, version {version}, {slots} slots, {left_s:.0} s of lease left");
         let data = json!({ "id": id, "vantage": vantage, "version": version, "slots": slots, "lease_left_s": left_s });
-        findings.add(Mark::Ok, "worker", text, data);
+        if is_beyond_any_lease(left_s) {
+            findings.add(Mark::Problem, "worker", format!("{text}, {SET_BACK}"), data);
+        } else {
+            findings.add(Mark::Ok, "worker", text, data);
+        }
     }
     let leaders = db.leader_list().await?;
-    let leads = leaders.iter().find(|leader| leader.left_s > 0.0);
+    let leads = leaders.iter().find(|leader| leader.stands());
     if let Some(leader) = leads {
         let text =
             format!("{} leads in term {}, {:.0} s of lease left", leader.holder, leader.term, leader.left_s);
@@ -181,7 +187,10 @@ async fn fleet(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
             json!({ "holder": leader.holder, "lease_left_s": leader.left_s }),
         );
     } else {
-        let text = "no scheduler leads: nothing new is enqueued".to_owned();
+        let beyond = leaders.iter().find(|leader| leader.is_beyond());
+        let why =
+            beyond.map(|leader| format!(" ({} has {:.0} s left, {SET_BACK})", leader.holder, leader.left_s));
+        let text = format!("no scheduler leads: nothing new is enqueued{}", why.unwrap_or_default());
         findings.add(Mark::Problem, "scheduler", text, Value::Null);
     }
     let fleet = db.fleet_stats().await?;

@@ -59,7 +59,7 @@ pub(crate) async fn top(session: &Session, config: &Config, args: &Top) -> Resul
 async fn board(db: &Db) -> Result<Vec<String>, DbError> {
     let mut lines = Vec::new();
     let leaders = db.leader_list().await?;
-    let leader = leaders.iter().find(|leader| leader.left_s > 0.0).map_or_else(
+    let leader = leaders.iter().find(|leader| leader.stands()).map_or_else(
         || "no scheduler leads".to_owned(),
         |leader| format!("{} leads, term {}, {:.0} s left", leader.holder, leader.term, leader.left_s),
     );

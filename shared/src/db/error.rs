@@ -97,6 +97,11 @@ impl DbError {
         matches!(self, Self::Server { code, .. } if code == "40P01")
     }
 
+    /// Whether a view has other columns than what would replace it.
+    pub fn is_other_columns(&self) -> bool {
+        matches!(self, Self::Server { code, .. } if code == "42P16")
+    }
+
     /// Whether a lock was not to be had: somebody else does this right now.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Server { code, .. } if code == "55P03")

@@ -16,6 +16,28 @@ pub struct LeaderLine {
     pub left_s: f64,
 }
 
+/// No lead is leased for longer (`leader_claim`), seconds: one that is was written by a clock that has been set back.
+const LEAD_MOST_S: f64 = 900.0;
+/// The same of a worker, `worker.lease_s` and a minute.
+const LEASE_MOST_S: f64 = 3_660.0;
+
+impl LeaderLine {
+    /// Whether somebody leads.
+    pub fn stands(&self) -> bool {
+        self.left_s > 0.0 && !self.is_beyond()
+    }
+
+    /// Whether its lease ends later than any can.
+    pub fn is_beyond(&self) -> bool {
+        self.left_s > LEAD_MOST_S
+    }
+}
+
+/// Whether a worker's lease ends later than any can, with so many seconds of it left.
+pub fn is_beyond_any_lease(left_s: f64) -> bool {
+    left_s > LEASE_MOST_S
+}
+
 /// What is still to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Unsettled {

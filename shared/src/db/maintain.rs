@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::jobs::count32;
 use super::rows::{get, small_count};
 use super::{Db, DbError};
 
@@ -27,6 +28,15 @@ impl Db {
     /// Forgets workers whose lease ended longer ago than `older`.
     pub async fn worker_retire(&self, older: Duration) -> Result<u64, DbError> {
         let row = self.one(sqlx::query("SELECT worker_retire($1) AS n").bind(older.as_secs_f64())).await?;
+        small_count(&row, "n")
+    }
+
+    /// Cancels at most `most` jobs that are due, of networks that are none of these and that no live worker serves; returns how
+    /// many.
+    pub async fn queue_retire(&self, networks: &[String], most: u32) -> Result<u64, DbError> {
+        let row = self
+            .one(sqlx::query("SELECT queue_retire($1, $2) AS n").bind(networks).bind(count32(most)))
+            .await?;
         small_count(&row, "n")
     }
 

@@ -62,7 +62,9 @@ pub use export::{ExportBatch, ExportCoverage, ExportItem, ExportScope, LeftOut, 
 pub use fleet::{FleetLimits, GaugeLine, HostAsked, HostPermit};
 pub use import::{Imported, ImportedObservation, Named, UrlCaps};
 pub use ingest::{DenseFacts, ForgeryRow, KnownPage, SigHead};
-pub use inspect::{HorizonLine, LeaderLine, ReadCount, UnreadLine, Unsettled, WalArchiving};
+pub use inspect::{
+    HorizonLine, LeaderLine, ReadCount, UnreadLine, Unsettled, WalArchiving, is_beyond_any_lease,
+};
 pub use jobs::{Claimed, Enqueued, Exchange, Exchanged, Finished, NewJob, Registration, Unreadable, Wanted};
 
 pub use judge::{CheckRow, MonitorResult, OpinionRow, RelayRow};

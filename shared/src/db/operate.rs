@@ -75,7 +75,8 @@ pub struct Autoscale {
 }
 
 const WORKERS: &str = "
-SELECT ARRAY[worker_id, vantage, version, running || '/' || slots, round(extract(epoch FROM lease_until - now()))::text || ' s',
+SELECT ARRAY[worker_id, vantage, version, running || '/' || slots,
+             CASE WHEN lease_until > now() + interval '61 minutes' THEN 'beyond any' ELSE round(extract(epoch FROM lease_until - now()))::text || ' s' END,
              concat_ws(' ', CASE WHEN draining THEN 'draining' END, CASE WHEN listens THEN 'listens' END)] AS cells
 FROM workers WHERE live ORDER BY worker_id LIMIT 200";
 

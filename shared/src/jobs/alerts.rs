@@ -51,6 +51,11 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         let (wanted, unwanted): (Vec<AlertRow>, Vec<AlertRow>) =
             batch.into_iter().partition(|alert| ctx.config.alert_states.contains(&alert.after));
         settle(ctx, attempt, &unwanted, |_| Delivery::Skipped, "").await?;
+        // However long the webhook, or we, were away: not first told and then given up.
+        let now = clock::unix_now();
+        let (stale, wanted): (Vec<AlertRow>, Vec<AlertRow>) =
+            wanted.into_iter().partition(|alert| is_stale(alert, now));
+        settle(ctx, attempt, &stale, |_| Delivery::GivenUp, "could not be told for a week").await?;
         if wanted.is_empty() {
             continue;
         }
@@ -66,13 +71,12 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         }
         if let Some(why) = &failure {
             let why: String = why.chars().filter(|c| !c.is_control()).take(ANSWER_CHARS).collect();
-            let now = clock::unix_now();
             tracing::warn!(
                 alerts = wanted.len(),
                 error = why,
                 "the webhook did not take alerts; again later"
             );
-            settle(ctx, attempt, &wanted, |alert| after_failure(alert, now), &why).await?;
+            settle(ctx, attempt, &wanted, after_failure, &why).await?;
             break;
         }
     }
@@ -141,10 +145,11 @@ fn body(alerts: &[AlertRow]) -> Value {
     json!({ "source": "bigbrotr", "alerts": alerts.iter().map(told).collect::<Vec<_>>() })
 }
 
-fn after_failure(alert: &AlertRow, now: i64) -> Delivery {
-    if now - alert.at > STALE {
-        return Delivery::GivenUp;
-    }
+const fn is_stale(alert: &AlertRow, now: i64) -> bool {
+    now - alert.at > STALE
+}
+
+fn after_failure(alert: &AlertRow) -> Delivery {
     let (first, longest) = AGAIN;
     Delivery::Again(Duration::from_secs(first.saturating_mul(1 << alert.tries.min(16)).min(longest)))
 }
@@ -169,12 +174,13 @@ mod tests {
 
     #[test]
     fn failures_back_off_and_old_news_are_given_up() {
-        let delay = |tries| match after_failure(&alert(tries, 1_000), 1_000) {
+        let delay = |tries| match after_failure(&alert(tries, 1_000)) {
             Delivery::Again(delay) => delay.as_secs(),
             other => panic!("{other:?}"),
         };
         assert_eq!([delay(0), delay(1), delay(5), delay(400)], [15, 30, 480, 3_600]);
-        assert_eq!(after_failure(&alert(3, 1_000), 1_000 + STALE + 1), Delivery::GivenUp);
+        let stale = [STALE, STALE + 1].map(|age| is_stale(&alert(3, 1_000), 1_000 + age));
+        assert_eq!(stale, [false, true]);
     }
 
     #[test]

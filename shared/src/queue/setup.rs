@@ -9,6 +9,11 @@ use crate::db::{self, DbError, MigrateOptions};
 const TABLES: &str = include_str!("tables.sql");
 /// The operators' views over them; idempotent likewise.
 const VIEWS: &str = include_str!("views.sql");
+/// The same where an older version's have other columns: these cannot be replaced, and what an operator built on them must go first.
+const VIEWS_ANEW: &str = concat!(
+    "DROP VIEW IF EXISTS public.autoscale_desired, public.relay_due, public.workers, public.jobs_running, public.queue_depth;\n",
+    include_str!("views.sql")
+);
 
 /// Migrates the database behind `url`, which must be a direct connection.
 ///
@@ -22,7 +27,10 @@ pub async fn migrate(url: &str, options: &MigrateOptions) -> Result<(), DbError>
     db::run_migrations(&mut connection).await?;
     set_up_apalis(&mut connection).await?;
     complete(&mut connection, TABLES).await?;
-    complete(&mut connection, VIEWS).await?;
+    match complete(&mut connection, VIEWS).await {
+        Err(error) if error.is_other_columns() => complete(&mut connection, VIEWS_ANEW).await?,
+        done => done?,
+    }
     db::apply_grants(&mut connection, options).await?;
     connection.close().await?;
     Ok(())

@@ -1,13 +1,8 @@
 -- What operators may rely on, over tables that may change. Idempotent; applied after tables.sql. Each answers from
 -- partial indexes over live rows, and from the samples of the leading scheduler: cheap enough to poll every second.
+-- Replaced in their place, so that views of operators on them stay.
 
-DROP VIEW IF EXISTS public.autoscale_desired;
-DROP VIEW IF EXISTS public.relay_due;
-DROP VIEW IF EXISTS public.workers;
-DROP VIEW IF EXISTS public.jobs_running;
-DROP VIEW IF EXISTS public.queue_depth;
-
-CREATE VIEW public.queue_depth AS
+CREATE OR REPLACE VIEW public.queue_depth AS
 WITH ahead AS (
     SELECT s.kind, s.network, s.scheduled FROM public.queue_sample s
     WHERE s.sampled_at = (SELECT max(x.sampled_at) FROM public.queue_sample x WHERE x.scheduled IS NOT NULL) AND s.scheduled IS NOT NULL
@@ -18,20 +13,20 @@ LEFT JOIN ahead a ON a.kind = c.kind AND a.network = c.network
 LEFT JOIN public.queue_pause p ON p.queue = c.kind || '.' || c.network;
 COMMENT ON VIEW public.queue_depth IS 'Live jobs per queue: due and running exactly, waiting (scheduled ahead) as counted within the last minute by the leading scheduler; held: pause, drain or both.';
 
-CREATE VIEW public.jobs_running AS
+CREATE OR REPLACE VIEW public.jobs_running AS
 SELECT j.id AS job_id, j.kind, j.network, j.target, j.attempts AS attempt, j.lock_by AS worker_id, j.lock_at AS started_at,
        j.run_deadline, w.lease_until, j.host, j.class, j.cancel_why
 FROM apalis.jobs j JOIN apalis.workers w ON w.id = j.lock_by
 WHERE j.status = 'Running' AND j.kind IS NOT NULL;
 COMMENT ON VIEW public.jobs_running IS 'Jobs that run: whose, since when, until when at most, and until when their worker''s lease stands.';
 
-CREATE VIEW public.workers AS
+CREATE OR REPLACE VIEW public.workers AS
 SELECT w.id AS worker_id, w.vantage, w.version, w.started_at, w.last_seen, w.lease_until, w.lease_until > now() AS live, w.draining, w.listens,
        w.slots, (SELECT count(*) FROM apalis.jobs j WHERE j.lock_by = w.id AND j.status = 'Running') AS running, w.queues, w.slots_of
 FROM apalis.workers w WHERE w.worker_type = 'bigbrotr';
 COMMENT ON VIEW public.workers IS 'Worker processes, those of the last hour included: where they are, what they serve, how many slots are taken.';
 
-CREATE VIEW public.relay_due AS
+CREATE OR REPLACE VIEW public.relay_due AS
 SELECT s.target AS relay_url, s.kind, s.network, s.due_at, greatest(date_part('epoch', now() - s.due_at), 0) AS overdue_s,
        s.slack_s, s.why, public.job_class(s.kind, s.why) AS class,
        (SELECT CASE WHEN j.status = 'Running' THEN 'running' ELSE j.gate END FROM apalis.jobs j
@@ -40,7 +35,7 @@ SELECT s.target AS relay_url, s.kind, s.network, s.due_at, greatest(date_part('e
 FROM public.schedule s WHERE s.kind IN ('validate', 'monitor', 'sync') AND s.network <> 'local';
 COMMENT ON VIEW public.relay_due IS 'When each relay and candidate is next due for each kind of job, what set that time, and where its outstanding job stands. Cheap for one relay, and in the order of due_at; overdue_s is reckoned for every row.';
 
-CREATE VIEW public.autoscale_desired AS
+CREATE OR REPLACE VIEW public.autoscale_desired AS
 WITH queue AS (
     -- Of a crowd on one machine only as many count as may run there at once.
     SELECT q.kind, q.network, c.due - coalesce(h.jobs - least(h.jobs, h.hosts * (SELECT f.host_jobs FROM public.fleet_limit f)), 0) AS due, c.running,
