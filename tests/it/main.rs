@@ -81,6 +81,8 @@ mod moment;
 #[cfg(test)]
 mod names;
 #[cfg(test)]
+mod narrowed;
+#[cfg(test)]
 mod nip05;
 #[cfg(test)]
 mod observe;

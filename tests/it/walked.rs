@@ -21,13 +21,13 @@ fn again() -> JobsConfig {
     JobsConfig { rescan: Duration::from_hours(200), ..config() }
 }
 
-async fn relay(ctx: &Ctx, script: Script) -> (ScriptedRelay, RelayUrl) {
+pub(super) async fn relay(ctx: &Ctx, script: Script) -> (ScriptedRelay, RelayUrl) {
     let relay = ScriptedRelay::start(script).await;
     let url = known_relay(&ctx.db, &relay).await;
     (relay, url)
 }
 
-async fn sync(ctx: &Ctx, url: &RelayUrl) -> Value {
+pub(super) async fn sync(ctx: &Ctx, url: &RelayUrl) -> Value {
     run(ctx, JobKind::Sync, url.as_str()).await.unwrap()
 }
 
@@ -132,7 +132,7 @@ async fn an_event_that_comes_twice_is_read_again_where_it_is_not_the_same_to_the
 }
 
 /// Another relay's events, so that their authors are known: so many of each factory.
-async fn known_authors(ctx: &Ctx, factories: &[Factory], each: usize) -> ScriptedRelay {
+pub(super) async fn known_authors(ctx: &Ctx, factories: &[Factory], each: usize) -> ScriptedRelay {
     let now = clock::unix_now() - 5_000;
     let at = |n: usize| now - i64::try_from(n).unwrap();
     let of = |factory: &Factory| -> Vec<Event> {

@@ -12,6 +12,17 @@ pub struct Batch {
     pub class: String,
     /// Who.
     pub pubkeys: Vec<[u8; 32]>,
+    /// The kinds named with them; empty: none.
+    pub kinds: Vec<u16>,
+}
+
+/// What was found out of the kinds by which a relay lets itself be asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RelayKinds {
+    /// Those it allows, ascending; `None`: not known.
+    pub allowed: Option<Vec<u16>>,
+    /// Nothing was found when it refused some: not before this is it tried again, Unix seconds.
+    pub off_until: Option<i64>,
 }
 
 /// How much of what a relay serves may be forged.
@@ -55,7 +66,7 @@ impl Db {
                     .bind(relay_id)
                     .bind(since)
                     .bind(until)
-                    .bind(kinds.iter().copied().map(i32::from).collect::<Vec<_>>())
+                    .bind(numbers(kinds))
                     .bind(authors.iter().map(<[u8; 32]>::as_slice).collect::<Vec<_>>())
                     .bind(limit),
             )
@@ -63,15 +74,17 @@ impl Db {
         items(&rows)
     }
 
-    /// The batches by which a relay is asked, oldest first; `what` is `authors` or `mentions`.
+    /// The batches by which a relay is asked, oldest first; `what` is `authors`, `mentions` or `kinds+authors`.
     pub async fn relay_batches(&self, relay_id: i32, what: &str) -> Result<Vec<Batch>, DbError> {
-        let query = sqlx::query("SELECT class, pubkeys FROM relay_batches($1, $2)").bind(relay_id).bind(what);
-        let rows = self.all(query).await?;
-        rows.iter().map(|row| Ok(batch(get(row, "class")?, get(row, "pubkeys")?))).collect()
+        let query = sqlx::query("SELECT class, pubkeys, kinds FROM relay_batches_of($1, $2)");
+        let rows = self.all(query.bind(relay_id).bind(what)).await?;
+        rows.iter()
+            .map(|row| Ok(batch(get(row, "class")?, get(row, "pubkeys")?, get(row, "kinds")?)))
+            .collect()
     }
 
-    /// Begins another batch, of at most `size`, where there are fewer than `most`; the inner `None`: nobody is left to make
-    /// one of. The outer: the job was not ours.
+    /// Begins another batch, of at most `size`, where there are fewer than `most`, with the kinds that are named with them;
+    /// the inner `None`: nobody is left to make one of. The outer: the job was not ours.
     pub async fn relay_batch_begin(
         &self,
         fence: &Fence,
@@ -79,11 +92,12 @@ impl Db {
         at: i64,
         what: &str,
         (size, most): (i32, i32),
+        kinds: &[u16],
     ) -> Result<Option<Option<Batch>>, DbError> {
         let row = self
             .one(
                 sqlx::query(
-                    "SELECT held, class, pubkeys FROM relay_batch_begin($1, $2, $3, $4, $5, $6, $7, $8)",
+                    "SELECT held, class, pubkeys FROM relay_batch_begin_of($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                 )
                 .bind(fence.job())
                 .bind(fence.worker())
@@ -92,7 +106,8 @@ impl Db {
                 .bind(at)
                 .bind(what)
                 .bind(size)
-                .bind(most),
+                .bind(most)
+                .bind(numbers(kinds)),
             )
             .await?;
         if !get::<bool>(&row, "held")? {
@@ -100,7 +115,43 @@ impl Db {
         }
         let class: Option<String> = get(&row, "class")?;
         let pubkeys: Option<Vec<Vec<u8>>> = get(&row, "pubkeys")?;
-        Ok(Some(class.zip(pubkeys).map(|(class, pubkeys)| batch(class, pubkeys))))
+        Ok(Some(class.zip(pubkeys).map(|(class, pubkeys)| batch(class, pubkeys, numbers(kinds)))))
+    }
+
+    /// What was found out of the kinds by which a relay lets itself be asked.
+    pub async fn relay_kinds(&self, relay_id: i32) -> Result<RelayKinds, DbError> {
+        let query = sqlx::query("SELECT kinds, off_until FROM relay_kinds($1)").bind(relay_id);
+        let row = self.one(query).await?;
+        let allowed: Option<Vec<i32>> = get(&row, "kinds")?;
+        Ok(RelayKinds { allowed: allowed.map(narrow), off_until: get(&row, "off_until")? })
+    }
+
+    /// Notes which kinds a relay allows, ascending, and forgets what was read of it by others; false when the job was not
+    /// ours.
+    pub async fn relay_kinds_set(
+        &self,
+        fence: &Fence,
+        relay_id: i32,
+        kinds: &[u16],
+    ) -> Result<bool, DbError> {
+        let query = sqlx::query("SELECT relay_kinds_set($1, $2, $3, $4, $5) AS held")
+            .bind(fence.job())
+            .bind(fence.worker())
+            .bind(fence.attempt())
+            .bind(relay_id)
+            .bind(numbers(kinds));
+        get(&self.one(query).await?, "held")
+    }
+
+    /// Notes that nothing was found, and until when it is not tried again, Unix seconds; false when the job was not ours.
+    pub async fn relay_kinds_rest(&self, fence: &Fence, relay_id: i32, until: i64) -> Result<bool, DbError> {
+        let query = sqlx::query("SELECT relay_kinds_rest($1, $2, $3, $4, $5) AS held")
+            .bind(fence.job())
+            .bind(fence.worker())
+            .bind(fence.attempt())
+            .bind(relay_id)
+            .bind(until);
+        get(&self.one(query).await?, "held")
     }
 
     /// Counts what of a pass was forged; whether the relay is set aside for it, or `None` when the job was not ours.
@@ -162,6 +213,17 @@ impl Db {
     }
 }
 
-fn batch(class: String, pubkeys: Vec<Vec<u8>>) -> Batch {
-    Batch { class, pubkeys: pubkeys.into_iter().filter_map(|key| key.try_into().ok()).collect() }
+fn batch(class: String, pubkeys: Vec<Vec<u8>>, kinds: Vec<i32>) -> Batch {
+    let pubkeys = pubkeys.into_iter().filter_map(|key| key.try_into().ok()).collect();
+    Batch { class, pubkeys, kinds: narrow(kinds) }
+}
+
+/// Kinds as the database has them.
+fn numbers(kinds: &[u16]) -> Vec<i32> {
+    kinds.iter().copied().map(i32::from).collect()
+}
+
+/// And back; what is no kind is left out.
+fn narrow(kinds: Vec<i32>) -> Vec<u16> {
+    kinds.into_iter().filter_map(|kind| kind.try_into().ok()).collect()
 }

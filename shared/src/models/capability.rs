@@ -106,6 +106,8 @@ pub enum Narrowed {
     Authors,
     /// Whom the events mention (`#p`).
     Mentions,
+    /// Kinds and authors together.
+    KindsAuthors,
 }
 
 impl Default for Answer {
@@ -177,6 +179,9 @@ pub struct Measured {
     /// A filter that names nothing but whom events mention; likewise.
     #[serde(default)]
     pub with_mentions: Answer,
+    /// A filter that names kinds and authors; asked where each of these alone was refused.
+    #[serde(default)]
+    pub with_kinds_authors: Answer,
     /// How it reads `until`.
     pub until: Until,
     /// Events of a page that was proved to be cut although less was sent than asked for.
@@ -205,6 +210,7 @@ impl Default for Measured {
             with_kinds: Answer::UNTESTED,
             with_authors: Answer::UNTESTED,
             with_mentions: Answer::UNTESTED,
+            with_kinds_authors: Answer::UNTESTED,
             until: Until::Untested,
             max_limit: None,
             default_limit: None,
@@ -233,6 +239,7 @@ impl Measured {
             keep(&mut self.with_kinds, before.with_kinds);
             keep(&mut self.with_authors, before.with_authors);
             keep(&mut self.with_mentions, before.with_mentions);
+            keep(&mut self.with_kinds_authors, before.with_kinds_authors);
         }
         keep(&mut self.without_kinds, before.without_kinds);
         keep(&mut self.count, before.count);
@@ -261,13 +268,21 @@ impl Measured {
 
     /// How requests must be narrowed for the relay to answer them; `None`: not at all, as far as is known.
     pub fn narrowed(&self) -> Option<Narrowed> {
-        let is = |answer: &Answer, seen| answer.seen == seen;
-        if !is(&self.without_kinds, Support::Refused) {
+        let refused = |answer: &Answer| answer.seen == Support::Refused;
+        let works = |answer: &Answer| answer.seen == Support::Works;
+        if !refused(&self.without_kinds) {
             None
-        } else if is(&self.with_kinds, Support::Refused) && is(&self.with_authors, Support::Works) {
+        } else if !refused(&self.with_kinds) {
+            Some(Narrowed::Kinds)
+        } else if works(&self.with_authors) {
             Some(Narrowed::Authors)
-        } else if is(&self.with_kinds, Support::Refused) && is(&self.with_mentions, Support::Works) {
+        } else if works(&self.with_mentions) {
             Some(Narrowed::Mentions)
+        } else if refused(&self.with_authors)
+            && refused(&self.with_mentions)
+            && works(&self.with_kinds_authors)
+        {
+            Some(Narrowed::KindsAuthors)
         } else {
             Some(Narrowed::Kinds)
         }
@@ -306,7 +321,7 @@ mod tests {
         let refused = Answer::new(Support::Refused, By::Closed, "invalid: kinds");
         let by_kinds = Measured { without_kinds: refused.clone(), ..Measured::default() };
         let mut old = serde_json::to_value(&by_kinds).unwrap();
-        for field in ["with_kinds", "with_authors", "with_mentions"] {
+        for field in ["with_kinds", "with_authors", "with_mentions", "with_kinds_authors"] {
             old.as_object_mut().unwrap().remove(field);
         }
         assert_eq!(serde_json::from_value::<Measured>(old).unwrap(), by_kinds);
@@ -319,6 +334,30 @@ mod tests {
         assert_eq!(both.narrowed(), Some(Narrowed::Authors));
         both.without_kinds = Answer::UNTESTED;
         assert_eq!(both.narrowed(), None);
+    }
+
+    #[test]
+    fn kinds_and_authors_are_named_together_where_each_alone_was_refused() {
+        let refused = || Answer::new(Support::Refused, By::Closed, "invalid: kinds and authors");
+        let measured = Measured {
+            without_kinds: refused(),
+            with_kinds: refused(),
+            with_authors: refused(),
+            with_mentions: refused(),
+            with_kinds_authors: Answer::new(Support::Works, By::Eose, ""),
+            ..Measured::default()
+        };
+        assert_eq!(measured.narrowed(), Some(Narrowed::KindsAuthors));
+        for other in [
+            Measured { with_authors: Answer::UNTESTED, ..measured.clone() },
+            Measured { with_mentions: Answer::UNTESTED, ..measured.clone() },
+            Measured { with_kinds_authors: refused(), ..measured.clone() },
+        ] {
+            assert_eq!(other.narrowed(), Some(Narrowed::Kinds), "{other:?}");
+        }
+        // An early end takes it back as little as the others.
+        let cut = Measured { ended: Reason::RateLimited, ..Measured::default() };
+        assert_eq!(cut.completed_by(measured).narrowed(), Some(Narrowed::KindsAuthors));
     }
 
     #[test]

@@ -44,6 +44,8 @@ const PHRASES: &[(&str, CloseClass)] = &[
     ("need to authenticate", CloseClass::AuthRequired),
     ("rate limit", CloseClass::RateLimited),
     ("rate-limit", CloseClass::RateLimited),
+    // Of one list, not of many requests: it helps to name fewer, and not to wait.
+    ("too many kinds", CloseClass::InvalidRequest),
     ("too many", CloseClass::RateLimited),
     ("too fast", CloseClass::RateLimited),
     ("slow down", CloseClass::RateLimited),
@@ -163,6 +165,8 @@ mod tests {
             ("pow: 28 bits needed", CloseClass::Restricted),
             ("rate-limited: slow down", CloseClass::RateLimited),
             ("error: too many concurrent REQs", CloseClass::RateLimited),
+            ("ERROR: bad req: too many kinds in filter: 60", CloseClass::InvalidRequest),
+            ("rate-limited: too many kinds of requests", CloseClass::RateLimited),
             ("blocked: go away", CloseClass::Blocked),
             ("you are banned", CloseClass::Blocked),
             ("unsupported: filter", CloseClass::Unsupported),

@@ -211,14 +211,7 @@ impl Session<'_> {
                 return Some(message.clone());
             }
         }
-        let kindless = frame[0] == "REQ" && frame[2]["kinds"].is_null();
-        if frame[0] != "EVENT"
-            && !speech.needs_one_of.is_empty()
-            && speech.needs_one_of.iter().all(|name| frame[2][*name].is_null())
-        {
-            return Some(format!("blocked: a filter must have {}", speech.needs_one_of.join(" or ")));
-        }
-        (speech.needs_kinds && kindless).then(|| "invalid: must specify kinds".to_owned())
+        speech.displeased(frame)
     }
 
     /// Refuses, with the challenge before or after it where the script says so.

@@ -28,12 +28,45 @@ pub struct Speech {
     pub needs_kinds: bool,
     /// Lists of which a filter must have one, such as `authors` or `#p`, to be answered; none: any filter is.
     pub needs_one_of: Vec<&'static str>,
+    /// Lists of which a filter must have every one, such as `kinds` and `authors`.
+    pub needs_all_of: Vec<&'static str>,
+    /// The only kinds a filter may name; none: any.
+    pub allows_kinds: Vec<u16>,
+    /// Most kinds a filter may name; `None` is any number.
+    pub kinds_most: Option<usize>,
     /// Whether `until` means older than.
     pub exclusive_until: bool,
     /// Events for a filter without `limit`; `None` is the cap.
     pub default_limit: Option<usize>,
     /// Events for a `limit` above the cap; `None` is the cap.
     pub above_cap: Option<usize>,
+}
+
+impl Speech {
+    /// Why a message with this filter is refused, if it is; an EVENT has none.
+    pub(super) fn displeased(&self, frame: &Value) -> Option<String> {
+        let filter = &frame[2];
+        let has = |name: &&str| !filter[*name].is_null();
+        if frame[0] == "EVENT" {
+            return None;
+        }
+        if !self.needs_one_of.is_empty() && !self.needs_one_of.iter().any(has) {
+            return Some(format!("blocked: a filter must have {}", self.needs_one_of.join(" or ")));
+        }
+        if !self.needs_all_of.iter().all(has) {
+            return Some(format!("blocked: a filter must have {}", self.needs_all_of.join(" and ")));
+        }
+        let kinds = filter["kinds"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if self.kinds_most.is_some_and(|most| kinds.len() > most) {
+            return Some(format!("ERROR: bad req: too many kinds in filter: {}", kinds.len()));
+        }
+        let allowed = |kind: &&Value| self.allows_kinds.iter().any(|allowed| **kind == json!(allowed));
+        if let Some(kind) = kinds.iter().find(|kind| !self.allows_kinds.is_empty() && !allowed(kind)) {
+            return Some(format!("ERROR: bad req: kind not allowed: {kind}"));
+        }
+        let kindless = frame[0] == "REQ" && filter["kinds"].is_null();
+        (self.needs_kinds && kindless).then(|| "invalid: must specify kinds".to_owned())
+    }
 }
 
 /// How a message beyond NIP-01 is answered.

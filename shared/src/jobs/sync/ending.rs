@@ -56,9 +56,15 @@ impl Pass<'_> {
     pub(super) async fn turn_to(&mut self, class: Class, floor: i64, now: i64) -> Result<(), JobError> {
         self.learn(floor, now).await?;
         self.write(now, None).await?;
+        self.begin(class, floor, now).await
+    }
+
+    /// Begins with a filter class; what is known of the one before is written, or is not to be.
+    pub(super) async fn begin(&mut self, class: Class, floor: i64, now: i64) -> Result<(), JobError> {
         self.facts = self.ctx.db.sync_facts(self.relay_id, &class.name).await?;
         self.coverage = self.ctx.db.coverage_get(self.relay_id, &class.name).await?;
         self.class = class;
+        self.filter_refused = None;
         self.doubts = Coverage::empty();
         self.read.clear();
         self.dense.clear();

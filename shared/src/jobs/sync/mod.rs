@@ -13,6 +13,7 @@ mod dialing;
 mod doubts;
 mod ending;
 mod ingest;
+mod kinds;
 #[cfg(test)]
 mod passes;
 mod reconcile;
@@ -39,8 +40,8 @@ use super::{ANSWERED, Attempt, Ctx, JobError, Report, SKIPPED, capability, lost,
 use crate::clock;
 use crate::db::{ArchiveState, Revisited, SyncBegin, SyncFacts};
 use crate::models::{
-    Coverage, EventId, Fill, GapReason, Grade, Interval, Measured, Outcome, REST_PERCENT, Reason, Support,
-    Until, stricter,
+    Coverage, EventId, Fill, GapReason, Grade, Interval, Measured, Narrowed, Outcome, REST_PERCENT, Reason,
+    Support, Until, stricter,
 };
 use crate::net::Target;
 use crate::nips::Claim;
@@ -85,6 +86,10 @@ struct Pass<'a> {
     relay_id: i32,
     archive: ArchiveState,
     class: Class,
+    /// How the relay wants its requests narrowed.
+    narrowed: Option<Narrowed>,
+    /// Whether it refused the first request of the class for its filter; none: it was asked nothing in it yet.
+    filter_refused: Option<bool>,
     target: Option<Target>,
     coverage: Coverage,
     facts: SyncFacts,
@@ -140,7 +145,8 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     refuse_when_full(ctx, &archive)?;
     let now = clock::unix_now();
     let measured = measured.unwrap_or_default();
-    let mut classes = Class::of_relay(&ctx.db, &attempt.fence, relay.id, &measured, now).await?.into_iter();
+    let narrowed = measured.narrowed();
+    let mut classes = Class::of_relay(&ctx.db, &attempt.fence, relay.id, narrowed, now).await?.into_iter();
     let Some(class) = classes.next() else { return Err(JobError::cancel("there is nothing to ask for")) };
     // What it begins with is of the class of most relays.
     let facts = if class.is_all() { facts } else { ctx.db.sync_facts(relay.id, &class.name).await? };
@@ -226,6 +232,8 @@ impl<'a> Pass<'a> {
             relay_id,
             archive,
             class,
+            narrowed: measured.narrowed(),
+            filter_refused: None,
             target: None,
             coverage,
             facts,
@@ -256,25 +264,6 @@ impl Pass<'_> {
     fn windows(&self, floor: i64, now: i64) -> Vec<Window> {
         let rescan = i64::try_from(self.ctx.config.rescan.as_secs()).unwrap_or(i64::MAX);
         plan(&self.coverage, floor, now, rescan, self.rest.seconds())
-    }
-
-    /// Reads one class after another, until all is read or one ends otherwise.
-    async fn read_classes(
-        &mut self,
-        socket: &mut RelaySocket,
-        others: impl Iterator<Item = Class>,
-        floor: i64,
-        now: i64,
-    ) -> Result<SyncEnd, JobError> {
-        let mut end = self.read_class(socket, floor, now).await?;
-        for class in others {
-            if end != SyncEnd::UpToDate {
-                break;
-            }
-            self.turn_to(class, floor, now).await?;
-            end = self.read_class(socket, floor, now).await?;
-        }
-        Ok(end)
     }
 
     /// Reads what is left of one class, and the seconds of it that are too dense for a page.

@@ -7,7 +7,7 @@ use crate::clock;
 use crate::db::ReconcileBatch;
 use crate::jobs::{JobError, lost};
 use crate::models::{EventId, GapReason, Grade, Interval};
-use crate::nips::{Filter, Limits, Next, PageEnd, Walk, WalkSpec};
+use crate::nips::{Filter, Limits, Next, PageEnd, Walk, WalkSpec, refuses_filter};
 use crate::relay::{Page, RelaySocket};
 
 /// Events known to have been on the relay that one walk is held against.
@@ -187,6 +187,7 @@ impl Pass<'_> {
     fn note_asked(&mut self, page: &Page) {
         self.tally.requests += 1;
         self.largest = self.largest.max(page.facts.seen.len());
+        self.filter_refused.get_or_insert_with(|| refuses_filter(&page.facts, &page.end));
     }
 
     fn narrow(&self, mut filter: Filter) -> Filter {

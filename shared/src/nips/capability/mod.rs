@@ -69,6 +69,7 @@ enum Stage {
     Kinds,
     Authors,
     Mentions,
+    KindsAuthors,
     Default,
     At,
     Above,
@@ -153,6 +154,10 @@ impl Survey {
                 let mentioned = vec![NOBODY];
                 Probe::Page(Filter { mentioned, limit: Some(1), ..Filter::default() }, EVENTS_MAX)
             }
+            (Stage::KindsAuthors, _) => {
+                let (kinds, authors) = (PAGE_KINDS.to_vec(), vec![NOBODY]);
+                Probe::Page(Filter { kinds, authors, limit: Some(1), ..Filter::default() }, EVENTS_MAX)
+            }
             (Stage::Default, Some(newest)) => Probe::Page(page(newest, None), EVENTS_MAX),
             (Stage::At, _) => {
                 let (_, oldest) = self.default?;
@@ -229,6 +234,11 @@ impl Survey {
             }
             Stage::Mentions => {
                 self.measured.with_mentions = answered(events, end);
+                let refused = self.measured.with_mentions.seen == Support::Refused;
+                self.stage = if refused { Stage::KindsAuthors } else { Stage::Default };
+            }
+            Stage::KindsAuthors => {
+                self.measured.with_kinds_authors = answered(events, end);
                 self.stage = Stage::Default;
             }
             Stage::Default => self.on_default(facts, end, events),

@@ -1,7 +1,7 @@
 //! Surveys of relays that are values.
 
 use super::*;
-use crate::models::EventId;
+use crate::models::{EventId, Narrowed};
 use crate::nips::{Cut, classify};
 
 const NOW: i64 = 1_700_000_000;
@@ -245,10 +245,12 @@ fn only_a_refusal_that_speaks_of_the_filter_makes_a_relay_one_that_wants_kinds()
 fn a_relay_that_wants_authors_or_mentions_named_is_found_out_in_a_few_requests() {
     let closed = |message: &str| PageEnd::Closed { class: classify(message), message: message.to_owned() };
     let blocked = "blocked: a filter must have authors or #p";
+    let (works, refused, untested) = (Support::Works, Support::Refused, Support::Untested);
     for (takes, seen) in [
-        (["authors", "#p"], [Support::Works, Support::Untested]),
-        (["#p", "#p"], [Support::Refused, Support::Works]),
-        (["#e", "#e"], [Support::Refused, Support::Refused]),
+        (["authors", "#p"], [works, untested, untested]),
+        (["#p", "#p"], [refused, works, untested]),
+        (["kinds and authors", "#e"], [refused, refused, works]),
+        (["#e", "#e"], [refused, refused, refused]),
     ] {
         let mut survey = Survey::new(ReadSeen::default(), None, NOW);
         while let Some(probe) = survey.next_probe() {
@@ -261,6 +263,7 @@ fn a_relay_that_wants_authors_or_mentions_named_is_found_out_in_a_few_requests()
                     let named = |name: &str| match name {
                         "authors" => !filter.authors.is_empty(),
                         "#p" => !filter.mentioned.is_empty(),
+                        "kinds and authors" => !filter.kinds.is_empty() && !filter.authors.is_empty(),
                         _ => false,
                     };
                     let taken = takes.iter().any(|name| named(name));
@@ -274,7 +277,10 @@ fn a_relay_that_wants_authors_or_mentions_named_is_found_out_in_a_few_requests()
             (measured.without_kinds.seen, measured.with_kinds.seen),
             (Support::Refused, Support::Refused)
         );
-        assert_eq!([measured.with_authors.seen, measured.with_mentions.seen], seen);
+        let Measured { with_authors, with_mentions, with_kinds_authors, .. } = &measured;
+        assert_eq!([with_authors.seen, with_mentions.seen, with_kinds_authors.seen], seen);
+        let together = seen == [refused, refused, works];
+        assert_eq!(measured.narrowed() == Some(Narrowed::KindsAuthors), together, "{measured:?}");
         assert!(measured.requests <= REQUESTS_MAX && measured.ended == Reason::None, "{measured:?}");
     }
 }
