@@ -6,7 +6,7 @@ use shared::jobs::{Ctx, JobsConfig};
 use shared::models::{JobKind, RelayUrl};
 use tests::factory::Factory;
 use tests::pg::{Role, TestDb};
-use tests::scripted::{Script, ScriptedRelay, Speech};
+use tests::scripted::{Answer, Script, ScriptedRelay, Speech};
 
 use super::jobs::{config, context, known_relay, run};
 use super::support::{migrated, value};
@@ -134,6 +134,18 @@ async fn every_author_of_a_dense_second_is_asked_for_however_crowded_the_hour_is
     assert_eq!(authors(ctx.db.dense_facts(second, 10, 2).await.unwrap()), [1, 2]);
 }
 
+/// Notes pages of 500, as of requests that name kinds, which are larger.
+async fn survey_of_500(test: &TestDb) {
+    test.execute(
+        r#"INSERT INTO relay_capability (relay_id, measured_at, measured) SELECT id, 1, '{"nip42":"none",
+        "nip45":{"seen":"untested","by":"nothing","words":""},"nip50":{"seen":"untested","by":"nothing","words":""},
+        "nip67":"untested","nip77":{"seen":"untested","by":"nothing","words":""},
+        "without_kinds":{"seen":"works","by":"eose","words":""},"until":"inclusive","max_limit":null,
+        "default_limit":null,"above_brings_less":null,"page_max":500,"requests":1,"ended":"none"}' FROM relay"#,
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn a_dense_second_that_is_read_alone_is_no_proof_where_pages_are_smaller_than_the_survey_saw() {
     let Some(test) = migrated().await else { return };
@@ -145,15 +157,7 @@ async fn a_dense_second_that_is_read_alone_is_no_proof_where_pages_are_smaller_t
         factory.sign(n, 7, vec![], &format!("around {n}"), second - 3_050 + 40 * i64::try_from(n).unwrap())
     }));
     let (_relay, url) = relay(&ctx, Script::honest(&events, 100)).await;
-    // Pages of requests that name kinds are larger.
-    test.execute(
-        r#"INSERT INTO relay_capability (relay_id, measured_at, measured) SELECT id, 1, '{"nip42":"none",
-        "nip45":{"seen":"untested","by":"nothing","words":""},"nip50":{"seen":"untested","by":"nothing","words":""},
-        "nip67":"untested","nip77":{"seen":"untested","by":"nothing","words":""},
-        "without_kinds":{"seen":"works","by":"eose","words":""},"until":"inclusive","max_limit":null,
-        "default_limit":null,"above_brings_less":null,"page_max":500,"requests":1,"ended":"none"}' FROM relay"#,
-    )
-    .await;
+    survey_of_500(&test).await;
     for pass in 0..3 {
         run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
         assert_eq!(gaps(&test).await, format!("partial/dense_second {second} {second}"), "pass {pass}");
@@ -177,5 +181,72 @@ async fn each_pass_that_splits_has_a_number_of_its_own() {
             "UPDATE coverage SET observed_at = observed_at - 7 * 3600 WHERE reason = 'dense_second'",
         )
         .await;
+    }
+}
+
+#[tokio::test]
+async fn a_pass_that_is_interrupted_does_not_forget_that_a_second_is_dense() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, JobsConfig { rescan: std::time::Duration::ZERO, ..config() });
+    let second = clock::unix_now() - 86_400;
+    let factory = Factory::new(46);
+    let mut events = factory.dense(150, second);
+    events.extend((0..150).map(|n| {
+        factory.sign(n, 7, vec![], &format!("around {n}"), second - 3_050 + 40 * i64::try_from(n).unwrap())
+    }));
+    let (crowded, url) = relay(&ctx, Script::honest(&events, 100)).await;
+    survey_of_500(&test).await;
+    let dense = format!("partial/dense_second {second} {second}");
+    run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+    assert_eq!(gaps(&test).await, dense);
+    // It has rested, and is in turn, when the relay refuses what is newer.
+    for (closing, end) in [(true, "rate limited"), (false, "up to date")] {
+        test.execute(
+            "UPDATE coverage SET observed_at = observed_at - 7 * 3600 WHERE reason = 'dense_second'",
+        )
+        .await;
+        let script = Script::honest(&events, 100);
+        crowded.set(if closing { script.closing(0, "rate-limited: slow down") } else { script });
+        let report = run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+        assert_eq!(report["end"], end, "{report}");
+        assert!(gaps(&test).await.contains(&dense), "{end}: {}", gaps(&test).await);
+    }
+    assert_eq!(gaps(&test).await, dense);
+}
+
+#[tokio::test]
+async fn dense_seconds_take_turns_as_they_are_begun_however_few_they_are() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, JobsConfig { rescan: std::time::Duration::ZERO, ..config() });
+    let factory = Factory::new(47);
+    let newer = clock::unix_now() - 86_400;
+    let older = newer - 10_000;
+    let mut events = factory.dense(150, newer);
+    events.extend(factory.dense(150, older));
+    let (slow, url) = relay(&ctx, Script::honest(&events, 100)).await;
+    let below = "SELECT coalesce(dense_below::text, 'none') FROM relay_sync";
+    run(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
+    // The one that was begun last, and that with which the next pass begins, before it asks for anything of it.
+    for (last, next) in [(newer, older), (older, newer)] {
+        test.execute(&format!("UPDATE relay_sync SET dense_below = {last}")).await;
+        test.execute(
+            "UPDATE coverage SET observed_at = observed_at - 48 * 3600 WHERE reason = 'dense_second'",
+        )
+        .await;
+        let before = slow.requests().len();
+        let watch = async {
+            for _ in 0..2_000 {
+                let requests = slow.requests();
+                if let Some(part) = requests[before..].iter().find(|filter| filter["kinds"].is_array()) {
+                    return (part["since"].as_i64().unwrap(), value(&test, below).await);
+                }
+                // bound: 2,000 × 5 ms
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            panic!("nothing was split")
+        };
+        slow.set(Script::honest(&events, 100).answering(Answer::LateEose(100)));
+        let (report, seen) = tokio::join!(run(&ctx, JobKind::Sync, url.as_str()), watch);
+        assert_eq!(seen, (next, next.to_string()), "{report:?}");
     }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use nostr::event::Event;
 use serde_json::Value;
-use shared::jobs::{Ctx, JobsConfig};
-use shared::models::{JobKind, RelayUrl};
+use shared::jobs::{Ctx, Egress, JobsConfig};
+use shared::models::{AddressPolicy, JobKind, RelayUrl};
 use tests::factory::Factory;
 use tests::pg::{Role, TestDb};
 use tests::scripted::{Answer, Extra, Script, ScriptedRelay, Sets, Speech};
@@ -264,15 +264,24 @@ async fn who_refuses_what_a_comparison_showed_is_asked_again_as_who_refuses() {
 }
 
 #[tokio::test]
-async fn a_relay_that_takes_no_second_connection_is_noted_as_gone_and_not_as_our_stop() {
+async fn a_relay_that_takes_no_second_connection_is_noted_as_gone_only_where_our_own_way_works() {
     let Some(test) = migrated().await else { return };
-    let ctx = context(&test, config());
+    let works = context(&test, config());
+    // Nobody listens there.
+    let canary = RelayUrl::parse("ws://127.0.0.1:9", &AddressPolicy::local()).unwrap();
+    let fails = Ctx { egress: Egress::new(vec![canary]), ..context(&test, config()) };
     let factory = Factory::new(211);
     let huge = factory.sign(0, 1, vec![], &"x".repeat(3 << 20), shared::clock::unix_now() - 900);
-    for comparing in [false, true] {
+    for (ctx, comparing, gap) in [
+        (&works, false, "unknown/disconnected"),
+        (&works, true, "unknown/disconnected"),
+        (&fails, false, "unknown/stopped"),
+        (&fails, true, "unknown/stopped"),
+    ] {
+        test.execute("TRUNCATE coverage").await;
         let script = Script { answer: Answer::LateEose(300), ..Script::honest([&huge], 100) };
         let extra = if comparing { Extra::Works } else { Extra::Unknown };
-        let (relay, url) = start_comparing(&test, &ctx, script.clone(), extra.clone(), Sets::default()).await;
+        let (relay, url) = start_comparing(&test, ctx, script.clone(), extra.clone(), Sets::default()).await;
         if !comparing {
             test.execute("DELETE FROM relay_capability").await;
         }
@@ -287,9 +296,9 @@ async fn a_relay_that_takes_no_second_connection_is_noted_as_gone_and_not_as_our
             let speech = Speech { negentropy: extra, ..Speech::default() };
             relay.set(Script { refuse_upgrade: Some(503), ..script.speaking(speech) });
         };
-        let pass = sync(&ctx, &url);
+        let pass = sync(ctx, &url);
         let (report, ()) = tokio::join!(pass, closes);
         assert_eq!(report["end"], "interrupted", "comparing: {comparing}: {report}");
-        assert_eq!(grades(&test).await, "unknown/disconnected", "comparing: {comparing}");
+        assert_eq!(grades(&test).await, gap, "comparing: {comparing}");
     }
 }

@@ -8,7 +8,7 @@ use tests::factory::Factory;
 use tests::pg::{Role, TestDb};
 use tests::programs::{Kind, Program};
 use tests::publish::publish;
-use tests::scripted::{Extra, Script, ScriptedRelay, Sets, Speech, Stored};
+use tests::scripted::{Answer, Extra, Script, ScriptedRelay, Sets, Speech, Stored};
 
 use super::cli::bigbrotr;
 use super::jobs::{config, context, known_relay, run};
@@ -237,6 +237,32 @@ async fn a_comparison_without_the_newest_is_found_out_and_nothing_counts_as_gone
     assert_eq!(grades(&test, &url).await, "reconciled/none, walked/none");
     let again = sync(&ctx, &url).await;
     assert_eq!((&again["gone"], &again["end"]), (&0.into(), &"up to date".into()), "{again}");
+    assert_eq!(value(&test, "SELECT count(*)::text FROM event_gone").await, "0");
+}
+
+#[tokio::test]
+async fn a_relay_whose_store_does_not_answer_has_neither_lost_what_is_held_nor_proved_what_was_not_read() {
+    let Some(test) = migrated().await else { return };
+    let again = JobsConfig { rescan: std::time::Duration::from_hours(200), ..config() };
+    let ctx = context(&test, again.clone());
+    let events = Factory::new(17).events(300);
+    let (relay, url) = scripted(&test, &ctx, &events, Sets::default()).await;
+    sync(&ctx, &url).await;
+    assert_eq!(grades(&test, &url).await, "reconciled/none");
+    // More of the past is wanted, when sets are empty and so is every page.
+    let nothing = Sets { truncates_at: Some(0), ..Sets::default() };
+    let silent = Script::honest(&events, 500).speaking(reconciling(nothing)).answering(Answer::Mute(false));
+    relay.set(silent);
+    let older = context(&test, JobsConfig { archive_days: Some(60), ..again });
+    let report = sync(&older, &url).await;
+    assert!(report["comparisons"].as_u64() > Some(0), "{report}");
+    assert_eq!((&report["gone"], &report["proved_share"]), (&0.into(), &0.0.into()), "{report}");
+    assert_eq!(grades(&test, &url).await, "partial/not_served");
+    // Answering again, it is believed, and all is there.
+    relay.set(Script::honest(&events, 500).speaking(reconciling(Sets::default())));
+    test.execute("UPDATE coverage SET observed_at = observed_at - 7 * 3600").await;
+    let report = sync(&older, &url).await;
+    assert_eq!((&report["gone"], &report["proved_share"]), (&0.into(), &1.0.into()), "{report}");
     assert_eq!(value(&test, "SELECT count(*)::text FROM event_gone").await, "0");
 }
 

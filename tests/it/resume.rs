@@ -14,6 +14,10 @@ use super::jobs::{config, context, run};
 use super::proof::{RESTED, gaps, held, second, start, sync};
 use super::support::{claim_one, migrated, value};
 
+/// The disk budget is used up by the first page that is stored.
+const FILL_UP: &str = "CREATE FUNCTION fill_up() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN UPDATE archive_setting SET max_bytes = 1; RETURN NULL; END';
+    CREATE TRIGGER fill_up AFTER INSERT ON rollup_delta FOR EACH STATEMENT EXECUTE FUNCTION fill_up()";
+
 /// All of a timeline: its end stands still between two passes.
 fn whole() -> JobsConfig {
     JobsConfig { archive_days: None, ..config() }
@@ -322,11 +326,7 @@ async fn a_pass_ends_when_the_disk_budget_is_reached_while_it_runs_and_goes_on_w
     let ctx = context(&test, JobsConfig { rescan: Duration::ZERO, budget_look: Duration::ZERO, ..whole() });
     let (_relay, url) = start(&ctx, Script::honest(&Factory::new(219).events(400), 20)).await;
     // The first page that is stored fills it.
-    test.execute(
-        "CREATE FUNCTION fill_up() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN UPDATE archive_setting SET max_bytes = 1; RETURN NULL; END';
-         CREATE TRIGGER fill_up AFTER INSERT ON rollup_delta FOR EACH STATEMENT EXECUTE FUNCTION fill_up()",
-    )
-    .await;
+    test.execute(FILL_UP).await;
     let report = sync(&ctx, &url).await;
     assert_eq!(report["end"], "more to read", "{report}");
     let first = report["new_events"].as_u64().unwrap();
@@ -337,4 +337,57 @@ async fn a_pass_ends_when_the_disk_budget_is_reached_while_it_runs_and_goes_on_w
     test.execute("DROP TRIGGER fill_up ON rollup_delta; UPDATE archive_setting SET max_bytes = NULL").await;
     let report = sync(&ctx, &url).await;
     assert_eq!((&report["new_events"], &report["proved_share"]), (&(400 - first).into(), &1.0.into()));
+}
+
+#[tokio::test]
+async fn a_relay_that_limits_our_rate_when_time_is_up_is_not_asked_again_at_once() {
+    let events = Factory::new(221).events(400);
+    let mut probe = 0;
+    for end in ["more to read", "rate limited"] {
+        let Some(test) = migrated().await else { return };
+        let ctx =
+            context(&test, JobsConfig { rescan: Duration::ZERO, budget_look: Duration::ZERO, ..whole() });
+        // The first page that is stored leaves no room: a second is on its way, and what is proved is checked.
+        test.execute(FILL_UP).await;
+        let script = Script::honest(&events, 20);
+        let script = if probe > 0 { script.closing(probe, "rate-limited: slow down") } else { script };
+        let (relay, url) = start(&ctx, script).await;
+        assert_eq!(sync(&ctx, &url).await["end"], end);
+        let asked = relay.requests();
+        let gap = asked.iter().position(|filter| filter["limit"] == 1).expect("the widest gap is asked");
+        assert_eq!(gap + 1, asked.len(), "{asked:?}");
+        probe = u64::try_from(asked.len()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_limit_of_our_rate_is_not_forgotten_for_what_else_is_to_be_checked() {
+    let Some(test) = migrated().await else { return };
+    let again = JobsConfig { rescan: Duration::from_hours(200), ..config() };
+    let ctx = context(&test, again);
+    let factory = Factory::new(222);
+    let now = shared::clock::unix_now() - 1_000;
+    let note = |n: usize| factory.sign(n, 1, vec![], "note", now - 60 * i64::try_from(n).unwrap());
+    let events: Vec<_> = (0..40).map(note).collect();
+    let mut probe = 0;
+    for refuses in [false, true] {
+        let (relay, url) = start(&ctx, Script::honest(&events, 500)).await;
+        sync(&ctx, &url).await;
+        // The oldest, which is watched for, is gone.
+        let script = Script::honest(&events[..39], 500);
+        let message = "rate-limited: slow down";
+        relay.set(if refuses { script.closing(probe, message) } else { script });
+        let before = relay.requests().len();
+        let report = sync(&ctx, &url).await;
+        let asked = relay.requests();
+        let gone = if refuses { 0 } else { 1 };
+        assert_eq!(report["gone"], gone, "{report}");
+        if refuses {
+            assert_eq!((&report["end"], relay.counts().reqs), (&"rate limited".into(), probe), "{asked:?}");
+        } else {
+            let place = asked[before..].iter().position(|filter| filter["limit"] == 1).unwrap();
+            assert!(asked.last().unwrap()["ids"].is_array() && report["end"] == "up to date", "{asked:?}");
+            probe = u64::try_from(before + place).unwrap() + 1;
+        }
+    }
 }

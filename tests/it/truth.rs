@@ -182,6 +182,7 @@ async fn what_is_dense_is_not_split_after_a_refusal_and_a_raised_until_reaches_i
     let (relay, url) = scripted(&ctx, refusing).await;
     let report = sync(&ctx, &url).await;
     assert_eq!((relay.counts().reqs, relay.counts().connections), (number, 1), "{report}");
+    assert_eq!(report["end"], "rate limited", "{report}");
     // Nor where the walk itself was refused.
     let (relay, url) =
         scripted(&ctx, Script::honest(&events, 100).closing(number - 1, "rate-limited: no")).await;

@@ -1,8 +1,8 @@
 //! Seconds that hold more than a page: asked for in parts ([`Dense`]), and recorded as gaps all the same.
 
-use super::Pass;
+use super::{Pass, SyncEnd};
 use crate::jobs::{JobError, lost};
-use crate::models::{EnvelopeFacts, Event};
+use crate::models::{EnvelopeFacts, Event, GapReason};
 use crate::nips::{Dense, DenseSpec};
 use crate::relay::{PageEvent, RelaySocket};
 
@@ -19,17 +19,25 @@ const AUTHORS_KNOWN: i32 = 10_000;
 
 impl Pass<'_> {
     /// Splits some of the seconds that this pass found dense and did not prove after all, until the relay answers by
-    /// anything but EOSE: it is not asked what it has just refused, and reconnected to once at most.
-    pub(super) async fn split_dense(&mut self, socket: &mut RelaySocket) -> Result<(), JobError> {
+    /// anything but EOSE: it is not asked what it has just refused, and reconnected to once at most. Returns how the pass ends
+    /// for it, where the relay wants to be asked less; what else it refuses there speaks of these kinds and authors alone.
+    pub(super) async fn split_dense(
+        &mut self,
+        socket: &mut RelaySocket,
+    ) -> Result<Option<SyncEnd>, JobError> {
         let is_open = |second: &i64| self.coverage.at(*second).is_none_or(|known| !known.grade().is_proof());
         let seconds: Vec<i64> = self.dense.iter().copied().filter(is_open).collect();
         if seconds.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let takes_turns = seconds.len() > SECONDS;
+        let takes_turns = seconds.len() > 1;
         let below = if takes_turns { self.ctx.db.dense_turn(self.relay_id).await? } else { None };
         let round = self.ctx.db.dense_round(&self.attempt.fence, self.relay_id).await?.ok_or_else(lost)?;
         for second in turn(&seconds, below) {
+            // As it begins: of a relay too slow to end one, the next pass begins with another.
+            if takes_turns && !self.ctx.db.dense_turn_set(&self.attempt.fence, self.relay_id, second).await? {
+                return Err(lost());
+            }
             let known = self.ctx.db.dense_facts(second, KINDS_KNOWN, AUTHORS_KNOWN).await?;
             let allowed = &self.class.kinds;
             let kinds =
@@ -47,32 +55,29 @@ impl Pass<'_> {
                 max_requests: REQUESTS,
                 until_exclusive: self.until_exclusive,
             });
-            let mut ended = false;
+            let (mut ended, mut limited) = (false, false);
             while let Some(filter) = plan.next().filter(|_| !ended) {
                 self.look_at_budget().await?;
-                if self.is_over() || (!socket.is_usable() && !self.reconnect(socket).await?) {
-                    return Ok(());
+                if self.is_over() || (!socket.is_usable() && self.reconnect(socket).await?.is_some()) {
+                    return Ok(None);
                 }
                 let page = self.ask(socket, filter).await;
                 let facts: Vec<EnvelopeFacts> = page.events.iter().map(|event| *event.facts()).collect();
-                ended = !page.end.is_eose();
+                (ended, limited) = (!page.end.is_eose(), page.end.gap() == GapReason::RateLimited);
                 plan.on_page(&facts, &mentions(&page.events), !ended);
                 self.store_page(page, false).await?;
             }
             self.tally.dense_requests += u64::from(plan.requests());
             self.tally.dense_seconds += 1;
-            if takes_turns && !self.ctx.db.dense_turn_set(&self.attempt.fence, self.relay_id, second).await? {
-                return Err(lost());
-            }
             if ended {
-                return Ok(());
+                return Ok(limited.then_some(SyncEnd::RateLimited));
             }
         }
-        Ok(())
+        Ok(None)
     }
 }
 
-/// Whose turn it is of these (ascending): those below the one that was split last, newest first, and then from the top
+/// Whose turn it is of these (ascending): those below the one that was begun last, newest first, and then from the top
 /// again. Whatever is dense for long enough is split, however many there are.
 fn turn(seconds: &[i64], below: Option<i64>) -> Vec<i64> {
     let next = below.map_or(seconds.len(), |below| seconds.partition_point(|second| *second < below));
@@ -137,14 +142,16 @@ mod tests {
         #[test]
         fn every_dense_second_has_its_turn(
             seconds in prop::collection::btree_set(0_i64..500, 1..90), come in prop::collection::vec(0_i64..500, 0..6),
+            begun in 1..=SECONDS,
         ) {
             let (mut dense, mut below) = (seconds.clone(), None);
             let mut split: BTreeSet<i64> = BTreeSet::new();
-            // One more in each round, as others turn dense meanwhile.
-            for round in 0..(seconds.len() + come.len()).div_ceil(SECONDS) {
+            // One more in each round, as others turn dense meanwhile; a slow relay leaves no time for all whose turn it is.
+            for round in 0..(seconds.len() + come.len()).div_ceil(begun) {
                 let all: Vec<i64> = dense.iter().copied().collect();
-                let now = turn(&all, below);
+                let mut now = turn(&all, below);
                 prop_assert_eq!(now.len(), SECONDS.min(all.len()));
+                now.truncate(begun);
                 below = now.last().copied();
                 split.extend(now);
                 dense.extend(come.get(round));

@@ -1,8 +1,8 @@
 //! The way to the relay, and whose fault it is when there is none.
 
-use super::super::validate::{blame, unserved};
-use super::super::{Attempt, Ctx, JobError};
-use crate::models::RelayUrl;
+use super::super::validate::{blame, is_ours, unserved};
+use super::super::{Attempt, Ctx, JobError, Standing};
+use crate::models::{Reason, RelayUrl};
 use crate::net::{DialFailure, Target};
 use crate::relay::RelaySocket;
 
@@ -32,4 +32,12 @@ pub(super) async fn connect(
         blame(ctx, url.network(), failure.reason, false, was_alive).await?;
     }
     Ok(opened)
+}
+
+/// Whether a relay that was there a moment ago may be out of reach because of us. That is noted like any dial; what is to
+/// be done about it is for the next job that meets it.
+pub(super) async fn may_be_ours(ctx: &Ctx, target: &Target, reason: Reason) -> bool {
+    let network = target.url().network();
+    ctx.egress.record(network, Some(reason), true);
+    is_ours(ctx, reason).await || ctx.egress.standing(network, &ctx.dialer, true).await != Standing::Proved
 }

@@ -278,7 +278,7 @@ impl Pass<'_> {
         let end = self.read_all(socket, &windows, &revisits).await?;
         // Who refused, or went silent, is asked nothing more.
         if matches!(end, SyncEnd::UpToDate | SyncEnd::More) {
-            self.split_dense(socket).await?;
+            return Ok(self.split_dense(socket).await?.unwrap_or(end));
         }
         Ok(end)
     }

@@ -31,6 +31,7 @@ impl Pass<'_> {
         window: Window,
     ) -> Result<(SyncEnd, Option<(Grade, GapReason)>), JobError> {
         let page_limit = usize::try_from(self.page_limit).unwrap_or(usize::MAX);
+        let is_known = self.tally.delivered > 0 || !self.witnesses((0, clock::unix_now())).await?.is_empty();
         let mut plan = Reconcile::new(ReconcileSpec {
             floor: window.floor,
             ceiling: window.ceiling,
@@ -39,6 +40,7 @@ impl Pass<'_> {
             max_items: IDS_MAX,
             page_shown: self.page_shown,
             until_exclusive: self.until_exclusive,
+            is_known,
         });
         let (mut stopped, mut ended) = (false, None);
         loop {
@@ -51,8 +53,10 @@ impl Pass<'_> {
                 stopped = true;
                 break;
             }
-            if !socket.is_usable() && !self.reconnect(socket).await? {
-                ended = Some((Grade::Unknown, GapReason::Disconnected));
+            if !socket.is_usable()
+                && let Some(reason) = self.reconnect(socket).await?
+            {
+                ended = Some((Grade::Unknown, reason));
                 break;
             }
             let settled = self.work(socket, &mut plan, job).await?;
@@ -177,13 +181,15 @@ impl Pass<'_> {
         socket: &mut RelaySocket,
         ceiling: i64,
     ) -> Result<(SyncEnd, Option<(Grade, GapReason)>), JobError> {
-        if !socket.is_usable() && !self.reconnect(socket).await? {
+        if !socket.is_usable() && self.reconnect(socket).await?.is_some() {
             return Ok((SyncEnd::UpToDate, None));
         }
         self.tally.requests += 1;
         let filter = Filter { since: Some(ceiling + 1), limit: Some(self.page_limit), ..Filter::default() };
         let page = self.fetch(socket, filter).await;
+        let limited = page.end.gap() == GapReason::RateLimited;
+        let gap = limited.then(|| (page.end.grade(), page.end.gap()));
         self.store_page(page, false).await?;
-        Ok((SyncEnd::UpToDate, None))
+        Ok((gap.map_or(SyncEnd::UpToDate, ended_by), gap))
     }
 }

@@ -1,6 +1,7 @@
 //! Carries a walk ([`Walk`]) between relay and database, in the filter class of the pass.
 
 use super::class::Class;
+use super::dialing::may_be_ours;
 use super::windows::Window;
 use super::{PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd, ended_by};
 use crate::clock;
@@ -32,7 +33,8 @@ impl Pass<'_> {
         // That the relay says nothing is no news where it has just spoken, or said nothing when it was last asked.
         let doubted = |at| self.coverage.at(at).is_some_and(|known| known.reason() == GapReason::NotServed);
         let silence_is_known = self.tally.delivered > 0 || known.iter().all(|(at, _)| doubted(*at));
-        let echo = if known.is_empty() || self.tally.delivered > 0 { self.echo(window).await? } else { None };
+        let missed = !known.is_empty();
+        let echo = if !missed || self.tally.delivered > 0 { self.echo(window, missed).await? } else { None };
         walk = walk.knowing(known, silence_is_known).listening(echo);
         let mut gap = None;
         let mut stopped = false;
@@ -52,8 +54,10 @@ impl Pass<'_> {
                         continue;
                     }
                 }
-                if !socket.is_usable() && !self.reconnect(socket).await? {
-                    gap = Some((Grade::Unknown, GapReason::Disconnected));
+                if !socket.is_usable()
+                    && let Some(reason) = self.reconnect(socket).await?
+                {
+                    gap = Some((Grade::Unknown, reason));
                     break;
                 }
             }
@@ -65,28 +69,36 @@ impl Pass<'_> {
             let claims = walk.on_page(&page.facts, &page.end);
             // Who does not answer for ids has said nothing of its timeline; and a page that was too much is asked for in less
             // time, and stops nothing.
-            let refuses_ids = by_ids && matches!(page.end, PageEnd::Closed { .. });
+            let limited = page.end.gap() == GapReason::RateLimited;
+            let refuses_ids = by_ids && !limited && matches!(page.end, PageEnd::Closed { .. });
             let goes_on = page.end.is_too_much() && !walk.is_stopped();
             let ended = !page.end.is_eose() && !refuses_ids && !goes_on;
             gap = ended.then(|| (page.end.grade(), page.end.gap()));
+            // Who refused, or wants to be asked less, is asked nothing more, not even what is left to check.
+            let told_off = gap.is_some_and(|gap| ended_by(gap) != SyncEnd::Interrupted);
             let changed = self.overlay(&claims);
             let next = match walk.next() {
-                Next::Request(filter) if socket.is_usable() && !self.reading_is_over() => Some(filter),
+                Next::Request(filter) if !told_off && socket.is_usable() && !self.reading_is_over() => {
+                    Some(filter)
+                }
                 _ => None,
             };
             ahead = self.store_and_ask(page, changed, socket, next).await?;
             self.note_gone(walk.take_gone()).await?;
+            if told_off {
+                break;
+            }
         }
         self.smallest_cut = self.smallest_cut.into_iter().chain(walk.smallest_cut()).min();
         self.until_exclusive = walk.reads_exclusive().unwrap_or(self.until_exclusive);
         let rest = walk.finish(gap.map_or(GapReason::Stopped, |(_, reason)| reason));
         self.overlay(&rest);
         let end = match gap {
-            _ if stopped => SyncEnd::More,
-            None => SyncEnd::UpToDate,
             Some(gap) => ended_by(gap),
+            None if stopped => SyncEnd::More,
+            None => SyncEnd::UpToDate,
         };
-        Ok((end, if stopped { None } else { gap }))
+        Ok((end, gap))
     }
 
     /// Events of the largest page that is known not to have been cut: as served in the survey, less where this pass saw
@@ -98,26 +110,26 @@ impl Pass<'_> {
         shown.min(self.smallest_cut.unwrap_or(shown))
     }
 
-    /// Where outside a window that is not proved yet the relay is known to have served something, from the first to the last
-    /// of it: older than the window, or else newer.
-    async fn echo(&self, window: Window) -> Result<Option<(i64, i64)>, JobError> {
+    /// Where outside a window the relay is known to have served something: newer than the window, or else older, from the
+    /// first of it to the very end, since what it keeps longest is what is new. None where the window is proved, unless events
+    /// known to lie in it may be missed.
+    async fn echo(&self, window: Window, missed: bool) -> Result<Option<(i64, i64)>, JobError> {
         let now = clock::unix_now();
-        if self.coverage.unproved(window.floor, window.ceiling.min(now)).is_empty() {
+        if !missed && self.coverage.unproved(window.floor, window.ceiling.min(now)).is_empty() {
             return Ok(None);
         }
-        for (floor, ceiling) in [(0, window.floor - 1), (window.ceiling + 1, now)] {
-            if floor <= ceiling {
-                let known = self.witnesses((floor, ceiling)).await?;
-                if let Some((last, first)) = known.first().zip(known.last()) {
-                    return Ok(Some((first.0, last.0)));
-                }
+        for (floor, ceiling) in [(window.ceiling + 1, now), (0, window.floor - 1)] {
+            if floor <= ceiling
+                && let Some((oldest, _)) = self.witnesses((floor, ceiling)).await?.last()
+            {
+                return Ok(Some((*oldest, ceiling)));
             }
         }
         Ok(None)
     }
 
-    /// What the relay is known to have had there, in the class of the pass.
-    async fn witnesses(&self, stretch: (i64, i64)) -> Result<Vec<(i64, EventId)>, JobError> {
+    /// What the relay is known to have had there, in the class of the pass, newest first.
+    pub(super) async fn witnesses(&self, stretch: (i64, i64)) -> Result<Vec<(i64, EventId)>, JobError> {
         let Class { kinds, authors, mentioned, .. } = &self.class;
         if !mentioned.is_empty() {
             // Whom an event mentions is not kept where it could be asked for.
@@ -215,21 +227,23 @@ impl Pass<'_> {
         }
     }
 
-    /// A new connection in place of a spent one, where the fleet has a place on that machine.
-    pub(super) async fn reconnect(&self, socket: &mut RelaySocket) -> Result<bool, JobError> {
-        let Some(target) = &self.target else { return Ok(false) };
+    /// A new connection in place of a spent one, where the fleet has a place on that machine. Where there is none, why: it
+    /// says something of the relay only if that was reached by a way that works.
+    pub(super) async fn reconnect(&self, socket: &mut RelaySocket) -> Result<Option<GapReason>, JobError> {
+        let Some(target) = &self.target else { return Ok(Some(GapReason::Stopped)) };
         if let Some(address) = target.address()
             && self.ctx.place(self.attempt, target.url().host(), address).await?.is_some()
         {
-            return Ok(false);
+            return Ok(Some(GapReason::Stopped));
         }
         Ok(match RelaySocket::open_for_pages(&self.ctx.dialer, target).await {
             Ok(fresh) => {
                 *socket = fresh;
                 socket.identify(self.ctx.config.identity());
-                true
+                None
             }
-            Err(_) => false,
+            Err(failure) if may_be_ours(self.ctx, target, failure.reason).await => Some(GapReason::Stopped),
+            Err(_) => Some(GapReason::Disconnected),
         })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Pure interval algebra: it does not know how a stretch was walked, only what came of it.
 //! Invariant: intervals are ascending and disjoint, neighbours that say the same are one (gaps: where they were found in one
-//! pass), and what was proved stays proved until another proof takes its place.
+//! pass), and what was proved stays proved until another proof takes its place, as a second stays dense until something is
+//! read of it.
 
 use std::collections::HashSet;
 
@@ -140,14 +141,15 @@ impl Coverage {
     }
 
     /// Lays a new observation over what is known. A proof replaces everything it overlaps; anything
-    /// else replaces only what is not proved.
+    /// else replaces only what is not proved, and that nothing was read says nothing of a dense second.
     pub fn overlay(&mut self, new: Interval) {
         let from = self.intervals.partition_point(|old| old.until < new.since);
         let to = self.intervals.partition_point(|old| old.since <= new.until);
         let mut laid = Vec::new();
         let mut next = Some(new.since);
         for old in &self.intervals[from..to] {
-            if old.is_proof() && !new.is_proof() {
+            let is_still_dense = old.reason == GapReason::DenseSecond && new.grade < Grade::Partial;
+            if (old.is_proof() && !new.is_proof()) || is_still_dense {
                 laid.extend(next.and_then(|first| new.clipped(first, old.since - 1)));
                 laid.push(*old);
                 next = old.until.checked_add(1);

@@ -62,6 +62,19 @@ fn the_latest_word_counts_where_nothing_is_proved() {
 }
 
 #[test]
+fn that_nothing_was_read_says_nothing_of_a_dense_second() {
+    let dense = interval(20, 20, Grade::Partial, GapReason::DenseSecond, 200);
+    for grade in [Grade::Unknown, Grade::Refused] {
+        let nothing = |since, until| interval(since, until, grade, GapReason::RateLimited, 300);
+        let coverage = laid(&[walked(0, 19), dense, nothing(0, 40)]);
+        assert_eq!(coverage.intervals(), [walked(0, 19), dense, nothing(21, 40)]);
+    }
+    // What is read of it does: as a proof, or as a gap of another kind.
+    assert_eq!(laid(&[dense, walked(10, 30)]).intervals(), [walked(10, 30)]);
+    assert_eq!(laid(&[dense, partial(10, 30)]).intervals(), [partial(10, 30)]);
+}
+
+#[test]
 fn neighbours_that_say_the_same_become_one_with_the_earlier_observation() {
     let later = interval(20, 29, Grade::Walked, GapReason::None, 500);
     let one = interval(10, 39, Grade::Walked, GapReason::None, 100);
@@ -130,7 +143,11 @@ type Second = Option<(Grade, GapReason, i64)>;
 fn naive_overlay(model: &mut [Second; SPAN], new: &Interval) {
     for (second, known) in (0_i64..).zip(model.iter_mut()) {
         let inside = new.since() <= second && second <= new.until();
-        if inside && (new.is_proof() || known.is_none_or(|(grade, ..)| !grade.is_proof())) {
+        let keeps = |(grade, reason, _): (Grade, GapReason, i64)| {
+            (grade.is_proof() && !new.is_proof())
+                || (reason == GapReason::DenseSecond && new.grade() < Grade::Partial)
+        };
+        if inside && !known.is_some_and(keeps) {
             *known = Some((new.grade(), new.reason(), new.observed_at()));
         }
     }
@@ -150,7 +167,7 @@ fn by_second(coverage: &Coverage) -> [Second; SPAN] {
 }
 
 fn any_interval() -> impl Strategy<Value = Interval> {
-    let reasons = vec![GapReason::None, GapReason::Timeout, GapReason::Closed];
+    let reasons = vec![GapReason::None, GapReason::Timeout, GapReason::DenseSecond];
     let grades = prop::sample::select(Grade::ALL);
     (0..40_i64, 0..40_i64, grades, prop::sample::select(reasons), 0..50_i64).prop_map(
         |(a, b, grade, reason, at)| {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::compare::NegEnd;
 use super::model_relay::{ModelRelay, events_at, id};
 use super::spec::{ReconcileSpec, Rest};
 use super::tests::SPEC;
@@ -88,4 +89,54 @@ fn ten_that_never_come_are_borne_only_beside_as_many_that_do() {
     assert_eq!(served(2).rest, WHOLE);
     let story = served(10);
     assert_eq!((story.rest, story.unserved.len()), (Rest::None, 10));
+}
+
+#[test]
+fn an_empty_set_proves_nothing_of_a_relay_that_has_served_something_and_takes_nothing_away() {
+    let ours = events_at((0..300).map(|n| n * 10));
+    // A store that does not answer: an empty set, empty pages, and no event by its id.
+    let silent = ModelRelay::honest(Vec::new());
+    for (is_known, ours) in [(true, ours.as_slice()), (false, ours.as_slice()), (true, &[])] {
+        let story = silent.clone().reconcile(ReconcileSpec { is_known, ..SPEC }, ours, &HashMap::new());
+        assert_eq!((story.rest, story.claims.len(), story.gone.len()), (WHOLE, 0, 0));
+        assert_eq!((story.comparisons, story.pages), (1, 0));
+    }
+    // Of one that nobody ever saw serve anything, that is all there is to know.
+    let story = silent.clone().reconcile(SPEC, &[], &HashMap::new());
+    assert_eq!((story.rest, story.proves(5_000), story.pages), (Rest::None, true, 1));
+}
+
+#[test]
+fn a_quiet_stretch_is_reconciled_of_a_relay_that_is_heard_above_it_and_of_no_other() {
+    let relay = events_at((0..400).chain(9_600..10_000));
+    let strict = ModelRelay { refuses_above: 100, ..ModelRelay::honest(relay.clone()) };
+    for is_known in [false, true] {
+        let spec = ReconcileSpec { is_known, ..SPEC };
+        let story = strict.clone().reconcile(spec, &[], &HashMap::new());
+        assert_eq!((story.rest, story.aside.len()), (Rest::None, 0));
+        assert!((0..=10_000).all(|second| story.proves(second)));
+        assert!(story.comparisons <= 60, "{} comparisons", story.comparisons);
+    }
+    // From some request on its store does not answer.
+    let spec = ReconcileSpec { is_known: true, ..SPEC };
+    for from in 0..60 {
+        let nothing = NegEnd::Compared { have: Vec::new(), need: Vec::new() };
+        let mut silent = ModelRelay {
+            neg_end: Some((from, nothing)),
+            page_end: Some((from, PageEnd::Eose { hint: None })),
+            ..strict.clone()
+        };
+        let story = silent.reconcile(spec, &[], &HashMap::new());
+        let lost = relay.iter().find(|(second, id)| story.proves(*second) && !story.held.contains(id));
+        assert_eq!(lost, None, "silent from {from} on: {:?}", story.claims);
+    }
+}
+
+#[test]
+fn a_second_of_which_more_is_held_than_is_compared_is_a_gap_and_paged() {
+    let relay = events_at(std::iter::repeat_n(500, 30).chain(0..20));
+    let spec = ReconcileSpec { max_items: 20, ..SPEC };
+    let story = ModelRelay::honest(relay.clone()).reconcile(spec, &relay, &HashMap::new());
+    assert_eq!((story.rest, story.aside.as_slice()), (Rest::None, [(500, 500)].as_slice()));
+    assert!(!story.proves(500) && story.proves(501) && story.proves(499));
 }

@@ -5,7 +5,7 @@
 //! probes confirmed; every window is below the one before; what is not compared is left to the caller by name.
 //!
 //! # Rules of proof
-//! 1. **Windows** go downward from the ceiling. One that holds more than either side compares at once is halved; one
+//! 1. **Windows** go downward from the ceiling. One that holds more than either side compares at once is cut; one
 //!    second of that kind is *partial/dense_second*, and paged by the caller ([`Reconcile::take_aside`]). A relay that
 //!    refuses one second before it compared anything, or [`REFUSED_MAX`] in a row, refuses for another reason than it
 //!    says: the rest is left to paging.
@@ -16,9 +16,12 @@
 //! 3. **Truncation.** Some relays compare only the newest of a window, and say nothing. One event more asked for from
 //!    the oldest second of the relay's set down shows it: what lies above that second is reconciled, and the next
 //!    window begins there. No progress that way leaves the rest to paging.
-//! 4. **Liars.** One event asked for in the widest gap of the relay's set, or anywhere in a set said to be empty,
-//!    shows that the comparison leaves things out: nothing is claimed, and paging takes over. So does an answer to a
-//!    probe that lacks what the set has there, in either reading of `until`, or that brings what was not asked for.
+//! 4. **Liars.** One event asked for in the widest gap of the relay's set shows that the comparison leaves things out:
+//!    nothing is claimed, and paging takes over. So does an answer to a probe that lacks what the set has there, in either
+//!    reading of `until`, or that brings what was not asked for. A set said to be empty is what a relay has, too, whose store
+//!    does not answer, and so is the empty page that bears it out. So one event is asked for anywhere in such a window, and
+//!    one where a probe above was last served some. Where none was, and anything is known of the relay
+//!    ([`ReconcileSpec::is_known`]) or held of the window, paging takes over, whose rules listen for it.
 //! 5. **The top.** Others compare only the oldest of a window, or what they had some time ago. One event asked for above
 //!    the newest of the relay's set shows it: from that second up the window is paged by itself
 //!    ([`Reconcile::take_aside`]), and below it is reconciled.
@@ -69,6 +72,10 @@ pub struct Reconcile {
     pub(super) page_shown: usize,
     /// The relay takes `until` as exclusive, as far as that was seen.
     pub(super) exclusive: bool,
+    /// It is known to have served something.
+    pub(super) is_known: bool,
+    /// Where it last served something to a probe.
+    pub(super) heard: Option<i64>,
     /// Seconds per window, once the relay has shown that the whole is too much.
     pub(super) width: Option<i64>,
     pub(super) window: Window,
@@ -94,6 +101,8 @@ impl Reconcile {
             max_items: spec.max_items.max(1),
             page_shown: spec.page_shown.max(SMALLEST_CAP),
             exclusive: spec.until_exclusive,
+            is_known: spec.is_known,
+            heard: None,
             width: None,
             window: Window::default(),
             stage: Stage::Items,
@@ -158,6 +167,7 @@ impl Reconcile {
             let cut = items[self.max_items].0;
             items.retain(|(second, _)| *second > cut);
             if cut >= self.window.until {
+                self.aside = Some((self.window.until, self.window.until));
                 return self.dense();
             }
             self.window.since = cut + 1;

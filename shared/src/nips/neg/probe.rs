@@ -19,6 +19,8 @@ const CONFIRMED: usize = 10;
 pub(super) enum Probe {
     /// Anywhere in a window of which the set is empty.
     Empty,
+    /// Where the relay served something to the probe of a window above, before it is believed that it has nothing here.
+    Echo { at: i64 },
     /// At and below the oldest second of the set, which has so many there. `again`: what it has did not come, and is
     /// asked for in the other reading of `until`.
     Below { oldest: i64, known: usize, again: bool },
@@ -39,6 +41,7 @@ impl Reconcile {
         let (since, until) = (self.window.since, self.window.until);
         match probe {
             Probe::Empty => (since, until, 0),
+            Probe::Echo { at } => (at, at, 0),
             Probe::Below { oldest, known, .. } => (since, oldest, known),
             Probe::Gap { since, until } => (since, until, 0),
             Probe::Above { newest } => (newest + 1, until, 0),
@@ -56,10 +59,15 @@ impl Reconcile {
     /// Rules 3 to 6, one after the other.
     pub(super) fn probe(&mut self) -> Settlement {
         self.window.whole = self.window.since;
-        self.stage = Stage::Probe(match self.window.oldest() {
-            None => Probe::Empty,
-            Some((oldest, known)) => Probe::Below { oldest, known, again: false },
-        });
+        let Some((oldest, known)) = self.window.oldest() else {
+            // So says a store that does not answer. Paging listens for the relay, where it was not heard so far.
+            if self.heard.is_none() && (self.is_known || !self.window.items.is_empty()) {
+                return self.leave_to_paging();
+            }
+            self.stage = Stage::Probe(Probe::Empty);
+            return Settlement::default();
+        };
+        self.stage = Stage::Probe(Probe::Below { oldest, known, again: false });
         Settlement::default()
     }
 
@@ -71,6 +79,9 @@ impl Reconcile {
             && (hit || end.is_too_much())
         {
             return self.cut_above(newest);
+        }
+        if let Some((second, _)) = facts.seen.iter().find(|(second, _)| (since..=until).contains(second)) {
+            self.heard = Some(*second);
         }
         if end.is_too_much() {
             // Paging finds its way around what is too much.
@@ -94,7 +105,15 @@ impl Reconcile {
         }
         match probe {
             Probe::Empty | Probe::Gap { .. } if hit => self.leave_to_paging(),
-            Probe::Empty | Probe::Above { .. } => self.confirm(),
+            Probe::Echo { .. } if !hit => self.leave_to_paging(),
+            Probe::Empty => match self.heard {
+                Some(at) => {
+                    self.stage = Stage::Probe(Probe::Echo { at });
+                    Settlement::default()
+                }
+                None => self.confirm(),
+            },
+            Probe::Echo { .. } | Probe::Above { .. } => self.confirm(),
             Probe::Gap { .. } => self.probe_above(),
             Probe::Below { oldest, .. } if hit => self.probe_gap(oldest + 1),
             Probe::Below { oldest, again, .. } if !self.window.is_borne_out_by(&facts.seen, oldest) => {

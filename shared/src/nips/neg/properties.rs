@@ -71,8 +71,8 @@ fn relays() -> impl Strategy<Value = ModelRelay> {
                 heavy: heavy.into_iter().map(id).collect(),
                 cap,
                 refuses_above,
-                // What it leaves out at one end, or answers not at all, it leaves out nowhere else.
-                truncates_at: if bent.mutes || bent.hides.is_some() || bent.truncates_oldest < usize::MAX {
+                // What it leaves out at one end, it leaves out nowhere else.
+                truncates_at: if bent.hides.is_some() || bent.truncates_oldest < usize::MAX {
                     usize::MAX
                 } else {
                     truncates_at
@@ -95,8 +95,8 @@ fn specs() -> impl Strategy<Value = ReconcileSpec> {
     let ids = prop::sample::select(vec![1_usize, 10, 13, 100]);
     let items = prop::sample::select(vec![1_usize, 5, 30, 1_000]);
     let budgets = prop_oneof![4 => Just(2_000_u32), 1 => 0_u32..20];
-    (-5_i64..100, 0_i64..2_500, ids, items, budgets, any::<bool>()).prop_map(
-        |(floor, ceiling, ids_per_page, max_items, max_requests, until_exclusive)| ReconcileSpec {
+    (-5_i64..100, 0_i64..2_500, ids, items, budgets, any::<bool>(), any::<bool>()).prop_map(
+        |(floor, ceiling, ids_per_page, max_items, max_requests, until_exclusive, is_known)| ReconcileSpec {
             floor,
             ceiling,
             max_requests,
@@ -104,6 +104,7 @@ fn specs() -> impl Strategy<Value = ReconcileSpec> {
             page_shown: 0,
             until_exclusive,
             max_items,
+            is_known,
         },
     )
 }
@@ -134,6 +135,8 @@ proptest! {
         relay in relays(), spec in specs(), ours in prop::collection::vec(any::<bool>(), 1..20), gone in 0_usize..20,
     ) {
         let (known, archived) = split(&relay, &ours, gone);
+        // Of one that has answered nothing since it was found, nothing can be told.
+        let spec = ReconcileSpec { is_known: spec.is_known || relay.mutes, ..spec };
         let story = relay.clone().reconcile(spec, &known, &archived);
         // A proof means that we hold whatever the relay serves there, and that we take.
         for (second, id) in relay.events.iter().filter(|(_, id)| !relay.heavy.contains(id)) {
@@ -185,9 +188,11 @@ proptest! {
     fn an_honest_relay_is_reconciled_whole_in_few_requests(
         seconds in timelines(), ours in prop::collection::vec(any::<bool>(), 1..20), gone in 0_usize..20,
     ) {
+        // That it has nothing at all where something was is not believed of its comparison.
+        prop_assume!(!seconds.is_empty());
         let relay = ModelRelay { cap: 50, ..ModelRelay::honest(events_at(seconds)) };
         let (known, archived) = split(&relay, &ours, gone);
-        let spec = ReconcileSpec { floor: 0, ceiling: 3_000, max_requests: 100, ids_per_page: 50, max_items: 1_000, page_shown: 50, until_exclusive: false };
+        let spec = ReconcileSpec { floor: 0, ceiling: 3_000, max_requests: 100, ids_per_page: 50, max_items: 1_000, page_shown: 50, until_exclusive: false, is_known: true };
         let story = relay.clone().reconcile(spec, &known, &archived);
         prop_assert_eq!(story.rest, Rest::None);
         prop_assert_eq!(story.claims.len(), 1);

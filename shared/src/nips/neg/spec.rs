@@ -22,6 +22,8 @@ pub struct ReconcileSpec {
     pub page_shown: usize,
     /// Whether this relay is known to take `until` as exclusive.
     pub until_exclusive: bool,
+    /// Whether this relay is known to have served anything, at any time.
+    pub is_known: bool,
 }
 
 /// What to do next.

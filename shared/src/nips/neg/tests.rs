@@ -20,6 +20,7 @@ pub(super) const SPEC: ReconcileSpec = ReconcileSpec {
     max_items: 1_000,
     page_shown: 0,
     until_exclusive: false,
+    is_known: false,
 };
 const LIMITS: NegLimits =
     NegLimits { answer_ms: 1_000, total_ms: 60_000, max_rounds: 200, max_ids: 10_000, max_bytes: 10_000_000 };
