@@ -3,7 +3,8 @@
 //! No snapshot is held, neither for hours nor through a pooler: what belongs to a data set is said by the rows
 //! themselves. An event belongs to it when it is archived and an observation of it was made by `as_of`; observations
 //! are written once and never changed, so the same scope gives the same rows whenever it is read, and again after an
-//! interruption. Two things are exceptions: what an operator or a policy deletes meanwhile is not there, and an import of
+//! interruption. What is read while a month moves out of the default partitions is read again: it was looked for where it
+//! was. Two things are exceptions: what an operator or a policy deletes meanwhile is not there, and an import of
 //! another archive's export adds observations with their old times.
 
 use std::collections::BTreeMap;
@@ -265,6 +266,34 @@ impl Db {
 
     /// The next events of the scope behind `after`, at most 1,000 and about 8 MiB; `relays` is how many there are.
     pub async fn export_batch(
+        &self,
+        scope: &ExportScope,
+        after: i64,
+        relays: usize,
+    ) -> Result<ExportBatch, DbError> {
+        let mut parts = self.export_parts().await?;
+        loop {
+            let batch = self.read_batch(scope, after, relays).await?;
+            let now = self.export_parts().await?;
+            if now == parts {
+                return Ok(batch);
+            }
+            parts = now;
+        }
+    }
+
+    /// Of which parts the archive consists.
+    async fn export_parts(&self) -> Result<Vec<i64>, DbError> {
+        let row = self
+            .one(sqlx::query(
+                "SELECT coalesce(array_agg(inhrelid::bigint ORDER BY inhrelid), '{}') AS parts FROM pg_inherits
+                 WHERE inhparent IN ('public.event'::regclass, 'public.event_relay'::regclass)",
+            ))
+            .await?;
+        get(&row, "parts")
+    }
+
+    async fn read_batch(
         &self,
         scope: &ExportScope,
         after: i64,

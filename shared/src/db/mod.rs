@@ -76,6 +76,7 @@ pub use migrate::{
     BESIDE_A_FLEET, DIRECT_LOCK, MIGRATOR, MigrateOptions, apply_grants, connect_direct, prepare_roles,
     run_migrations,
 };
+pub use moment::SETTLE_S;
 pub use monitors::DisagreementLine;
 pub use observe::ScheduleTarget;
 pub use operate::{Actor, Autoscale, Board, OperationLine, Selection, WhyLine};

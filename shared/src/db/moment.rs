@@ -7,7 +7,7 @@ use super::rows::get;
 use super::{Db, DbError};
 
 /// How long after its time of seeing an observation is there at the latest, seconds: twice the limit of a statement.
-const SETTLE_S: i64 = 120;
+pub const SETTLE_S: i64 = 120;
 /// An export that begins beside sync jobs is as of so many seconds later: whatever coverage claims then was seen by then.
 const AHEAD_S: i64 = 2;
 
@@ -28,10 +28,11 @@ impl Db {
         Ok(if syncing { (at + AHEAD_S, false) } else { (at - 1, true) })
     }
 
-    /// Whether all that was seen by `as_of` is there: every sync job that ran then has ended, or time enough is over.
-    pub async fn export_settled(&self, as_of: i64) -> Result<bool, DbError> {
+    /// The second it is for an export, and whether all that was seen by `as_of` is there: every sync job that ran then has
+    /// ended, or time enough is over. On a standby that replays nothing it is the same second for ever.
+    pub async fn export_settled(&self, as_of: i64) -> Result<(i64, bool), DbError> {
         let at = self.export_now().await?;
-        Ok(at >= as_of + SETTLE_S || (at > as_of && !self.export_syncing(as_of).await?))
+        Ok((at, at >= as_of + SETTLE_S || (at > as_of && !self.export_syncing(as_of).await?)))
     }
 
     /// The second it is. Batches of an import that have an earlier one are stored: each holds the lock from before it

@@ -6,6 +6,7 @@
 mod columns;
 mod part;
 mod state;
+mod wait;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -23,6 +24,7 @@ use crate::args::{Export, Format};
 use crate::output::{Fail, bytes, commas, line, utc, warn};
 use part::{Part, Sighting};
 use state::{Scope, State, coverage_json, failed};
+use wait::settled;
 
 pub(crate) use state::{FileEntry, MANIFEST, NAME, STATE, VERSION};
 
@@ -32,8 +34,6 @@ const PART_EVENTS: u64 = 250_000;
 const PART_BYTES: u64 = 256 * 1024 * 1024;
 /// For counting ahead; without a count there is no bar, and nothing else is missing.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(120);
-/// Between two looks at whether everything is there.
-const LOOK: Duration = Duration::from_millis(500);
 /// Rows of one batch that do not hash to their id are named up to this many.
 const NAMED: usize = 20;
 
@@ -149,23 +149,6 @@ async fn begun(db: &Db, args: &Export, dir: &Path) -> Result<State, Fail> {
         files: Vec::new(),
         scope,
     };
-    state.save(dir)?;
-    Ok(state)
-}
-
-/// Waits until all that was seen by `as_of` is there.
-async fn settled(db: &Db, dir: &Path, mut state: State) -> Result<State, Fail> {
-    if state.settled {
-        return Ok(state);
-    }
-    let as_of = utc(state.scope.as_of);
-    warn(&format!(
-        "relays are being synced: waiting until what was seen by {as_of} is stored, two minutes at most"
-    ));
-    while !db.export_settled(state.scope.as_of).await? {
-        tokio::time::sleep(LOOK).await;
-    }
-    state.settled = true;
     state.save(dir)?;
     Ok(state)
 }
