@@ -24,7 +24,7 @@ const CANDIDATE_DAYS: u16 = 90;
 const CANDIDATES: u32 = 1_000;
 /// Jobs of networks that are switched off cancelled per round.
 const OFF: u32 = 5_000;
-/// Documents deleted per round once no relay has them.
+/// Documents deleted per round once no relay has them; ten times as many are looked at.
 const ORPHANS: u32 = 1_000;
 
 /// Events looked at per round for having no relay: a round through ten million takes a day and a half.
@@ -33,8 +33,8 @@ const SWEEP: u32 = 5_000;
 const RETAIN_MS: u64 = 20_000;
 /// How long one round makes events expire or deleted, and reviews what was archived before, milliseconds each.
 const EXPIRE_MS: u64 = 5_000;
-/// Events of one piece of each.
-const EXPIRE: u32 = 500;
+/// Events of one piece of each; of the first and the last, to begin with.
+const EXPIRE: i32 = 500;
 const REVIEW: u32 = 2_000;
 const BURY: i32 = 2_000;
 /// Months made per round for what the default partitions hold: five years within five minutes.
@@ -229,7 +229,7 @@ impl Maintenance {
 
     /// The rounds of a step that is done piece by piece, for so long.
     fn pieces(&self, limit_ms: u64) -> Pieces<'_> {
-        Pieces { maintenance: self, until_ms: clock::monotonic_ms() + limit_ms, begun: false }
+        Pieces { maintenance: self, limit_ms, until_ms: clock::monotonic_ms() + limit_ms, begun: false }
     }
 
     /// What the policies ask for.
@@ -239,9 +239,7 @@ impl Maintenance {
             match unless_busy(self.db.retention_step(&mut pace).await) {
                 Ok(Some(step)) => done += step.events + step.observations + step.months,
                 Ok(None) => break,
-                // The next one is smaller.
-                Err(DbError::Timeout { .. }) => {}
-                Err(error) => return Err(error),
+                Err(error) => pieces.smaller(pace, error)?,
             }
         }
         Ok(done)
@@ -272,10 +270,13 @@ impl Maintenance {
         if !self.options.unkept.contains(&Unkept::Deleted) {
             return Ok(0);
         }
-        let (mut done, mut pieces) = (0, self.pieces(EXPIRE_MS));
+        let (mut done, mut pace, mut pieces) = (0, Pace::of(BURY), self.pieces(EXPIRE_MS));
         while pieces.another().await && self.db.tombstone_waits().await? {
-            let Some(deleted) = unless_busy(self.db.tombstone_step(BURY).await.map(Some))? else { break };
-            done += deleted;
+            match unless_busy(self.db.tombstone_step(&mut pace).await.map(Some)) {
+                Ok(Some(deleted)) => done += deleted,
+                Ok(None) => break,
+                Err(error) => pieces.smaller(pace, error)?,
+            }
         }
         Ok(done)
     }
@@ -285,11 +286,12 @@ impl Maintenance {
         if !self.options.unkept.contains(&Unkept::Expired) {
             return Ok(0);
         }
-        let (mut done, mut pieces) = (0, self.pieces(EXPIRE_MS));
+        let (mut done, mut pace, mut pieces) = (0, Pace::of(EXPIRE), self.pieces(EXPIRE_MS));
         while pieces.another().await {
-            match unless_busy(self.db.event_expire(EXPIRE).await.map(Some))? {
-                None | Some((0, _)) => break,
-                Some((_, expired)) => done += expired,
+            match unless_busy(self.db.event_expire(&mut pace).await.map(Some)) {
+                Ok(None | Some((0, _))) => break,
+                Ok(Some((_, expired))) => done += expired,
+                Err(error) => pieces.smaller(pace, error)?,
             }
         }
         Ok(done)
@@ -299,6 +301,7 @@ impl Maintenance {
 /// See [`Maintenance::pieces`].
 struct Pieces<'a> {
     maintenance: &'a Maintenance,
+    limit_ms: u64,
     until_ms: u64,
     begun: bool,
 }
@@ -310,6 +313,16 @@ impl Pieces<'_> {
             tokio::time::sleep(BREATH).await;
         }
         clock::monotonic_ms() < self.until_ms && self.maintenance.lead.stands(self.maintenance.term)
+    }
+
+    /// A piece that ran into the time limit of statements has taken all of our time and done nothing: the next one is
+    /// smaller and has its own, or every round would begin with the same one.
+    fn smaller(&mut self, pace: Pace, error: DbError) -> Result<(), DbError> {
+        if !matches!(error, DbError::Timeout { .. }) || pace.is_stuck() {
+            return Err(error);
+        }
+        self.until_ms = clock::monotonic_ms() + self.limit_ms;
+        Ok(())
     }
 }
 

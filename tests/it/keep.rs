@@ -3,7 +3,7 @@
 use scheduler::Scheduler;
 use serde_json::Value;
 use shared::config::Config;
-use shared::db::{Fate, Sample, SetLine};
+use shared::db::{Db, Fate, Pace, Sample, SetLine};
 use shared::jobs::{JobError, JobsConfig};
 use shared::models::{EventId, JobKind, Target, Tombstone};
 use shared::telemetry::Metrics;
@@ -52,7 +52,7 @@ async fn a_fate_takes_the_body_and_the_event_stays_known() {
     let ids = [all[2].0, all[3].0, known(&request).0, unknown.0];
     let stones: Vec<_> = ids.iter().map(|id| stone(author, Target::Event(*id), 0)).collect();
     assert_eq!(db.tombstone_add(&stones).await.unwrap(), 4);
-    assert_eq!(db.tombstone_step(25).await.unwrap(), 1);
+    assert_eq!(db.tombstone_step(&mut Pace::of(25)).await.unwrap(), 1);
     // NIP-62: up to a second, in pieces.
     let until = events[60].created_at.as_secs().cast_signed();
     let author = events[4].pubkey.to_bytes();
@@ -63,7 +63,7 @@ async fn a_fate_takes_the_body_and_the_event_stays_known() {
     test.execute("UPDATE tombstone SET noted_at = now() - interval '1 hour'").await;
     let mut gone = 0;
     for _ in 0..10 {
-        gone += db.tombstone_step(25).await.unwrap();
+        gone += db.tombstone_step(&mut Pace::of(25)).await.unwrap();
     }
     assert_eq!(value(&test, "SELECT count(*)::text FROM tombstone WHERE settled < 2").await, "0");
     assert!(gone > 0);
@@ -173,12 +173,17 @@ async fn every_view_is_right_in_a_lightweight_archive_and_what_is_lost_is_said_b
 
 /// A scheduler that leads, with these variables, after one round.
 pub(crate) async fn led(test: &TestDb, more: &[(&str, &str)]) -> (Scheduler, Metrics) {
+    led_by(handle(test, Role::Writer), test, more).await
+}
+
+/// The same, which asks by this handle.
+pub(crate) async fn led_by(db: Db, test: &TestDb, more: &[(&str, &str)]) -> (Scheduler, Metrics) {
     let url = test.url(Role::Writer);
     let mut environment = environment(&url, &url);
     environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let options = Config::load(None, &environment).unwrap().scheduler_options();
     let metrics = Metrics::new();
-    let mut scheduler = Scheduler::new(handle(test, Role::Writer), metrics.clone(), options);
+    let mut scheduler = Scheduler::new(db, metrics.clone(), options);
     scheduler.tick().await.unwrap();
     scheduler.settle().await;
     (scheduler, metrics)

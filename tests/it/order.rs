@@ -192,11 +192,11 @@ async fn deletions_that_are_being_noted_are_passed_over_and_the_others_applied()
     .await;
     let mut writer =
         open(&test, "SELECT FROM tombstone WHERE target = decode(repeat('02', 32), 'hex') FOR UPDATE").await;
-    db.tombstone_step(10).await.unwrap();
+    db.tombstone_step(&mut Pace::of(10)).await.unwrap();
     let open =
         "SELECT string_agg(encode(substring(request_id FOR 1), 'hex'), ' ') FROM tombstone WHERE settled < 2";
     assert_eq!(value(&test, open).await, "02");
     run(&mut writer, "ROLLBACK").await.unwrap();
-    db.tombstone_step(10).await.unwrap();
+    db.tombstone_step(&mut Pace::of(10)).await.unwrap();
     assert_eq!(value(&test, "SELECT count(*)::text FROM tombstone WHERE settled < 2").await, "0");
 }

@@ -233,7 +233,7 @@ async fn writers_deleters_retention_and_moves_at_once_leave_nothing_without_what
                     let request = EventId([7; 32]);
                     let stone = Tombstone { pubkey: *event.pubkey(), target, until: 0, request };
                     match db.tombstone_add(&[stone]).await {
-                        Ok(_) => db.tombstone_step(200).await,
+                        Ok(_) => db.tombstone_step(&mut Pace::of(200)).await,
                         Err(error) => Err(error),
                     }
                 }

@@ -1,6 +1,6 @@
 //! From version 28, of which the tables of reconciling, deletion requests and rollups hold rows: all of it goes on to be true.
 
-use shared::db::{Db, MIGRATOR, MigrateOptions, SetLine};
+use shared::db::{Db, MIGRATOR, MigrateOptions, Pace, SetLine};
 use shared::queue;
 use sqlx::Connection as _;
 use sqlx::migrate::Migrator;
@@ -85,7 +85,7 @@ async fn what_version_twenty_eight_knew_of_relays_and_requests_is_kept_and_goes_
         "SELECT count(*)::text FROM event e JOIN tombstone t USING (pubkey) WHERE t.what = 2 AND e.fate = 0";
     assert_ne!(value(&test, vanished).await, "0");
     for _ in 0..10 {
-        db.tombstone_step(100).await.unwrap();
+        db.tombstone_step(&mut Pace::of(100)).await.unwrap();
     }
     assert_eq!(value(&test, vanished).await, "0");
     let sets = reader.verify_sets(&mut |_| {}).await.unwrap();

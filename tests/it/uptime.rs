@@ -16,7 +16,7 @@ const DAY: i64 = 86_400;
 
 /// One look, as the series would have it.
 #[derive(Debug, Clone)]
-struct Look {
+pub(crate) struct Look {
     relay: usize,
     vantage: usize,
     /// Seconds before now.
@@ -33,16 +33,16 @@ type Sums = ([u32; 3], [BTreeMap<u32, u32>; 3]);
 const VANTAGES: [&str; 2] = ["here", "there"];
 
 /// Relays with a claimed job each: a fence that holds as long as the test writes.
-struct Bench {
+pub(crate) struct Bench {
     db: Db,
-    relays: Vec<(RelayUrl, Fence)>,
+    pub(crate) relays: Vec<(RelayUrl, Fence)>,
     now: i64,
     /// For how long an opinion counts.
     stands: Duration,
 }
 
 impl Bench {
-    async fn new(test: &TestDb, relays: usize) -> Self {
+    pub(crate) async fn new(test: &TestDb, relays: usize) -> Self {
         let db = handle(test, Role::Writer);
         let mut held = Vec::new();
         for i in 0..relays {
@@ -55,7 +55,7 @@ impl Bench {
         Self { db, relays: held, now: shared::clock::unix_now(), stands }
     }
 
-    async fn write(&self, look: &Look, overall: &'static str) {
+    pub(crate) async fn write(&self, look: &Look, overall: &'static str) {
         let (url, fence) = &self.relays[look.relay];
         let outcome = if !look.up {
             Outcome::Timeout
@@ -343,7 +343,7 @@ async fn a_look_that_does_not_count_ends_the_time_for_which_the_one_before_stood
     );
 }
 
-fn look(ago: i64, up: bool) -> Look {
+pub(crate) fn look(ago: i64, up: bool) -> Look {
     Look { relay: 0, vantage: 0, ago, up, refused: false, counted: true, ms: [None; 3] }
 }
 

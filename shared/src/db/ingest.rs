@@ -5,8 +5,10 @@ use std::sync::Arc;
 use sqlx::postgres::{PgArguments, Postgres};
 use sqlx::query::Query;
 
+use super::pace::Pace;
 use super::rows::{get, small_count};
 use super::{Db, DbError};
+use crate::clock;
 use crate::models::{EnvelopeFacts, Event, EventId, Fence, Target, Tombstone, event_key};
 
 /// What the database says about the events of a page, by their position in the question, from 0.
@@ -163,10 +165,13 @@ impl Db {
             .collect()
     }
 
-    /// Applies tombstones to what is held, looking at `look` events; how many became deleted.
-    pub async fn tombstone_step(&self, look: i32) -> Result<u64, DbError> {
-        let row = self.one(sqlx::query("SELECT deleted FROM tombstone_step($1)").bind(look)).await?;
-        small_count(&row, "deleted")
+    /// Applies tombstones to what is held, looking at as many events as `pace` lets it; how many became deleted.
+    pub async fn tombstone_step(&self, pace: &mut Pace) -> Result<u64, DbError> {
+        let query = sqlx::query("SELECT deleted FROM tombstone_step($1)").bind(pace.look());
+        let began = clock::monotonic_ms();
+        let came = self.one(query).await;
+        pace.learn(began, &came);
+        small_count(&came?, "deleted")
     }
 
     /// Whether [`Self::tombstone_step`] has something to do.

@@ -255,16 +255,12 @@ impl Db {
 
     /// The next piece of what the policies ask for, as large as `pace` lets it be; `None`: nothing is left to do.
     pub async fn retention_step(&self, pace: &mut Pace) -> Result<Option<RetentionStep>, DbError> {
+        let query = sqlx::query("SELECT what, events, observations, months FROM retention_step($1)")
+            .bind(pace.look());
         let began = clock::monotonic_ms();
-        let asked = self
-            .all(
-                sqlx::query("SELECT what, events, observations, months FROM retention_step($1)")
-                    .bind(pace.look()),
-            )
-            .await;
-        let timed_out = matches!(asked, Err(DbError::Timeout { .. }));
-        pace.took(clock::monotonic_ms().saturating_sub(began), timed_out);
-        let rows = asked?;
+        let came = self.all(query).await;
+        pace.learn(began, &came);
+        let rows = came?;
         let step = |row| -> Result<RetentionStep, DbError> {
             Ok(RetentionStep {
                 what: get(row, "what")?,

@@ -94,7 +94,7 @@ impl Db {
         Ok(made)
     }
 
-    /// Deletes at most one batch of documents that no relay has.
+    /// Goes on with the round for documents that no relay has: looks at ten times `batch` and deletes at most that many.
     pub async fn orphan_metadata_delete(&self, batch: u32) -> Result<u64, DbError> {
         let batch = i32::try_from(batch).unwrap_or(i32::MAX);
         small_count(&self.one(sqlx::query("SELECT orphan_metadata_delete($1) AS n").bind(batch)).await?, "n")

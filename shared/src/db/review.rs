@@ -1,9 +1,11 @@
 //! What expires while it is held, and the one round through what was archived before somebody looked at it.
 
 use super::ingest::laid;
+use super::pace::Pace;
 use super::rows::{get, small_count};
 use super::verify::rebuild;
 use super::{Db, DbError};
+use crate::clock;
 use crate::models::{Event, EventId, Tombstone};
 
 /// A piece of the round.
@@ -16,11 +18,14 @@ pub struct ReviewPiece {
 }
 
 impl Db {
-    /// Makes at most `look` archived events expired whose time has come; how many it looked at, and how many it was.
-    /// Call until it has looked at none.
-    pub async fn event_expire(&self, look: u32) -> Result<(u64, u64), DbError> {
-        let look = i32::try_from(look).unwrap_or(i32::MAX);
-        let row = self.one(sqlx::query("SELECT looked, expired FROM event_expire($1)").bind(look)).await?;
+    /// Makes archived events expired whose time has come, at most as many as `pace` lets it; how many it looked at, and how
+    /// many it was. Call until it has looked at none.
+    pub async fn event_expire(&self, pace: &mut Pace) -> Result<(u64, u64), DbError> {
+        let query = sqlx::query("SELECT looked, expired FROM event_expire($1)").bind(pace.look());
+        let began = clock::monotonic_ms();
+        let came = self.one(query).await;
+        pace.learn(began, &came);
+        let row = came?;
         Ok((small_count(&row, "looked")?, small_count(&row, "expired")?))
     }
 

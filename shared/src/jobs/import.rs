@@ -15,13 +15,13 @@ use super::keep::{Judged, Policy};
 use super::verify::{Need, Raw};
 use super::{JobsConfig, Verifier};
 use crate::clock;
-use crate::db::{Db, DbError, EventRow, Horizons, Imported, ImportedObservation, UrlCaps};
+use crate::db::{Db, DbError, EventRow, Horizons, Imported, ImportedObservation, Pace, UrlCaps};
 use crate::models::{
     EnvelopeFacts, Event, EventError, EventId, Fill, PortRange, REST_PERCENT, RelayUrl, stricter,
 };
 
-/// Tombstones applied as soon as they are noted.
-const TOMBSTONES_AT_ONCE: i32 = 2_000;
+/// Tombstones applied as soon as they are noted, to begin with.
+pub const TOMBSTONES_AT_ONCE: i32 = 2_000;
 
 /// Why a batch is not imported.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +105,8 @@ pub struct Outcome {
 
 /// Scans, looks up, hashes and verifies a batch of lines, and stores what is good.
 ///
-/// A known event is parsed and hashed, not verified: a forged body under a known id is refused all the same.
+/// A known event is parsed and hashed, not verified: a forged body under a known id is refused all the same. What its requests
+/// have deleted is deleted at the pace of the import.
 ///
 /// # Errors
 /// [`ImportError`].
@@ -115,6 +116,7 @@ pub async fn import(
     config: &JobsConfig,
     lines: Vec<Line>,
     seen: &Seen,
+    pace: &mut Pace,
 ) -> Result<Outcome, ImportError> {
     let archive = db.archive_get(None).await?;
     let max = stricter(config.archive_max_bytes, archive.max_bytes);
@@ -173,7 +175,7 @@ pub async fn import(
     }
     Store { db, light: archive.light, now }.all(&new, &observed, &mut outcome).await?;
     if !stones.is_empty() {
-        match db.tombstone_step(TOMBSTONES_AT_ONCE).await {
+        match db.tombstone_step(pace).await {
             Ok(deleted) => outcome.deleted = deleted,
             Err(error) => tracing::warn!(error = %error, "deletions wait for the leading scheduler"),
         }

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use shared::config::Config;
-use shared::db::{Db, Imported};
-use shared::jobs::import::{ImportError, Line, Outcome, Seen, Sighting, import as store};
+use shared::db::{Db, Imported, Pace};
+use shared::jobs::import::{ImportError, Line, Outcome, Seen, Sighting, TOMBSTONES_AT_ONCE, import as store};
 use shared::jobs::{JobsConfig, Verifier};
 use shared::models::{AddressPolicy, EnvelopeFacts, EventError, RelayUrl};
 
@@ -96,7 +96,8 @@ pub(crate) async fn import(session: &Session, config: &Config, args: &Import) ->
     let verifier = Verifier::default();
     let json = session.global.json;
     let rules = config.jobs_config();
-    let mut import = Importer { db, verifier, rules, policy, json, tally: Tally::default() };
+    let pace = Pace::of(TOMBSTONES_AT_ONCE);
+    let mut import = Importer { db, verifier, rules, policy, json, pace, tally: Tally::default() };
     for file in &args.files {
         let before = (import.tally.lines, import.tally.good);
         let read = match &relay {
@@ -125,6 +126,8 @@ struct Importer {
     rules: JobsConfig,
     policy: AddressPolicy,
     json: bool,
+    /// How much is deleted at once.
+    pace: Pace,
     tally: Tally,
 }
 
@@ -232,7 +235,8 @@ impl Importer {
             return Ok(None);
         }
         let seen = relay.map_or(Seen::As(batch.sightings), |relay| Seen::On(relay.clone()));
-        let outcome = match store(&self.db, &self.verifier, &self.rules, batch.lines, &seen).await {
+        let stored = store(&self.db, &self.verifier, &self.rules, batch.lines, &seen, &mut self.pace).await;
+        let outcome = match stored {
             Ok(outcome) => outcome,
             Err(full @ ImportError::Full { .. }) => return Ok(Some(full.to_string())),
             Err(ImportError::Db(error)) => return Err(error.into()),

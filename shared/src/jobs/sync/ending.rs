@@ -6,7 +6,7 @@ use super::super::cadence::{self, SyncEnd};
 use super::super::{JobError, Report, lost};
 use super::class::Class;
 use super::revisit::{self, AGES};
-use super::{Budget, Pass, TOMBSTONES_PER_PASS, reconcile};
+use super::{Budget, Pass, reconcile};
 use crate::clock;
 use crate::db::{NewCoverage, Revisited, StoreBatch};
 use crate::jobs::cadence::Due;
@@ -133,7 +133,7 @@ impl Pass<'_> {
         now: i64,
     ) -> Result<Report, JobError> {
         self.learn(floor, now).await?;
-        self.bury(TOMBSTONES_PER_PASS).await;
+        self.bury().await;
         // Whoever drips when the time is up would drip on, and whoever forges would go on with that.
         let goes_on = self.tally.drags || self.forges();
         let end = if end == SyncEnd::More && goes_on { SyncEnd::Interrupted } else { end };

@@ -88,8 +88,8 @@ struct StoredPage {
     refused: HashSet<EventId>,
 }
 
-/// Tombstones applied as soon as they are noted, and events of the archive looked at for others.
-const TOMBSTONES_AT_ONCE: i32 = 2_000;
+/// Tombstones applied as soon as they are noted, and events of the archive looked at for others, to begin with.
+pub(super) const TOMBSTONES_AT_ONCE: i32 = 2_000;
 
 impl Pass<'_> {
     /// Stores one page with the coverage it proves, if it changed, in one fenced transaction, when its turn has come.
@@ -157,14 +157,14 @@ impl Pass<'_> {
         self.ctx.metrics.events_received.get_or_create(&Labels::new("", "", "new")).inc_by(stored.events);
         self.ctx.metrics.observations_stored.inc_by(stored.observations);
         if !checked.stones.is_empty() {
-            self.bury(TOMBSTONES_AT_ONCE).await;
+            self.bury().await;
         }
         Ok(forged)
     }
 
     /// Applies some of what authors asked to have deleted. What fails is written down and done by a later pass.
-    pub(super) async fn bury(&mut self, look: i32) {
-        match self.ctx.db.tombstone_step(look).await {
+    pub(super) async fn bury(&mut self) {
+        match self.ctx.db.tombstone_step(&mut self.burying).await {
             Ok(deleted) => self.tally.deleted += deleted,
             Err(error) => tracing::warn!(error = %error, "tombstones wait for the next pass"),
         }

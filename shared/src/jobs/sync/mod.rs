@@ -31,14 +31,14 @@ use serde_json::json;
 
 use self::class::Class;
 use self::dialing::connect;
-use self::ingest::{Digest, Tally};
+use self::ingest::{Digest, TOMBSTONES_AT_ONCE, Tally};
 use self::revisit::Revisit;
 use self::windows::{Window, plan};
 use super::cadence::{self, SyncEnd};
 use super::egress::is_answer;
 use super::{ANSWERED, Attempt, Ctx, JobError, Report, SKIPPED, capability, lost, target_url};
 use crate::clock;
-use crate::db::{ArchiveState, Revisited, SyncBegin, SyncFacts};
+use crate::db::{ArchiveState, Pace, Revisited, SyncBegin, SyncFacts};
 use crate::models::{
     Coverage, EventId, Fill, GapReason, Grade, Interval, Measured, Narrowed, Outcome, REST_PERCENT, Reason,
     Support, Until, stricter,
@@ -61,9 +61,6 @@ const SPLIT_SHARE: u64 = 5;
 
 /// Most intervals kept of one relay and class: a relay that invents gaps without end costs itself proofs, not us rows.
 const INTERVALS: usize = 8_192;
-
-/// Events of the archive looked at for tombstones by each pass.
-const TOMBSTONES_PER_PASS: i32 = 2_000;
 
 /// What a pass over one relay goes by.
 struct ReadBy {
@@ -123,6 +120,8 @@ struct Pass<'a> {
     room: room::Room,
     /// The gaps that are read again.
     rest: rest::Rest,
+    /// How much is deleted at once.
+    burying: Pace,
 }
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
@@ -255,6 +254,7 @@ impl<'a> Pass<'a> {
             revisited: Vec::new(),
             room: room::Room::default(),
             rest: rest::Rest::default(),
+            burying: Pace::of(TOMBSTONES_AT_ONCE),
         }
     }
 }
