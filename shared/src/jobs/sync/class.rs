@@ -115,9 +115,11 @@ impl Class {
             return Ok(batches);
         }
         let kinds = if narrowed == Narrowed::KindsAuthors {
-            match db.relay_kinds(relay_id).await?.allowed {
-                Some(allowed) => allowed,
-                None => ascending(known_kinds(db, now).await?),
+            // One list for all: what is known today is another one each week.
+            match (db.relay_kinds(relay_id).await?.allowed, batches.first()) {
+                (Some(allowed), _) => allowed,
+                (None, Some(first)) => first.kinds.clone(),
+                (None, None) => ascending(known_kinds(db, now).await?),
             }
         } else {
             Vec::new()

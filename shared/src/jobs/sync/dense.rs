@@ -34,11 +34,15 @@ impl Pass<'_> {
         let below = if takes_turns { self.ctx.db.dense_turn(self.relay_id).await? } else { None };
         let round = self.ctx.db.dense_round(&self.attempt.fence, self.relay_id).await?.ok_or_else(lost)?;
         for second in turn(&seconds, below) {
+            let known = self.ctx.db.dense_facts(second, KINDS_KNOWN, AUTHORS_KNOWN).await?;
+            self.look_at_budget().await?;
+            if self.is_over() || (!socket.is_usable() && self.reconnect(socket).await?.is_some()) {
+                return Ok(None);
+            }
             // As it begins: of a relay too slow to end one, the next pass begins with another.
             if takes_turns && !self.ctx.db.dense_turn_set(&self.attempt.fence, self.relay_id, second).await? {
                 return Err(lost());
             }
-            let known = self.ctx.db.dense_facts(second, KINDS_KNOWN, AUTHORS_KNOWN).await?;
             let allowed = &self.class.kinds;
             let kinds =
                 known.kinds.into_iter().filter(|kind| allowed.is_empty() || allowed.contains(kind)).collect();

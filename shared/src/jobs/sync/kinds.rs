@@ -13,7 +13,7 @@ use crate::models::GapReason;
 use crate::nips::{Filter, KindSearch};
 use crate::relay::RelaySocket;
 
-/// A search that found nothing is not made again for so long, seconds: it is some eighty requests.
+/// A search that found nothing, or broke off, is not made again for so long, seconds: it is some eighty requests.
 const REST_S: i64 = 86_400;
 
 /// What came of asking a relay which kinds it allows.
@@ -70,7 +70,7 @@ impl Pass<'_> {
         let mut search = KindSearch::new(Class::to_try(db, self.class.kinds.clone(), now).await?);
         while let Some(kinds) = search.next() {
             if self.is_over() || !socket.is_usable() {
-                return Ok(Found::Nothing);
+                break;
             }
             let filter = Filter { kinds, since: Some(0), limit: Some(1), ..Filter::default() };
             let page = self.ask(socket, filter).await;
@@ -78,15 +78,18 @@ impl Pass<'_> {
             self.tally.bytes += page.bytes;
             search.on_answer(&page.facts, &page.end);
             if page.end.gap() == GapReason::RateLimited {
-                return Ok(Found::Limited);
+                let held = db.relay_kinds_rest(fence, self.relay_id, now + REST_S).await?;
+                return if held { Ok(Found::Limited) } else { Err(lost()) };
             }
         }
-        let Some(allowed) = search.found() else { return Ok(Found::Nothing) };
         // Where it allows all that it has just refused, it was not that.
-        if allowed.is_empty() || self.class.kinds.iter().all(|kind| allowed.contains(kind)) {
+        let news = search.found().filter(|allowed| {
+            !allowed.is_empty() && !self.class.kinds.iter().all(|kind| allowed.contains(kind))
+        });
+        let Some(allowed) = news else {
             let held = db.relay_kinds_rest(fence, self.relay_id, now + REST_S).await?;
             return if held { Ok(Found::Nothing) } else { Err(lost()) };
-        }
+        };
         if !db.relay_kinds_set(fence, self.relay_id, allowed).await? {
             return Err(lost());
         }

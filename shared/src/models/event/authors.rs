@@ -55,14 +55,16 @@ pub(super) fn signed_by(author: &XOnlyPublicKey, event: &Event) -> Result<(), Ev
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::nips::Keys;
+    use secp256k1::{Keypair, SecretKey};
 
-    fn event(key: usize) -> Event {
-        Keys::parse(&format!("{:064x}", key + 1))
-            .unwrap()
-            .sign(1_700_000_000, 1, Vec::new(), String::new())
-            .unwrap()
+    use super::*;
+    use crate::models::EventId;
+
+    fn event(key: u8) -> Event {
+        let pair = Keypair::from_secret_key(SECP256K1, &SecretKey::from_slice(&[key + 1; 32]).unwrap());
+        let author = pair.x_only_public_key().0.serialize();
+        let sign = |id: &EventId| SECP256K1.sign_schnorr_no_aux_rand(&id.0, &pair).to_byte_array();
+        Event::signed(author, 1_700_000_000, 1, Vec::new(), String::new(), sign).unwrap()
     }
 
     #[test]

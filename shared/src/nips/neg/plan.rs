@@ -167,6 +167,11 @@ impl Reconcile {
             let cut = items[self.max_items].0;
             items.retain(|(second, _)| *second > cut);
             if cut >= self.window.until {
+                self.refused += 1;
+                if self.refused >= REFUSED_MAX {
+                    self.leave(Left::Page);
+                    return Settlement::default();
+                }
                 self.aside = Some((self.window.until, self.window.until));
                 return self.dense();
             }
