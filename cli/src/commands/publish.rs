@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use shared::clock;
 use shared::config::Config;
 use shared::db::{Db, PublicationLine};
-use shared::jobs::publish::draft_of;
+use shared::jobs::publish::{draft_of, may_be_said};
 use shared::nips::nip66::Draft;
 
 use super::check::look;
@@ -19,10 +19,12 @@ pub(crate) async fn publish(session: &Session, config: &Config, args: &Publish) 
         Publish::Preview { url: Some(url), .. } => {
             let (url, report) = look(config, url, &config.looks()).await?;
             let draft = draft_of(&url, &report, &config.published()).ok_or_else(|| {
-                let why = if report.up {
-                    "its name or an address is not public, and publish.local is false".to_owned()
-                } else {
+                let why = if !report.up {
                     format!("it is not up ({})", report.reason)
+                } else if may_be_said(&url, &report, &config.published()) {
+                    "the check rtt is off".to_owned()
+                } else {
+                    "its name or an address is not public, and publish.local is false".to_owned()
                 };
                 Fail::Failed(format!("nothing would be said of {url}: {why}"))
             })?;

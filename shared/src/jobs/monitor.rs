@@ -7,14 +7,14 @@ use serde_json::json;
 
 use super::egress::is_answer;
 use super::liveness::{Liveness, Look, Opinion, State, judge, overall, stands};
-use super::validate::{ELSEWHERE, ELSEWHERE_TRIES, blame, sick, unproved, unserved};
+use super::validate::{ELSEWHERE, ELSEWHERE_TRIES, blame, is_ours, sick, unproved, unserved};
 use super::{
     ANSWERED, Attempt, Ctx, JobError, Report, Standing, cadence, capability, lost, publish, target_url,
 };
 use crate::checks::{MonitorReport, run_on};
 use crate::clock;
 use crate::db::{CheckRow, MonitorResult, RelayRow};
-use crate::models::RelayUrl;
+use crate::models::{Reason, RelayUrl};
 use crate::telemetry::Labels;
 
 pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
@@ -73,6 +73,10 @@ async fn prove(
 ) -> Result<bool, JobError> {
     let reached = report.reached();
     ctx.egress.record(url.network(), (!reached).then_some(report.reason), relay.was_up());
+    // First: silent name servers fail canaries, too, and only who asks them finds out that there are others by now.
+    if !report.up && report.reason == Reason::DnsFailure && is_ours(ctx, report.reason).await {
+        return Err(sick(url.network(), "our name servers do not answer".to_owned()));
+    }
     let standing = if report.up || reached {
         Standing::Proved
     } else {

@@ -153,8 +153,8 @@ impl Names {
             && let Ok(resolver) = build(&made.setup, 0)
             && answers(&resolver, timeout).await
         {
-            // What failed just before may have asked those whose place they took.
-            return since.is_none_or(|since| since.elapsed() > timeout);
+            // What failed just before may have asked those whose place they took, and is judged a while after it failed.
+            return since.is_none_or(|since| since.elapsed() > timeout * 3);
         }
         let Ok(setup) = (self.read)() else { return false };
         if made.is_ok_and(|made| servers(&made.setup) == servers(&setup)) {

@@ -15,12 +15,15 @@ struct Envelope<'a> {
     data: Option<&'a RawValue>,
 }
 
-/// The event about a relay that this look found alive; nothing for any other, nor for one whose name or addresses
-/// `policy` does not permit: where somebody's own network has relays is nobody else's business.
+/// Whether a relay may be spoken of: `policy` permits its name and every address of it. Where somebody's own network has
+/// relays is nobody else's business.
+pub fn may_be_said(url: &RelayUrl, report: &MonitorReport, policy: &AddressPolicy) -> bool {
+    RelayUrl::parse(url.as_str(), policy).is_ok() && report.addresses.iter().all(|ip| policy.permits(*ip))
+}
+
+/// The event about a relay that this look found alive; nothing for any other, nor for one that may not be spoken of.
 pub fn draft_of(url: &RelayUrl, report: &MonitorReport, policy: &AddressPolicy) -> Option<Draft> {
-    if RelayUrl::parse(url.as_str(), policy).is_err()
-        || report.addresses.iter().any(|ip| !policy.permits(*ip))
-    {
+    if !may_be_said(url, report, policy) {
         return None;
     }
     let seen = |kind: CheckKind| report.observations.iter().find(|seen| seen.kind == kind);

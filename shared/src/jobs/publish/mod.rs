@@ -18,7 +18,7 @@ use crate::models::{AddressPolicy, Network, Reason, RelayUrl};
 use crate::nips::Keys;
 use crate::nips::nip66::{self, Draft, MonitorFacts, Profile};
 
-pub use facts::draft_of;
+pub use facts::{draft_of, may_be_said};
 pub(super) use outbox::run;
 
 /// The name of the task, kind `monitor`.
@@ -134,6 +134,10 @@ pub(super) async fn record(
         }
         None if is_fake(report.up, report.reason, relay.reason.as_deref()) => {
             publishing.withdrawal(ctx, &url.to_nip66_d(), "it does not speak Nostr").await?
+        }
+        // Said before it was to be kept, or waiting to be.
+        None if RelayUrl::parse(url.as_str(), &publishing.policy).is_err() => {
+            publishing.withdrawal(ctx, &url.to_nip66_d(), "it is not spoken of").await?
         }
         None => return Ok(()),
     };
