@@ -70,6 +70,8 @@ async fn jobs_of_a_network_that_is_off_and_unserved_are_cancelled_and_come_back_
     round(&mut off).await;
     assert_eq!(value(&test, due).await, "ws://a.onion ws://b.onion ws://later.onion");
     db.worker_stop("w2").await.unwrap();
+    assert_eq!(db.queue_retire(&on(&["clearnet"]), 100).await.unwrap(), 0, "it may start anew");
+    test.execute("UPDATE apalis.workers SET lease_until = lease_until - interval '11 minutes'").await;
     assert_eq!(db.queue_retire(&on(&["clearnet"]), 100).await.unwrap(), 2);
     assert_eq!(value(&test, due).await, "ws://later.onion");
     assert_eq!(value(&test, "SELECT string_agg(DISTINCT state || ' ' || (result ->> 'error'), ',') || ' ' || count(*) FROM job_history").await,
@@ -84,14 +86,14 @@ async fn jobs_of_a_network_that_is_off_and_unserved_are_cancelled_and_come_back_
 
 const TASKS: &str = "SELECT (SELECT count(*) FROM schedule WHERE target = 'alerts') || ' ' || (SELECT count(*) FROM apalis.jobs WHERE target = 'alerts')
     || ' ' || (SELECT count(*) FROM relay_alert WHERE delivery = 'pending')";
-/// A day after the last job ended, by the server's clock.
-const A_DAY_LATER: &str =
-    "SELECT alert_retire(365, false, (SELECT max(finished_at) FROM job_history) + interval '24 hours')";
-const TWO_DAYS_LATER: &str =
-    "SELECT alert_retire(365, false, (SELECT max(finished_at) FROM job_history) + interval '48 hours')";
+/// A day of [`waiting`] is over, by the server's clock.
+const OVER: &str =
+    "SELECT alert_retire(365, false, (SELECT max(finished_at) FROM job_history) + interval '30 minutes')";
+/// And another one, in which nobody was at work.
+const A_DAY_LATER: &str = "SELECT alert_retire(365, false, (SELECT max(finished_at) FROM job_history) + interval '23 hours 20 minutes')";
 
 /// Changes that wait for a webhook which some worker knew, the task enqueued by a scheduler that knows none, and a fleet at
-/// work since.
+/// work since, for nearly a day.
 async fn waiting() -> Option<(TestDb, Db)> {
     let test = migrated().await?;
     wanted(&context(&test, config())).await;
@@ -102,30 +104,37 @@ async fn waiting() -> Option<(TestDb, Db)> {
     let db = handle(&test, Role::Writer);
     let (claimed, _) = claim_one(&db, "w1", JobKind::Refresh, "views").await;
     finish(&db, &claimed, Verdict::Complete).await;
+    test.execute(
+        "UPDATE job_history SET finished_at = finished_at - interval '22 hours 50 minutes';
+         UPDATE apalis.jobs SET enqueued_at = enqueued_at - interval '23 hours 45 minutes' WHERE target = 'alerts'",
+    )
+    .await;
+    let (claimed, _) = claim_one(&db, "w1", JobKind::Refresh, "others").await;
+    finish(&db, &claimed, Verdict::Complete).await;
     Some((test, db))
 }
 
 #[tokio::test]
 async fn alerts_that_nobody_is_there_to_tell_are_given_up_after_a_day_and_not_while_their_queue_is_held() {
     let Some((test, db)) = waiting().await else { return };
-    test.execute(TWO_DAYS_LATER).await;
+    test.execute(A_DAY_LATER).await;
     assert_eq!(value(&test, TASKS).await, "1 1 2", "a fleet that was off has left nothing undone");
     let actor = Actor { name: "ann".to_owned(), why: String::new() };
     for mode in ["drain", "pause"] {
         db.queue_hold(&["*.local".to_owned()], mode, &actor).await.unwrap();
-        test.execute(A_DAY_LATER).await;
+        test.execute(OVER).await;
         assert_eq!(value(&test, TASKS).await, "1 1 2", "{mode}");
         db.queue_hold(&["*.local".to_owned()], "resume", &actor).await.unwrap();
     }
     let mut worker = registration("w2", Duration::from_secs(2 * 86_400));
     worker.queues = vec![(format!("monitor.{LOCAL}"), 1)];
     db.job_heartbeat(&worker).await.unwrap();
-    test.execute(A_DAY_LATER).await;
+    test.execute(OVER).await;
     assert_eq!(value(&test, TASKS).await, "1 1 2", "somebody is there, and will say whether it knows one");
     db.worker_stop("w2").await.unwrap();
     db.alert_retire(365, false).await.unwrap();
     assert_eq!(value(&test, TASKS).await, "1 1 2", "it is not a day yet");
-    test.execute(A_DAY_LATER).await;
+    test.execute(OVER).await;
     assert_eq!(value(&test, TASKS).await, "0 0 0");
     assert_eq!(value(&test, "SELECT count(*)::text FROM relay_alert WHERE delivery = 'given_up'").await, "2");
 }

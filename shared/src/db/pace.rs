@@ -43,6 +43,10 @@ impl Pace {
     /// Goes by what a step that began then came to.
     pub(super) fn learn<T>(&mut self, began_ms: u64, came: &Result<T, DbError>) {
         let timed_out = matches!(came, Err(DbError::Timeout { .. }));
+        // A lock that was busy says nothing of how much it was.
+        if came.is_err() && !timed_out {
+            return;
+        }
         self.took(clock::monotonic_ms().saturating_sub(began_ms), timed_out);
     }
 
