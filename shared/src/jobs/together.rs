@@ -17,7 +17,7 @@ use crate::db::{CandidateRow, Db, DbError, HostAsked, HostPermit, MonitorResult,
 use crate::models::{Fence, RelayUrl};
 
 /// How long the first question waits for others.
-const PACE: Duration = Duration::from_millis(30);
+const PACE: Duration = Duration::from_millis(15);
 /// Questions per call.
 const BATCH: usize = 128;
 
