@@ -175,6 +175,8 @@ mod views;
 #[cfg(test)]
 mod walked;
 #[cfg(test)]
+mod wanted;
+#[cfg(test)]
 mod watch;
 #[cfg(test)]
 mod wishes;

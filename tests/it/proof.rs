@@ -68,7 +68,7 @@ async fn compares(test: &TestDb, url: &RelayUrl, page_max: usize) {
     .unwrap();
 }
 
-async fn start_comparing(
+pub(crate) async fn start_comparing(
     test: &TestDb,
     ctx: &Ctx,
     script: Script,

@@ -275,6 +275,7 @@ impl Pass<'_> {
     ) -> Result<SyncEnd, JobError> {
         let windows = self.windows(floor, now);
         let revisits = revisit::due(&self.facts.revisits, &self.coverage, floor, now, self.reconciles);
+        self.note_wanted(&windows);
         let end = self.read_all(socket, &windows, &revisits).await?;
         // Who refused, or went silent, is asked nothing more.
         if matches!(end, SyncEnd::UpToDate | SyncEnd::More) {
@@ -361,6 +362,16 @@ impl Pass<'_> {
         }
         self.coverage.coarsen(INTERVALS);
         !claims.is_empty()
+    }
+
+    /// Says of what is to be read, and was never spoken of, that it is wanted: wherever the pass ends, and if its worker dies,
+    /// what it did not come to is a gap, and no stretch that nobody asked for.
+    fn note_wanted(&mut self, windows: &[Window]) {
+        let unheard =
+            windows.iter().flat_map(|window| self.coverage.unheard_of(window.floor, window.ceiling));
+        let gaps: Vec<Window> =
+            unheard.map(|(floor, ceiling)| Window { floor, ceiling, open_top: false }).collect();
+        self.leave_gaps(&gaps, Grade::Unknown, GapReason::Stopped);
     }
 
     fn leave_gaps(&mut self, windows: &[Window], grade: Grade, reason: GapReason) {

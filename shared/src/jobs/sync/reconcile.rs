@@ -158,8 +158,10 @@ impl Pass<'_> {
             ceiling,
             open_top: window.open_top && ceiling == window.ceiling,
         };
-        match rest {
-            _ if stopped => Ok((SyncEnd::More, None)),
+        // What a pass does not come to is the same gap whether it pages or compares.
+        let out_of_time = (Grade::Unknown, GapReason::Stopped);
+        match if stopped { rest.stopped(out_of_time) } else { rest } {
+            Rest::None if stopped => Ok((SyncEnd::More, None)),
             Rest::None if window.open_top => self.look_ahead(socket, window.ceiling).await,
             Rest::None => Ok((SyncEnd::UpToDate, None)),
             Rest::Unsupported { floor, ceiling } => {
@@ -170,6 +172,9 @@ impl Pass<'_> {
             Rest::Page { floor, ceiling } => self.walk(socket, walk(floor, ceiling)).await,
             Rest::Stopped { floor, ceiling, grade, reason } => {
                 self.leave_gaps(&[walk(floor, ceiling)], grade, reason);
+                if stopped {
+                    return Ok((SyncEnd::More, None));
+                }
                 Ok((ended_by((grade, reason)), Some((grade, reason))))
             }
         }

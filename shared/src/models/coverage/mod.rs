@@ -220,14 +220,12 @@ impl Coverage {
     /// The stretches of `lo..=hi`, bounds included, that no proof covers: ascending, disjoint, none
     /// touching the next. Empty when `hi` is before `lo`.
     pub fn unproved(&self, lo: i64, hi: i64) -> Vec<(i64, i64)> {
-        let mut gaps = Vec::new();
-        let mut next = Some(lo);
-        for proof in self.proofs(lo, hi) {
-            gaps.extend(next.filter(|first| *first < proof.since).map(|first| (first, proof.since - 1)));
-            next = proof.until.checked_add(1);
-        }
-        gaps.extend(next.filter(|first| *first <= hi).map(|first| (first, hi)));
-        gaps
+        outside(self.proofs(lo, hi), lo, hi)
+    }
+
+    /// The same of what no interval speaks of.
+    pub fn unheard_of(&self, lo: i64, hi: i64) -> Vec<(i64, i64)> {
+        outside(self.within(lo, hi), lo, hi)
     }
 
     /// The share of the seconds `lo..=hi` that a proof covers, 0 to 1; 1 where there are none.
@@ -252,6 +250,18 @@ impl Coverage {
     fn proofs(&self, lo: i64, hi: i64) -> impl Iterator<Item = Interval> {
         self.within(lo, hi).filter(Interval::is_proof)
     }
+}
+
+/// The stretches of `lo..=hi` outside these intervals, which are ascending and apart.
+fn outside(intervals: impl Iterator<Item = Interval>, lo: i64, hi: i64) -> Vec<(i64, i64)> {
+    let mut gaps = Vec::new();
+    let mut next = Some(lo);
+    for known in intervals {
+        gaps.extend(next.filter(|first| *first < known.since).map(|first| (first, known.since - 1)));
+        next = known.until.checked_add(1);
+    }
+    gaps.extend(next.filter(|first| *first <= hi).map(|first| (first, hi)));
+    gaps
 }
 
 /// How many seconds `since..=until` has, at most `u64::MAX`.

@@ -35,6 +35,15 @@ fn an_interval_is_checked() {
 }
 
 #[test]
+fn what_nothing_speaks_of_is_neither_proved_nor_a_gap() {
+    let coverage = laid(&[walked(10, 25), partial(31, 40)]);
+    assert_eq!(coverage.unheard_of(0, 50), [(0, 9), (26, 30), (41, 50)]);
+    assert_eq!(coverage.unheard_of(12, 25), []);
+    assert_eq!(Coverage::empty().unheard_of(5, 5), [(5, 5)]);
+    assert_eq!(Coverage::empty().unheard_of(5, 4), []);
+}
+
+#[test]
 fn a_proof_replaces_everything_it_overlaps() {
     let finished = interval(20, 30, Grade::Finished, GapReason::None, 300);
     let coverage = laid(&[walked(10, 25), partial(26, 40), finished]);
