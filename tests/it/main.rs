@@ -51,6 +51,8 @@ mod forgone;
 #[cfg(test)]
 mod geo;
 #[cfg(test)]
+mod gone;
+#[cfg(test)]
 mod health;
 #[cfg(test)]
 mod heard;

@@ -89,7 +89,7 @@ pub use review::ReviewPiece;
 pub use uptime::{LivenessLine, Percentiles, ReliabilityLine, UptimeLine};
 pub use verify::{Corruption, Sample, SetLine, VerifyProgress, VerifyReport};
 pub use views::{Backlog, Counted, VIEWS};
-pub use walk::{AsideLine, Batch, ForgeryLimit, RelayKinds};
+pub use walk::{AsideLine, Batch, ForgeryLimit, Missing, RelayKinds};
 
 /// Longest a single statement may take before it counts as lost.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);

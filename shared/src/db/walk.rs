@@ -36,6 +36,17 @@ pub struct ForgeryLimit {
     pub days: u32,
 }
 
+/// An event that a relay was seen to have, and did not serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing {
+    /// When it says it was made, Unix seconds.
+    pub created_at: i64,
+    /// Its id.
+    pub id: EventId,
+    /// Whether relays keep its kind, and it was neither deleted nor expired.
+    pub kept: bool,
+}
+
 /// A relay that is set aside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AsideLine {
@@ -72,6 +83,38 @@ impl Db {
             )
             .await?;
         items(&rows)
+    }
+
+    /// What was seen on a relay in these stretches, no later than at `seen_until`, is not thought gone from it, and is not among
+    /// the events of these keys: newest first, of the `limit` newest. Empty lists of kinds and authors restrict nothing.
+    pub async fn relay_missing(
+        &self,
+        relay_id: i32,
+        stretches: &[(i64, i64)],
+        served: &[i64],
+        seen_until: i64,
+        (kinds, authors): (&[u16], &[[u8; 32]]),
+        limit: i32,
+    ) -> Result<Vec<Missing>, DbError> {
+        if stretches.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (sinces, untils): (Vec<i64>, Vec<i64>) = stretches.iter().copied().unzip();
+        let rows = self
+            .all(
+                sqlx::query("SELECT created_at, id, kept FROM relay_missing($1, $2, $3, $4, $5, $6, $7, $8)")
+                    .bind(relay_id)
+                    .bind(sinces)
+                    .bind(untils)
+                    .bind(served.to_vec())
+                    .bind(seen_until)
+                    .bind(numbers(kinds))
+                    .bind(authors.iter().map(<[u8; 32]>::as_slice).collect::<Vec<_>>())
+                    .bind(limit),
+            )
+            .await?;
+        let found = items(&rows)?.into_iter().zip(&rows);
+        found.map(|((created_at, id), row)| Ok(Missing { created_at, id, kept: get(row, "kept")? })).collect()
     }
 
     /// The batches by which a relay is asked, oldest first; `what` is `authors`, `mentions` or `kinds+authors`.

@@ -32,6 +32,11 @@ pub(super) fn page<'a>(script: &'a Script, frame: &Value) -> Vec<&'a Stored> {
         return script.events.iter().rev().filter(asked).take(limit).collect();
     }
     let mut events: Vec<&Stored> = script.events.iter().filter(asked).collect();
+    if let Answer::ByIdOnly(hidden) = &script.answer
+        && !filters.iter().all(|filter| filter["ids"].is_array())
+    {
+        events.retain(|event| !event.id().is_some_and(|id| hidden.contains(&hex::encode(id))));
+    }
     if let Answer::Subset(seed) = script.answer {
         events.sort_by_cached_key(|event| Sha256::digest(format!("{seed} {frame} {}", event.json)));
     }

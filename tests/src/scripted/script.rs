@@ -90,6 +90,8 @@ pub enum Answer {
     /// Matching events; from this REQ on (from 1, over all connections), EOSE at once, after this NOTICE where it is not
     /// empty.
     MuteFrom(u64, String),
+    /// Matching events, then EOSE; those of these ids (hexadecimal) only where a request names ids.
+    ByIdOnly(Vec<String>),
     /// As many matching events as a page holds, any of them and in any order, by this number and the REQ; then EOSE.
     Subset(u64),
 }

@@ -14,6 +14,7 @@ mod doubts;
 mod ending;
 mod ingest;
 mod kinds;
+mod missing;
 #[cfg(test)]
 mod passes;
 mod reconcile;

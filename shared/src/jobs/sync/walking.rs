@@ -2,6 +2,7 @@
 
 use super::class::Class;
 use super::dialing::may_be_ours;
+use super::missing::Served;
 use super::windows::Window;
 use super::{PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd, ended_by};
 use crate::clock;
@@ -38,6 +39,7 @@ impl Pass<'_> {
         walk = walk.knowing(known, silence_is_known).listening(echo);
         let mut gap = None;
         let mut stopped = false;
+        let mut served = Served::begin();
         let mut ahead: Option<Page> = None;
         while let Next::Request(filter) = walk.next() {
             self.look_at_budget().await?;
@@ -67,6 +69,8 @@ impl Pass<'_> {
                 None => self.ask(socket, filter).await,
             };
             let claims = walk.on_page(&page.facts, &page.end);
+            served.see(&page.facts);
+            served.settle(&claims);
             // Who does not answer for ids has said nothing of its timeline; and a page that was too much is asked for in less
             // time, and stops nothing.
             let limited = page.end.gap() == GapReason::RateLimited;
@@ -93,6 +97,10 @@ impl Pass<'_> {
         self.until_exclusive = walk.reads_exclusive().unwrap_or(self.until_exclusive);
         let rest = walk.finish(gap.map_or(GapReason::Stopped, |(_, reason)| reason));
         self.overlay(&rest);
+        served.settle(&rest);
+        if gap.is_none() && !stopped {
+            gap = self.note_missing(socket, served).await?;
+        }
         let end = match gap {
             Some(gap) => ended_by(gap),
             None if stopped => SyncEnd::More,
@@ -139,7 +147,7 @@ impl Pass<'_> {
     }
 
     /// Notes what the relay was found not to have any more.
-    async fn note_gone(&mut self, gone: Vec<(i64, EventId)>) -> Result<(), JobError> {
+    pub(super) async fn note_gone(&mut self, gone: Vec<(i64, EventId)>) -> Result<(), JobError> {
         if gone.is_empty() {
             return Ok(());
         }
