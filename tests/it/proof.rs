@@ -8,7 +8,7 @@ use shared::jobs::{Ctx, Egress, JobsConfig};
 use shared::models::{AddressPolicy, JobKind, RelayUrl};
 use tests::factory::Factory;
 use tests::pg::{Role, TestDb};
-use tests::scripted::{Answer, Extra, Script, ScriptedRelay, Sets, Speech};
+use tests::scripted::{Answer, Endless, Extra, Script, ScriptedRelay, Sets, Speech};
 
 use super::jobs::{config, context, known_relay, run};
 use super::support::{migrated, value};
@@ -236,6 +236,28 @@ async fn a_second_that_a_relay_does_not_compare_and_serves_in_one_page_is_paged(
     assert_eq!((&report["new_events"], &report["proved_share"]), (&900.into(), &1.0.into()), "{report}");
     let paged = value(&test, "SELECT string_agg(since_at || '+' || (until_at - since_at + 1), ',') FROM coverage WHERE grade = 'walked'").await;
     assert_eq!((paged, &report["dense_seconds"]), (format!("{at}+1"), &0.into()), "{report}");
+}
+
+#[tokio::test]
+async fn a_relay_whose_rounds_never_end_is_paged() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, config());
+    let events = Factory::new(231).events(300);
+    // The fingerprint of nothing at all, for ever; and each time an id that does not exist before it.
+    for (endless, most) in [(Endless::Barren, 20), (Endless::Drip, 400)] {
+        let sets = Sets { endless, ..Sets::default() };
+        let script = Script::honest(&events, 500);
+        let (relay, url) = start_comparing(&test, &ctx, script, Extra::Works, sets).await;
+        let report = sync(&ctx, &url).await;
+        assert_eq!(
+            (&report["new_observations"], &report["end"]),
+            (&300.into(), &"up to date".into()),
+            "{report}"
+        );
+        assert_eq!((&report["proved_share"], grades(&test).await), (&1.0.into(), "walked/none".into()));
+        assert_eq!((&report["comparisons"], &report["unserved"]), (&1.into(), &0.into()), "{report}");
+        assert!((10..=most).contains(&relay.counts().rounds), "{endless:?}: {:?}", relay.counts());
+    }
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-pub use neg::Sets;
+pub use neg::{Endless, Sets};
 pub use raw::Raw;
 pub use script::{Answer, Exception, HttpBody, Script, Stored, Writes};
 pub use speech::{AuthScript, Extra, Speech, When};
@@ -53,6 +53,8 @@ pub struct Counts {
     pub auths: u64,
     /// COUNT and NEG-OPEN frames received.
     pub extras: u64,
+    /// NEG-MSG frames received.
+    pub rounds: u64,
     /// EVENT frames sent.
     pub events_sent: u64,
     /// Bytes of frames received.
@@ -105,6 +107,7 @@ struct Counters {
     writes: AtomicU64,
     auths: AtomicU64,
     extras: AtomicU64,
+    rounds: AtomicU64,
     events_sent: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
@@ -171,6 +174,7 @@ impl ScriptedRelay {
             writes: get(&counters.writes),
             auths: get(&counters.auths),
             extras: get(&counters.extras),
+            rounds: get(&counters.rounds),
             events_sent: get(&counters.events_sent),
             bytes_in: get(&counters.bytes_in),
             bytes_out: get(&counters.bytes_out),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use negentropy::{Id, Negentropy, NegentropyStorageVector};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::script::Stored;
 
@@ -18,11 +19,44 @@ pub struct Sets {
     pub hides: Option<(i64, i64)>,
     /// Ids listed besides: time and id.
     pub invents: Vec<(i64, [u8; 32])>,
+    /// Whether its rounds come to an end.
+    pub endless: Endless,
+}
+
+/// How a reconciliation goes on for ever.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Endless {
+    /// It does not.
+    #[default]
+    No,
+    /// Each round says that everything differs, and no more.
+    Barren,
+    /// Each round lists one more id that does not exist, and says that all the rest differs.
+    Drip,
+}
+
+impl Endless {
+    /// The next message: one range up to infinity with a fingerprint of nothing, and for [`Self::Drip`] before it the first
+    /// second (as NIP-77 writes it: one more, and no prefix) with a list of one id.
+    fn message(self, round: u64) -> Vec<u8> {
+        let mut message = vec![0x61];
+        if self == Self::Drip {
+            message.extend([2, 0, 2, 1]);
+            message.extend(Sha256::digest(round.to_be_bytes()));
+        }
+        message.extend([0, 0, 1]);
+        message.extend(&Sha256::digest(round.to_le_bytes())[..16]);
+        message
+    }
 }
 
 /// The reconciliations open on one connection.
 #[derive(Default)]
-pub(super) struct Open(HashMap<String, Negentropy<'static, NegentropyStorageVector>>);
+pub(super) struct Open {
+    sides: HashMap<String, Negentropy<'static, NegentropyStorageVector>>,
+    endless: Endless,
+    rounds: u64,
+}
 
 impl Open {
     /// Answers `["NEG-OPEN", sub, filter, hex]`.
@@ -48,15 +82,20 @@ impl Open {
         }
         storage.seal().expect("a storage is sealed once");
         let side = Negentropy::owned(storage, 60_000).expect("the limit is above the least");
-        self.0.insert(sub.to_string(), side);
+        self.sides.insert(sub.to_string(), side);
+        self.endless = sets.endless;
         self.message(sub, &frame[3])
     }
 
     /// Answers `["NEG-MSG", sub, hex]`.
     pub(super) fn message(&mut self, sub: &Value, message: &Value) -> Value {
-        let Some(side) = self.0.get_mut(&sub.to_string()) else {
+        let Some(side) = self.sides.get_mut(&sub.to_string()) else {
             return json!(["NEG-ERR", sub, "closed: unknown subscription"]);
         };
+        if self.endless != Endless::No {
+            self.rounds += 1;
+            return json!(["NEG-MSG", sub, hex::encode(self.endless.message(self.rounds))]);
+        }
         let bytes = hex::decode(message.as_str().unwrap_or_default()).unwrap_or_default();
         match side.reconcile(&bytes) {
             Ok(answer) => json!(["NEG-MSG", sub, hex::encode(answer)]),
@@ -66,6 +105,6 @@ impl Open {
 
     /// Forgets one.
     pub(super) fn close(&mut self, sub: &Value) {
-        self.0.remove(&sub.to_string());
+        self.sides.remove(&sub.to_string());
     }
 }

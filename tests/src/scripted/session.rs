@@ -115,6 +115,7 @@ impl Session<'_> {
                 Ok(())
             }
             (_, Some("NEG-MSG"), _) => {
+                self.shared.counters.rounds.fetch_add(1, Ordering::SeqCst);
                 let answer = self.sets.message(&frame[1], &frame[2]);
                 self.send(answer.to_string()).await
             }
