@@ -103,6 +103,8 @@ mod orphans;
 #[cfg(test)]
 mod page;
 #[cfg(test)]
+mod pages;
+#[cfg(test)]
 mod politeness;
 #[cfg(test)]
 mod pooler;

@@ -206,7 +206,7 @@ pub(super) const KEYS: &[Key] = &[
         64,
         16,
         4_096,
-        "MiB of pages that all sync jobs of a worker hold at once, as text; what is made of them takes about four times that.",
+        "MiB of pages and comparisons that all sync jobs of a worker hold at once, as text; what is made of them takes about four times that.",
     ),
     int("sync.time_box_s", 240, 1, 300, "Seconds one pass works before it hands over to the next."),
     key(

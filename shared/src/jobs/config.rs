@@ -62,7 +62,7 @@ pub struct JobsConfig {
     pub page_idle: Duration,
     /// How long a whole page may take.
     pub page_total: Duration,
-    /// What the pages of all sync jobs of the process may hold together, bytes of text.
+    /// What the pages and comparisons of all sync jobs of the process may hold together, bytes of text.
     pub sync_memory_bytes: u64,
     /// How long one sync attempt works before it hands over to the next.
     pub sync_time_box: Duration,

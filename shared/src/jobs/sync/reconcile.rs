@@ -4,6 +4,7 @@ use super::windows::Window;
 use super::{Pass, REQUESTS, SyncEnd, ended_by};
 use crate::clock;
 use crate::db::{NewCoverage, ReconcileBatch};
+use crate::jobs::room::{ID_BYTES, Share};
 use crate::jobs::{JobError, lost};
 use crate::models::{GapReason, Grade};
 use crate::nips::Filter;
@@ -43,6 +44,7 @@ impl Pass<'_> {
             is_known,
         });
         let (mut stopped, mut ended) = (false, None);
+        let mut held: Option<Share> = None;
         loop {
             let job = plan.next();
             if job == Job::Done {
@@ -59,9 +61,22 @@ impl Pass<'_> {
                 ended = Some((Grade::Unknown, reason));
                 break;
             }
+            match (&job, &mut held) {
+                (Job::Items { .. }, _) => {
+                    // That of the window before goes first: who waits for one holds none.
+                    drop(held.take());
+                    self.room.leave();
+                    held = Some(self.ctx.pages.set().await);
+                }
+                // Compared, and most windows are small.
+                (Job::Page(_), Some(share)) => share.shrink(ID_BYTES * plan.ids() as u64),
+                _ => {}
+            }
             let settled = self.work(socket, &mut plan, job).await?;
             self.settle(settled).await?;
             if let Some((floor, ceiling)) = plan.take_aside() {
+                // Nothing of the next window is read yet, and a walk has its own.
+                drop(held.take());
                 let aside = Window { floor, ceiling, open_top: false };
                 let (end, gap) = self.walk(socket, aside).await?;
                 stopped = end == SyncEnd::More;
@@ -71,6 +86,7 @@ impl Pass<'_> {
                 }
             }
         }
+        drop(held);
         let rest = match (plan.finish(), ended) {
             (rest, None) => rest,
             (Rest::None, Some(gap)) => return Ok((ended_by(gap), Some(gap))),

@@ -147,6 +147,11 @@ impl Reconcile {
         self.window.need.iter().copied().collect()
     }
 
+    /// Ids that are kept of the window: ours, and those of the relay that are still wanted.
+    pub fn ids(&self) -> usize {
+        self.window.items.len() + self.window.need.len()
+    }
+
     /// A stretch (both ends included) that is not compared, and is to be paged before anything else is done.
     pub fn take_aside(&mut self) -> Option<(i64, i64)> {
         self.aside.take()
