@@ -303,7 +303,7 @@ async fn pages_are_as_long_as_those_of_the_relay_were_measured_to_be() {
     let events = Factory::new(7).events(90);
     let relay = ScriptedRelay::start(Script::honest(&events, 30)).await;
     let url = known_relay(&ctx.db, &relay).await;
-    for (measured, asked) in [(30, 30), (3, 20), (9_000, 500)] {
+    for (measured, asked) in [(30, 30), (3, 20), (9_000, 1_000)] {
         let (_, fence) = claim_one(&ctx.db, "w1", JobKind::Monitor, url.as_str()).await;
         let result = CapabilityResult {
             fence,

@@ -191,7 +191,13 @@ pub(super) const KEYS: &[Key] = &[
         "States of which the webhook is told when a relay comes to them.",
     ),
     int("sync.interval_s", 900, 1, MONTH_S, "Seconds between two passes over a relay that is up to date."),
-    int("sync.page_limit", 500, 1, 5_000, "Events asked for per page."),
+    int(
+        "sync.page_limit",
+        1_000,
+        1,
+        5_000,
+        "Most events asked for per page; of a relay that was not seen to serve more than 500, no more than that.",
+    ),
     int("sync.page_idle_s", 20, 1, 120, "Longest pause between two new events of a page, seconds."),
     int("sync.page_total_s", 120, 1, 240, "Seconds a whole page may take."),
     int(

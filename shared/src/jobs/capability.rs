@@ -8,6 +8,8 @@ use crate::models::{Measured, RelayUrl};
 
 /// No fewer are asked for, whatever was measured: whoever serves one event a page gives no more for that.
 const PAGE_LEAST: u32 = 20;
+/// Asked for where nothing is known: most relay programs serve as many.
+pub(super) const PAGE_USUAL: u32 = 500;
 
 /// What this look at the relay is to find out, and what was measured of it before.
 pub(super) async fn looks(
@@ -29,10 +31,12 @@ pub(super) async fn looks(
     Ok((looks, known.and_then(|known| known.measured)))
 }
 
-/// How many events to ask one page of a relay for: what its pages were measured to be cut at, where that is less than
-/// what the operator wants. Asked for more, some relays give less.
-pub(super) fn page_limit(configured: u32, measured: &Measured) -> u32 {
-    measured.best_limit().map_or(configured, |best| best.max(PAGE_LEAST).min(configured))
+/// How many events to ask one page of a relay for: what its pages were measured to be cut at, or where none was cut the
+/// usual number, or as many as one brought; never more than `most`, the operator's word. Asked for more than their limit
+/// some relays give less, so that what is only claimed is not asked for.
+pub(super) fn page_limit(most: u32, measured: &Measured) -> u32 {
+    let best = measured.best_limit().map_or(measured.page_max.max(PAGE_USUAL), |best| best.max(PAGE_LEAST));
+    best.min(most)
 }
 
 /// Stores what this look found out beyond its checks.
@@ -79,6 +83,23 @@ fn is_due(last: Option<i64>, now: i64, interval_s: i64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_is_asked_for_what_the_relay_was_seen_to_serve_and_no_more_than_the_operator_allows() {
+        let limit =
+            |max_limit, page_max| page_limit(1_000, &Measured { max_limit, page_max, ..Measured::default() });
+        assert_eq!(
+            [limit(None, 0), limit(None, 300), limit(None, 800), limit(None, 1_001)],
+            [500, 500, 800, 1_000]
+        );
+        assert_eq!([limit(Some(1), 1), limit(Some(100), 100), limit(Some(500), 500)], [20, 100, 500]);
+        assert_eq!(
+            [limit(Some(700), 700), limit(Some(1_000), 1_000), limit(Some(5_000), 1)],
+            [700, 1_000, 1_000]
+        );
+        let measured = Measured { max_limit: Some(1_000), ..Measured::default() };
+        assert_eq!((page_limit(100, &measured), page_limit(100, &Measured::default())), (100, 100));
+    }
 
     #[test]
     fn what_was_never_done_is_due_and_then_once_an_interval() {

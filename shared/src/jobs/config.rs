@@ -56,7 +56,7 @@ pub struct JobsConfig {
     pub forgery: ForgeryLimit,
     /// What is known without being kept.
     pub unkept: Vec<Unkept>,
-    /// Events asked for per page.
+    /// Most events asked for per page; of a relay that was not seen to serve more than 500, no more than that.
     pub page_limit: u32,
     /// Longest pause between two new events of a page.
     pub page_idle: Duration,
@@ -127,7 +127,7 @@ impl Default for JobsConfig {
             budget_look: Self::BUDGET_LOOK,
             forgery: ForgeryLimit { floor: 200, percent: 10, days: 30 },
             unkept: Unkept::ALL.to_vec(),
-            page_limit: 500,
+            page_limit: 1_000,
             page_idle: Duration::from_secs(20),
             page_total: Duration::from_secs(120),
             sync_memory_bytes: 64 << 20,

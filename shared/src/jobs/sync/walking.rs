@@ -7,6 +7,7 @@ use super::windows::Window;
 use super::{PAGE_EVENTS, PAGE_STRAY, Pass, REQUESTS, SyncEnd, ended_by};
 use crate::clock;
 use crate::db::ReconcileBatch;
+use crate::jobs::capability::PAGE_USUAL;
 use crate::jobs::{JobError, lost};
 use crate::models::{EventId, GapReason, Grade, Interval};
 use crate::nips::{Filter, Limits, Next, PageEnd, Walk, WalkSpec, refuses_filter};
@@ -80,6 +81,7 @@ impl Pass<'_> {
             gap = ended.then(|| (page.end.grade(), page.end.gap()));
             // Who refused, or wants to be asked less, is asked nothing more, not even what is left to check.
             let told_off = gap.is_some_and(|gap| ended_by(gap) != SyncEnd::Interrupted);
+            self.ask_for_less(walk.smallest_cut());
             let changed = self.overlay(&claims);
             let next = match walk.next() {
                 Next::Request(filter) if !told_off && socket.is_usable() && !self.reading_is_over() => {
@@ -210,7 +212,18 @@ impl Pass<'_> {
         self.filter_refused.get_or_insert_with(|| refuses_filter(&page.facts, &page.end));
     }
 
+    /// Goes back to what is usually asked for in a page, where more brought less than that.
+    fn ask_for_less(&mut self, smallest_cut: Option<usize>) {
+        if smallest_cut.is_some_and(|cut| u32::try_from(cut).is_ok_and(|cut| cut < PAGE_USUAL)) {
+            self.page_limit = self.page_limit.min(PAGE_USUAL);
+        }
+    }
+
     fn narrow(&self, mut filter: Filter) -> Filter {
+        // A walk goes on with the limit it began with; of a page it knows the size at which they were seen to be cut.
+        if filter.ids.is_empty() {
+            filter.limit = filter.limit.map(|limit| limit.min(self.page_limit));
+        }
         if filter.kinds.is_empty() {
             filter.kinds.clone_from(&self.class.kinds);
         }
