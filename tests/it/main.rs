@@ -175,6 +175,8 @@ mod upkeep;
 #[cfg(test)]
 mod uptime;
 #[cfg(test)]
+mod vantages;
+#[cfg(test)]
 mod views;
 #[cfg(test)]
 mod walked;

@@ -110,7 +110,7 @@ async fn states(test: &TestDb) -> String {
 }
 
 /// Waits for the next second: an event of the same second replaces no other.
-async fn next_second() {
+pub(crate) async fn next_second() {
     let now = clock::unix_now();
     while clock::unix_now() == now {
         // bound: one second

@@ -10,7 +10,7 @@ mod visit;
 
 use std::time::Duration;
 
-use super::{Attempt, Ctx, JobError, WriteTo, lost};
+use super::{Attempt, Ctx, JobError, WriteTo, liveness::State, lost};
 use crate::checks::{CheckKind, Looks, MonitorReport};
 use crate::clock;
 use crate::db::{NewPublication, RelayRow};
@@ -118,7 +118,8 @@ impl Publishing {
 }
 
 /// What a look means for the outbox: an event about a relay that is alive, or the end of what we said of one that
-/// does not speak Nostr, twice. Of any other relay we say nothing; the age of our last word tells.
+/// does not speak Nostr, twice, nor to any other vantage. Of any other relay we say nothing; the age of our last word
+/// tells.
 pub(super) async fn record(
     ctx: &Ctx,
     attempt: &Attempt,
@@ -132,7 +133,9 @@ pub(super) async fn record(
             let d = draft.d_tag().to_owned();
             publishing.put(draft, d, Some(url.clone()), Duration::ZERO)?
         }
-        None if is_fake(report.up, report.reason, relay.reason.as_deref()) => {
+        None if is_fake(report.up, report.reason, relay.reason.as_deref())
+            && !is_seen_elsewhere(relay, clock::unix_now()) =>
+        {
             publishing.withdrawal(ctx, &url.to_nip66_d(), "it does not speak Nostr").await?
         }
         // Said before it was to be kept, or waiting to be.
@@ -147,6 +150,12 @@ pub(super) async fn record(
 /// Whether something else than a relay answers there: found twice in a row. Silence may be a relay in trouble.
 fn is_fake(up: bool, reason: Reason, before: Option<&str>) -> bool {
     !up && reason == Reason::NotNostr && before == Some(Reason::NotNostr.as_str())
+}
+
+/// Whether another vantage has it alive: what answers here in its place may stand on the way from here, and vantages that
+/// sign with one key would take back and say again by turns.
+fn is_seen_elsewhere(relay: &RelayRow, now: i64) -> bool {
+    relay.others.iter().any(|other| other.state == State::Alive.as_str() && other.stands_until >= now)
 }
 
 #[cfg(test)]
