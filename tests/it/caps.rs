@@ -1,14 +1,18 @@
 //! How many URLs a host, a domain and a hoster may have, whoever names them, what is said of the rest,
 //! and when candidates that were given up are forgotten.
 
+use shared::clock;
+use shared::db::{Found, Sighting};
 use shared::jobs::JobsConfig;
-use shared::models::JobKind;
+use shared::models::{JobKind, Source};
+use tests::factory::Factory;
 use tests::pg::Role;
+use tests::scripted::{Script, ScriptedRelay};
 
 use super::discover::{Lists, candidate_urls, candidates, ok, url};
-use super::jobs::{config, context, run};
+use super::jobs::{config, context, known_relay, run};
 use super::scheduler::{round, scheduler};
-use super::support::{handle, job, migrated, value};
+use super::support::{claim_one, handle, job, migrated, value};
 
 #[tokio::test]
 async fn one_host_has_a_limited_number_of_urls_and_the_rest_is_counted() {
@@ -117,4 +121,52 @@ async fn a_candidate_given_up_and_named_by_nobody_for_long_is_forgotten_and_new_
     let due =
         "SELECT string_agg(target, ' ') FROM schedule WHERE kind = 'validate' AND why = 'new candidate'";
     assert_eq!(value(&test, due).await, "wss://gone1.example");
+}
+
+/// Where what is open was seen first.
+const OPEN: &str = "SELECT string_agg(source || ' ' || n, ', ' ORDER BY source) FROM (
+    SELECT source, count(*) AS n FROM candidate WHERE tombstoned_at IS NULL GROUP BY 1) x";
+
+#[tokio::test]
+async fn candidates_have_an_end_that_invented_domains_do_not_move_and_lists_do_not_meet() {
+    let Some(test) = migrated().await else { return };
+    let invented = |count: u32, below: &str| -> Vec<String> {
+        (0..count).map(|n| format!("wss://{below}{n}.example")).collect()
+    };
+    let (factory, now) = (Factory::new(8), clock::unix_now() - 5);
+    let named: Vec<_> = invented(40, "spam").into_iter().map(|url| vec!["x".to_owned(), url]).collect();
+    let reported = vec![vec!["d".to_owned(), "wss://reported.example".to_owned()]];
+    let events = [factory.sign(0, 1, named, "", now), factory.sign(1, 30_166, reported, "{}", now)];
+    let relay = ScriptedRelay::start(Script::honest(&events, 50)).await;
+    let lists = Lists::start(&[("/", ok(&serde_json::json!(invented(5, "listed")).to_string()))]).await;
+    let sources = vec![lists.source("/", "[]")];
+    let ctx = context(&test, JobsConfig { sources, candidates_max: 20, ..config() });
+    let source = known_relay(&ctx.db, &relay).await;
+    assert_eq!(candidates(&ctx.db, &["wss://seed0.example", "wss://seed1.example"]).await, 2);
+    run(&ctx, JobKind::Sync, source.as_str()).await.unwrap();
+    let mined = run(&ctx, JobKind::Discover, "archive").await.unwrap();
+    // Two seeds, what is reported, and notes up to nine tenths of twenty.
+    assert_eq!((&mined["new_candidates"], &mined["over_cap"]), (&16.into(), &25.into()), "{mined}");
+    assert_eq!(value(&test, OPEN).await, "monitor 1, seed 2, tag 15");
+    let reader = handle(&test, Role::Reader);
+    let refused = reader.candidate_capped(10).await.unwrap();
+    assert_eq!(refused.iter().map(|c| (c.name.as_str(), c.refused)).collect::<Vec<_>>(), [("*", 25)]);
+    let of = reader.candidate_sources(&url("wss://spam39.example")).await.unwrap();
+    assert_eq!((of.refused_on_host, of.refused_in_all), (None, Some(25)));
+    // A list of the operator's, and what he names, have their place all the same.
+    let report = run(&ctx, JobKind::Discover, "http").await.unwrap();
+    assert_eq!(report["new_candidates"], 5, "{report}");
+    assert_eq!(candidates(&ctx.db, &["wss://named.example"]).await, 1);
+    assert_eq!(value(&test, OPEN).await, "http 5, monitor 1, seed 3, tag 15");
+    // What was given up makes room, as soon as it is counted again.
+    test.execute("UPDATE candidate SET tombstoned_at = 5 WHERE source = 'tag'").await;
+    let store = async |target: &str| {
+        let late = Sighting { url: url("wss://late.example"), source: Source::Tag, origin: String::new() };
+        let caps = Found { per_host: 9, per_site: 9, per_hoster: 9, in_all: 20, ..Found::default() };
+        let (_, fence) = claim_one(&ctx.db, "w1", JobKind::Discover, target).await;
+        ctx.db.discover_store(&fence, &Found { sightings: vec![late], ..caps }).await.unwrap().unwrap().new
+    };
+    assert_eq!(store("one").await, 0);
+    test.execute("UPDATE stranger_count SET counted_at = counted_at - interval '61 seconds'").await;
+    assert_eq!(store("two").await, 1);
 }

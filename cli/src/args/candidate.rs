@@ -28,12 +28,14 @@ pub(crate) enum Candidate {
         /// The URL, in any spelling
         url: String,
     },
-    /// Hosts, domains and hosters that have as many URLs as one may have, and how often another was named
+    /// Hosts, domains and hosters that have as many URLs as one may have, and how often another was named; * is all
+    /// candidates together
     #[command(after_help = "EXAMPLES:
   bigbrotr candidate capped
   bigbrotr candidate capped --json
 
-The limits are discover.urls_per_host, discover.urls_per_site and discover.urls_per_hoster.")]
+The limits are discover.urls_per_host, discover.urls_per_site and discover.urls_per_hoster, and in all
+discover.candidates_max.")]
     Capped {
         /// At most so many
         #[arg(long, value_name = "N", default_value_t = 100)]

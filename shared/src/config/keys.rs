@@ -321,6 +321,13 @@ pub(super) const KEYS: &[Key] = &[
         1_000_000,
         "The same of a hoster, under whose domain strangers register names as under a public suffix.",
     ),
+    int(
+        "discover.candidates_max",
+        200_000,
+        10,
+        10_000_000,
+        "Candidates, not given up, beyond which no more URLs of strangers are taken; those of discover.sources, seeds and operators are.",
+    ),
     key(
         "discover.ports",
         Kind::List(Item::Port),

@@ -200,6 +200,7 @@ impl Config {
             urls_per_host: self.number("discover.urls_per_host"),
             urls_per_site: self.number("discover.urls_per_site"),
             urls_per_hoster: self.number("discover.urls_per_hoster"),
+            candidates_max: self.number("discover.candidates_max"),
             ports: self.list("discover.ports").iter().filter_map(|text| text.parse().ok()).collect(),
             nip05_per_day: self.number("discover.nip05_per_day"),
             archive_days: self.archive_days(),

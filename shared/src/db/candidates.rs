@@ -114,12 +114,14 @@ pub struct Sources {
     pub refused_on_site: Option<u64>,
     /// URLs of other customers of its hoster that were not taken, when any was.
     pub refused_on_hoster: Option<u64>,
+    /// URLs of whomever that were not taken while there were as many candidates as there may be, when any was.
+    pub refused_in_all: Option<u64>,
 }
 
 /// Who has as many URLs as one may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CappedLine {
-    /// A host, or `*.domain` for a domain or a hoster with all hosts below it.
+    /// A host, `*.domain` for a domain or a hoster with all hosts below it, or `*` for all candidates.
     pub name: String,
     /// How many more were named.
     pub refused: u64,
@@ -164,8 +166,8 @@ SELECT source, origin, first_seen_at, last_seen_at, seen_count FROM candidate_so
 ORDER BY first_seen_at, source, origin LIMIT $2";
 
 const REFUSED: &str = "
-SELECT CASE x.host WHEN $1 THEN 'host' WHEN '*.' || $4 THEN 'hoster' ELSE 'site' END AS what, x.refused
-FROM candidate_refusal x WHERE x.host IN ($1, '*.' || coalesce($3, url_site($2)), '*.' || $4)";
+SELECT CASE x.host WHEN $1 THEN 'host' WHEN '*' THEN 'all' WHEN '*.' || $4 THEN 'hoster' ELSE 'site' END AS what, x.refused
+FROM candidate_refusal x WHERE x.host IN ($1, '*', '*.' || coalesce($3, url_site($2)), '*.' || $4)";
 
 const CAPPED: &str = "
 SELECT host, refused, last_url, last_at FROM candidate_refusal ORDER BY refused DESC, host LIMIT $1";
@@ -294,6 +296,7 @@ impl Db {
             refused_on_host: refused("host")?,
             refused_on_site: refused("site")?,
             refused_on_hoster: refused("hoster")?,
+            refused_in_all: refused("all")?,
         })
     }
 

@@ -64,6 +64,8 @@ pub struct Found<'a> {
     pub per_site: u32,
     /// URLs that the customers of one hoster may have together.
     pub per_hoster: u32,
+    /// Candidates there may be in all; what operators list and have lists of is taken beyond.
+    pub in_all: u32,
     /// When the task is next due, its slack, and why; `None` leaves that alone.
     pub next: Option<(Duration, Duration, &'a str)>,
 }
@@ -73,7 +75,7 @@ pub struct Found<'a> {
 pub struct Sighted {
     /// New candidates.
     pub new: u64,
-    /// Not taken: their host, its domain or its hoster has as many as one may have.
+    /// Not taken: their host, its domain or its hoster has as many as one may have, or there are as many as there may be.
     pub over_cap: u64,
     /// Not taken: excluded by an operator.
     pub excluded: u64,
@@ -112,7 +114,7 @@ impl Db {
             .one(
                 sqlx::query(
                     "SELECT held, new_candidates, over_cap, left_alone FROM discover_store($1, $2, $3, $4, $5, $6, $7, $8, \
-                     $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)",
+                     $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)",
                 )
                 .bind(fence.job())
                 .bind(fence.worker())
@@ -136,7 +138,8 @@ impl Db {
                 .bind(i32::try_from(found.per_site).unwrap_or(i32::MAX))
                 .bind(sightings().map(|s| s.url.site().map(str::to_owned)).collect::<Vec<_>>())
                 .bind(sightings().map(|s| s.url.hoster().map(str::to_owned)).collect::<Vec<_>>())
-                .bind(i32::try_from(found.per_hoster).unwrap_or(i32::MAX)),
+                .bind(i32::try_from(found.per_hoster).unwrap_or(i32::MAX))
+                .bind(i32::try_from(found.in_all).unwrap_or(i32::MAX)),
             )
             .await?;
         let held: bool = get(&row, "held")?;

@@ -42,6 +42,8 @@ pub struct JobsConfig {
     pub urls_per_site: u32,
     /// And one hoster that gives strangers names under its domain.
     pub urls_per_hoster: u32,
+    /// Candidates that strangers may bring the whole to.
+    pub candidates_max: u32,
     /// Ports of clearnet URLs that strangers name; others are not taken.
     pub ports: Vec<PortRange>,
     /// NIP-05 domains asked in a day; 0 asks none.
@@ -120,6 +122,7 @@ impl Default for JobsConfig {
             urls_per_host: 32,
             urls_per_site: 1_024,
             urls_per_hoster: 16_384,
+            candidates_max: 200_000,
             ports: PortRange::usual(),
             nip05_per_day: 240,
             archive_days: None,

@@ -78,6 +78,7 @@ async fn archive(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError> {
             per_host: ctx.config.urls_per_host,
             per_site: ctx.config.urls_per_site,
             per_hoster: ctx.config.urls_per_hoster,
+            in_all: ctx.config.candidates_max,
             next: last.then_some((after, due.slack, due.why)),
             ..Found::default()
         };

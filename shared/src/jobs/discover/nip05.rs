@@ -138,6 +138,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         per_host: ctx.config.urls_per_host,
         per_site: ctx.config.urls_per_site,
         per_hoster: ctx.config.urls_per_hoster,
+        in_all: ctx.config.candidates_max,
         next,
         ..Found::default()
     };
