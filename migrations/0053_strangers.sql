@@ -1,4 +1,5 @@
--- What strangers write, where it meets what we know: candidates have an end.
+-- What strangers write, where it meets what we know: candidates have an end, and words about relays that never spoke to
+-- us are kept.
 
 CREATE TABLE stranger_count (
     what       text        PRIMARY KEY CHECK (what IN ('candidate', 'candidate_report')),
@@ -165,3 +166,223 @@ BEGIN
     RETURN NEXT;
 END $$;
 COMMENT ON FUNCTION discover_store IS 'Result of one discover batch in one fenced transaction: URLs found and where, events mined (which lose their bodies in a lightweight archive), NIP-05 names seen and domains asked, the state of an HTTP source, next due (null = unchanged). Returns what became of the URLs.';
+
+-- Words about URLs that are no relay of ours ---------------------------------------------------------------------------------
+
+CREATE TABLE candidate_report (
+    url        text    NOT NULL CHECK (octet_length(url) BETWEEN 6 AND 2048),
+    monitor    bytea   NOT NULL CHECK (octet_length(monitor) = 32),
+    created_at bigint  NOT NULL,
+    open_ms    integer,
+    read_ms    integer,
+    write_ms   integer,
+    auth       boolean,
+    writes     boolean,
+    pow        boolean,
+    payment    boolean,
+    nips       integer[] NOT NULL,
+    geohash    text,
+    PRIMARY KEY (url, monitor)
+);
+COMMENT ON TABLE  candidate_report IS 'The newest words of each other monitor (kind 30166) about URLs that are no relays of ours: candidates, given up or not, and what is none. They move to monitor_report when the URL becomes a relay.';
+COMMENT ON COLUMN candidate_report.url IS 'Canonical URL.';
+COMMENT ON COLUMN candidate_report.monitor IS 'The monitor''s public key.';
+COMMENT ON COLUMN candidate_report.created_at IS 'When, Unix seconds, as the monitor says.';
+COMMENT ON COLUMN candidate_report.open_ms IS 'rtt-open, milliseconds.';
+COMMENT ON COLUMN candidate_report.read_ms IS 'rtt-read, milliseconds.';
+COMMENT ON COLUMN candidate_report.write_ms IS 'rtt-write, milliseconds.';
+COMMENT ON COLUMN candidate_report.auth IS 'R auth or !auth; null when neither.';
+COMMENT ON COLUMN candidate_report.writes IS 'R writes or !writes.';
+COMMENT ON COLUMN candidate_report.pow IS 'R pow or !pow.';
+COMMENT ON COLUMN candidate_report.payment IS 'R payment or !payment.';
+COMMENT ON COLUMN candidate_report.nips IS 'N, ascending.';
+COMMENT ON COLUMN candidate_report.geohash IS 'g.';
+
+DROP FUNCTION monitor_report_put(bytea[], text[], bigint[], integer[], integer[], integer[], boolean[], boolean[], boolean[], boolean[], text[], text[]);
+CREATE FUNCTION monitor_report_put(
+    p_monitors bytea[], p_urls text[], p_created_ats bigint[], p_opens integer[], p_reads integer[], p_writes_ms integer[],
+    p_auths boolean[], p_writes boolean[], p_pows boolean[], p_payments boolean[], p_nips text[], p_geohashes text[],
+    p_strange integer DEFAULT 50000)
+RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+DECLARE
+    v_any boolean := EXISTS (SELECT FROM relay_exclusion);
+    n integer;
+    v_strange integer := 0;
+    v_held bigint;
+    v_gone integer;
+BEGIN
+    INSERT INTO monitor_report AS m (relay_id, monitor, created_at, open_ms, read_ms, write_ms, auth, writes, pow, payment, nips, geohash)
+    SELECT v.relay_id, v.monitor, v.created_at, v.open_ms, v.read_ms, v.write_ms, v.auth, v.writes, v.pow, v.payment, v.nips::integer[], v.geohash
+    FROM (
+            SELECT DISTINCT ON (r.id, u.monitor) r.id AS relay_id, u.*
+            FROM unnest(p_monitors, p_urls, p_created_ats, p_opens, p_reads, p_writes_ms, p_auths, p_writes, p_pows, p_payments, p_nips, p_geohashes)
+                 u(monitor, url, created_at, open_ms, read_ms, write_ms, auth, writes, pow, payment, nips, geohash)
+            JOIN relay r ON r.url = u.url
+            -- What is dated ahead of its time would stand above all that comes; and our own words are no second opinion.
+            WHERE u.created_at <= extract(epoch FROM now()) + 900 AND NOT EXISTS (SELECT FROM publication p WHERE p.pubkey = u.monitor)
+            ORDER BY r.id, u.monitor, u.created_at DESC) v
+    ORDER BY v.relay_id, v.monitor
+    ON CONFLICT (relay_id, monitor) DO UPDATE
+        SET created_at = excluded.created_at, open_ms = excluded.open_ms, read_ms = excluded.read_ms, write_ms = excluded.write_ms,
+            auth = excluded.auth, writes = excluded.writes, pow = excluded.pow, payment = excluded.payment, nips = excluded.nips, geohash = excluded.geohash
+        WHERE m.created_at < excluded.created_at;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    -- Keys cost nothing: a relay has at most a hundred monitors. Those stay that report on most relays, since that is
+    -- work, and of those that say who they are before the others.
+    DELETE FROM monitor_report m USING (
+        SELECT x.relay_id, x.monitor, row_number() OVER (
+                   PARTITION BY x.relay_id ORDER BY w.relays DESC, a.monitor IS NULL, x.created_at DESC, x.monitor) AS place
+        FROM monitor_report x
+        LEFT JOIN monitor_announcement a ON a.monitor = x.monitor
+        CROSS JOIN LATERAL (SELECT count(*) AS relays FROM (SELECT FROM monitor_report y WHERE y.monitor = x.monitor LIMIT 1000) z) w
+        WHERE x.relay_id IN (
+            SELECT c.relay_id FROM monitor_report c WHERE c.relay_id IN (SELECT r.id FROM relay r WHERE r.url = ANY (p_urls))
+            GROUP BY c.relay_id HAVING count(*) > 100)) surplus
+    WHERE surplus.place > 100 AND m.relay_id = surplus.relay_id AND m.monitor = surplus.monitor;
+    GET DIAGNOSTICS v_gone = ROW_COUNT;
+    n := greatest(n - v_gone, 0);
+    IF NOT EXISTS (SELECT FROM unnest(p_urls) u WHERE NOT EXISTS (SELECT FROM relay r WHERE r.url = u)) THEN RETURN n; END IF;
+
+    -- The others may become relays later, and their events are not read again; and where others find a relay that never
+    -- spoke to us, that is to be seen.
+    SELECT s.n INTO v_held FROM stranger_count s WHERE s.what = 'candidate_report' FOR UPDATE;
+    INSERT INTO candidate_report AS c (url, monitor, created_at, open_ms, read_ms, write_ms, auth, writes, pow, payment, nips, geohash)
+    SELECT v.url, v.monitor, v.created_at, v.open_ms, v.read_ms, v.write_ms, v.auth, v.writes, v.pow, v.payment, v.nips::integer[], v.geohash
+    FROM (
+            SELECT DISTINCT ON (u.url, u.monitor) u.*
+            FROM unnest(p_monitors, p_urls, p_created_ats, p_opens, p_reads, p_writes_ms, p_auths, p_writes, p_pows, p_payments, p_nips, p_geohashes)
+                 u(monitor, url, created_at, open_ms, read_ms, write_ms, auth, writes, pow, payment, nips, geohash)
+            WHERE NOT EXISTS (SELECT FROM relay r WHERE r.url = u.url) AND CASE WHEN v_any THEN url_excluded(u.url) IS NULL ELSE true END
+              AND u.created_at <= extract(epoch FROM now()) + 900 AND NOT EXISTS (SELECT FROM publication p WHERE p.pubkey = u.monitor)
+            ORDER BY u.url, u.monitor, u.created_at DESC) v
+    ORDER BY v.url, v.monitor
+    ON CONFLICT (url, monitor) DO UPDATE
+        SET created_at = excluded.created_at, open_ms = excluded.open_ms, read_ms = excluded.read_ms, write_ms = excluded.write_ms,
+            auth = excluded.auth, writes = excluded.writes, pow = excluded.pow, payment = excluded.payment, nips = excluded.nips, geohash = excluded.geohash
+        WHERE c.created_at < excluded.created_at;
+    GET DIAGNOSTICS v_strange = ROW_COUNT;
+    -- A URL has as many as a relay, which it may become. Rows that are just moving there are left to that.
+    WITH surplus AS (
+        SELECT x.url, x.monitor, row_number() OVER (
+                   PARTITION BY x.url ORDER BY w.relays DESC, a.monitor IS NULL, x.created_at DESC, x.monitor) AS place
+        FROM candidate_report x
+        LEFT JOIN monitor_announcement a ON a.monitor = x.monitor
+        CROSS JOIN LATERAL (SELECT count(*) AS relays FROM (SELECT FROM monitor_report y WHERE y.monitor = x.monitor LIMIT 1000) z) w
+        WHERE x.url IN (SELECT c.url FROM candidate_report c WHERE c.url = ANY (p_urls) GROUP BY c.url HAVING count(*) > 100)
+    ), free AS (
+        SELECT c.url, c.monitor FROM candidate_report c JOIN surplus s ON s.url = c.url AND s.monitor = c.monitor AND s.place > 100
+        FOR UPDATE OF c SKIP LOCKED
+    )
+    DELETE FROM candidate_report c USING free f WHERE c.url = f.url AND c.monitor = f.monitor;
+    GET DIAGNOSTICS v_gone = ROW_COUNT;
+    -- What was written may have been there before: counted when it may be too much, and then a tenth goes at once.
+    v_held := v_held + v_strange - v_gone;
+    IF v_held > p_strange THEN
+        SELECT count(*) INTO v_held FROM candidate_report;
+        IF v_held > p_strange THEN
+            WITH known AS (
+                SELECT x.monitor, (SELECT count(*) FROM (SELECT FROM monitor_report y WHERE y.monitor = x.monitor LIMIT 1000) z) AS relays
+                FROM (SELECT DISTINCT c.monitor FROM candidate_report c) x
+            ), surplus AS (
+                SELECT x.url, x.monitor FROM candidate_report x JOIN known k ON k.monitor = x.monitor
+                ORDER BY k.relays, x.created_at, x.url, x.monitor LIMIT v_held - p_strange * 9 / 10
+            ), free AS (
+                SELECT c.url, c.monitor FROM candidate_report c JOIN surplus s ON s.url = c.url AND s.monitor = c.monitor FOR UPDATE OF c SKIP LOCKED
+            )
+            DELETE FROM candidate_report c USING free f WHERE c.url = f.url AND c.monitor = f.monitor;
+            GET DIAGNOSTICS v_strange = ROW_COUNT;
+            v_held := v_held - v_strange;
+            v_strange := 0;
+        END IF;
+    END IF;
+    UPDATE stranger_count s SET n = v_held, counted_at = now() WHERE s.what = 'candidate_report';
+    RETURN n + greatest(v_strange - v_gone, 0);
+END $$;
+COMMENT ON FUNCTION monitor_report_put IS 'Keeps what other monitors say of relays, and of URLs that are none of ours and nobody excluded, the newest per monitor and URL, at most a hundred monitors for each: those that report on most relays; and of URLs that are no relays p_strange in all, those of such monitors first. p_nips are array literals. Returns by how many rows there are more, or newer ones.';
+
+CREATE FUNCTION relay_adopt() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+BEGIN
+    PERFORM FROM candidate_report c WHERE c.url IN (SELECT a.url FROM added a) ORDER BY c.url, c.monitor FOR UPDATE;
+    WITH moved AS (
+        DELETE FROM candidate_report c USING added a WHERE c.url = a.url
+        RETURNING a.id, c.monitor, c.created_at, c.open_ms, c.read_ms, c.write_ms, c.auth, c.writes, c.pow, c.payment, c.nips, c.geohash
+    )
+    INSERT INTO monitor_report (relay_id, monitor, created_at, open_ms, read_ms, write_ms, auth, writes, pow, payment, nips, geohash)
+    SELECT m.* FROM moved m ORDER BY m.id, m.monitor
+    ON CONFLICT (relay_id, monitor) DO NOTHING;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION relay_adopt IS 'Trigger of relay: what other monitors said of a URL is the relay''s when it becomes one, by whatever door.';
+CREATE TRIGGER relay_adopt AFTER INSERT ON relay REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION relay_adopt();
+
+CREATE OR REPLACE VIEW monitor_disagreement AS
+SELECT w.relay_url, w.monitor, w.seen_at, w.our_state, w.our_checked_at, w.their_state, w.our_open_ms, w.their_open_ms,
+       w.our_auth, w.their_auth, w.our_payment, w.their_payment,
+       array_remove(ARRAY[
+           CASE WHEN w.our_state = 'down' AND w.their_state = 'alive' OR w.our_state = 'alive' AND w.their_state = 'absent' THEN 'liveness'
+                WHEN w.their_state <> 'alive' THEN NULL
+                -- Nobody of ours has looked of late: that contradicts nobody.
+                WHEN w.our_state = 'suspect' AND w.our_reason <> 'stale'
+                THEN CASE WHEN w.our_reason IN ('auth_required', 'blocked', 'rate_limited') THEN 'refused' ELSE 'suspect' END
+                WHEN w.our_state IN ('failing', 'given-up') THEN 'unproved' END,
+           CASE WHEN w.our_auth <> w.their_auth THEN 'auth' END,
+           CASE WHEN w.our_payment <> w.their_payment THEN 'payment' END], NULL) AS disagrees,
+       w.our_outcome, w.our_reason
+FROM (
+    SELECT o.*, encode(o.author, 'hex') AS monitor,
+           -- They say nothing of what they do not find: a word older than three of their rounds says so. A round is a
+           -- week at most: whoever announces a century would vouch for ever, and whoever announces more made this view fail.
+           CASE WHEN o.seen_at > extract(epoch FROM now()) - 3 * least(greatest(coalesce(a.frequency_s, 86400), 3600), 604800) THEN 'alive' ELSE 'absent' END AS their_state
+    FROM (
+        SELECT r.url AS relay_url, m.monitor AS author, m.created_at AS seen_at,
+               coalesce(s.state, 'unchecked') AS our_state, s.checked_at AS our_checked_at,
+               t.open_ms AS our_open_ms, m.open_ms AS their_open_ms,
+               CASE WHEN t.reason = 'auth_required' THEN true WHEN t.outcome = 'ok' THEN false END AS our_auth, m.auth AS their_auth,
+               CASE i.payment WHEN 'true' THEN true WHEN 'false' THEN false END AS our_payment, m.payment AS their_payment,
+               t.outcome AS our_outcome, coalesce(s.reason, 'none') AS our_reason
+        FROM public.monitor_report m
+        JOIN public.relay r ON r.id = m.relay_id
+        LEFT JOIN LATERAL (
+            SELECT x.state, x.reason, x.checked_at FROM public.relay_liveness x WHERE x.relay_url = r.url) s ON true
+        LEFT JOIN LATERAL (
+            SELECT x.open_ms, x.reason, x.outcome FROM public.relay_check_latest x WHERE x.relay_id = r.id AND x.kind = 'rtt'
+            ORDER BY x.checked_at DESC LIMIT 1) t ON true
+        LEFT JOIN LATERAL (
+            SELECT d.data -> 'data' -> 'limitation' ->> 'payment_required' AS payment
+            FROM public.relay_check_latest x JOIN public.metadata d ON d.id = x.metadata_id AND d.type = 'nip11_info'
+            WHERE x.relay_id = r.id AND x.kind = 'nip11' ORDER BY x.confirmed_at DESC LIMIT 1) i ON true
+        UNION ALL
+        SELECT m.url, m.monitor, m.created_at,
+               CASE WHEN c.url IS NULL THEN 'unknown' WHEN c.tombstoned_at IS NOT NULL THEN 'given-up' WHEN c.last_tried_at IS NULL THEN 'untried' ELSE 'failing' END,
+               c.last_tried_at, c.last_open_ms, m.open_ms, NULL::boolean, m.auth, NULL::boolean, m.payment,
+               c.last_outcome, c.last_reason
+        FROM public.candidate_report m
+        LEFT JOIN public.candidate c ON c.url = m.url
+        WHERE NOT EXISTS (SELECT FROM public.relay r WHERE r.url = m.url)) o
+    LEFT JOIN public.monitor_announcement a ON a.monitor = o.author) w;
+COMMENT ON VIEW monitor_disagreement IS 'What each other monitor says of each relay, or URL that is none of ours, beside what we say: liveness, time to open, auth and payment, and in which of them we differ. our_state of what is no relay: untried, failing, given-up, or unknown where it is no candidate; our_outcome and our_reason: our latest look. their_state absent: its last word is older than three of its rounds, of a week at most. disagrees: liveness where one says alive and the other down or nothing; of what they call alive refused where it will not have us, suspect where we doubt it, unproved where it never spoke Nostr to us; auth, payment.';
+
+CREATE OR REPLACE FUNCTION publication_retire(p_publish boolean, p_keep_days integer)
+RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+DECLARE
+    v_old bigint := extract(epoch FROM now())::bigint - p_keep_days * 86400::bigint;
+    n integer;
+BEGIN
+    IF NOT p_publish THEN
+        DELETE FROM schedule s WHERE s.kind = 'monitor' AND s.target = 'publish';
+    END IF;
+    DELETE FROM publication_delivery d USING publication p
+    WHERE p.pubkey = d.pubkey AND p.kind = d.kind AND p.d_tag = d.d_tag AND p.kind IN (5, 30166) AND p.put_at < v_old;
+    DELETE FROM publication p WHERE p.kind IN (5, 30166) AND p.put_at < v_old;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    DELETE FROM monitor_report m WHERE m.created_at < v_old;
+    DELETE FROM candidate_report c WHERE c.created_at < v_old;
+    DELETE FROM monitor_announcement a WHERE a.created_at < v_old AND NOT EXISTS (SELECT FROM monitor_report m WHERE m.monitor = a.monitor);
+    RETURN n;
+END $$;

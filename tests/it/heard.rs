@@ -2,14 +2,17 @@
 
 use serde_json::{Value, json};
 use shared::clock;
-use shared::models::{AddressPolicy, JobKind, LOCAL, MonitorAnnouncementRow, RelayUrl};
+use shared::db::{Actor, NewCandidate};
+use shared::jobs::publish::TASK;
+use shared::models::{AddressPolicy, JobKind, LOCAL, MonitorAnnouncementRow, MonitorReportRow, RelayUrl};
 use shared::nips::nip66::parse_report;
 use tests::factory::Factory;
 use tests::pg::Role;
-use tests::scripted::Script;
+use tests::scripted::{Script, ScriptedRelay};
 
+use super::cli::bigbrotr;
 use super::jobs::context;
-use super::publish::{honest, keys, publishing, run, run_kind, watched};
+use super::publish::{honest, keys, publishing, run, run_kind, url, watched};
 use super::support::{handle, migrated, value};
 
 #[tokio::test]
@@ -49,18 +52,13 @@ async fn other_monitors_words_stand_beside_ours_and_differences_are_named() {
         all.insert(0, vec!["d".to_owned(), watched.to_nip66_d()]);
         parse_report(30_166, [monitor; 32], at, &all, &AddressPolicy::local()).unwrap()
     };
-    let unknown = {
-        let tags = vec![vec!["d".to_owned(), "wss://unknown.example/".to_owned()]];
-        parse_report(30_166, [1; 32], now, &tags, &AddressPolicy::local()).unwrap()
-    };
     let ours = report(0, now, json!([]));
-    let own = shared::models::MonitorReportRow { monitor: keys().pubkey(), ..ours };
+    let own = MonitorReportRow { monitor: keys().pubkey(), ..ours };
     let rows = [
         report(1, now - 50, json!([["rtt-open", "9"], ["R", "auth"]])),
         report(1, now - 10, json!([["rtt-open", "7"], ["R", "auth"], ["N", "1"], ["N", "50"]])),
         report(2, now - 400_000, json!([["R", "!auth"]])),
         report(3, now + 5_000, json!([])),
-        unknown,
         own,
     ];
     assert_eq!(ctx.db.monitor_report_put(&rows).await.unwrap(), 2);
@@ -117,7 +115,7 @@ async fn other_monitors_words_stand_beside_ours_and_differences_are_named() {
     let elsewhere = RelayUrl::parse("wss://elsewhere.example", &AddressPolicy::public()).unwrap();
     ctx.db.relay_insert(&[(elsewhere.clone(), 1)]).await.unwrap();
     let real = report(7, now - 60, json!([]));
-    let other = shared::models::MonitorReportRow { url: elsewhere, ..real.clone() };
+    let other = MonitorReportRow { url: elsewhere, ..real.clone() };
     ctx.db.monitor_report_put(&[other]).await.unwrap();
     ctx.db.monitor_report_put(&[real]).await.unwrap();
     let kept = "SELECT count(*) || ' ' || count(*) FILTER (WHERE monitor = decode(repeat('07', 32), 'hex')) FROM monitor_report
@@ -182,4 +180,104 @@ async fn a_relay_that_says_something_else_at_every_look_keeps_its_latest_hundred
     let kept = "SELECT count(*) || ' ' || min(generated_at) || ' ' || max(generated_at) FROM relay_metadata";
     assert_eq!(value(&test, kept).await, "100 1010 1109");
     assert_eq!(value(&test, "SELECT orphan_metadata_delete(1000)::text").await, "10");
+}
+
+fn report_on(url: &RelayUrl, monitor: u8, at: i64) -> MonitorReportRow {
+    let tags = vec![vec!["d".to_owned(), url.to_nip66_d()], vec!["rtt-open".to_owned(), "7".to_owned()]];
+    parse_report(30_166, [monitor; 32], at, &tags, &AddressPolicy::local()).unwrap()
+}
+
+#[tokio::test]
+async fn what_others_find_alive_and_never_spoke_to_us_is_shown_with_our_reason_and_is_the_relays_later() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, publishing(&["ws://127.0.0.1:1"]));
+    let relay = ScriptedRelay::start(honest().refusing_upgrade(403)).await;
+    let at = url(&relay.url());
+    let [nobodys, excluded] = ["wss://unknown.example", "wss://left.example"].map(url);
+    let actor = Actor { name: "tester".to_owned(), why: "a test".to_owned() };
+    ctx.db.relay_exclude(&["left.example".to_owned()], "opt_out", &actor).await.unwrap();
+    let now = clock::unix_now();
+    let rows = [report_on(&at, 1, now - 50), report_on(&at, 1, now - 10), report_on(&nobodys, 1, now)];
+    assert_eq!(ctx.db.monitor_report_put(&rows).await.unwrap(), 2);
+    assert_eq!(ctx.db.monitor_report_put(&rows).await.unwrap(), 0, "the newest stands");
+    let unwanted = [
+        report_on(&excluded, 1, now),
+        report_on(&nobodys, 2, now + 5_000),
+        MonitorReportRow { monitor: keys().pubkey(), ..report_on(&nobodys, 3, now) },
+    ];
+    run(&ctx, TASK).await.unwrap();
+    assert_eq!(ctx.db.monitor_report_put(&unwanted).await.unwrap(), 0);
+    let reader = handle(&test, Role::Reader);
+    let said = async |of: &RelayUrl| {
+        let lines = reader.disagreement_list(of).await.unwrap();
+        assert_eq!(lines.len(), 1);
+        let line = lines.into_iter().next().unwrap();
+        assert_eq!((line.their_state.as_str(), line.their_open_ms), ("alive", Some(7)));
+        (line.our_state, line.our_end[1].clone().unwrap_or_default(), line.disagrees.join(" "))
+    };
+    let is =
+        |state: &str, reason: &str, differs: &str| (state.to_owned(), reason.to_owned(), differs.to_owned());
+    assert_eq!(said(&at).await, is("unknown", "", ""));
+    ctx.db.candidate_insert(&[NewCandidate { url: at.clone(), source: "seed" }]).await.unwrap();
+    assert_eq!(said(&at).await, is("untried", "", ""));
+    run_kind(&ctx, JobKind::Validate, "clearnet", at.as_str()).await.unwrap();
+    assert_eq!(said(&at).await, is("failing", "blocked", "unproved"));
+    test.execute("UPDATE candidate SET tombstoned_at = 5").await;
+    assert_eq!(said(&at).await, is("given-up", "blocked", "unproved"));
+    for show in [at.as_str(), nobodys.as_str()] {
+        let output =
+            bigbrotr(&["candidate", "show", show, "--json", "--database-url", &test.url(Role::Reader)]);
+        let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (&shown["monitors"][0]["says"], shown["monitors"].as_array().unwrap().len()),
+            (&"alive".into(), 1)
+        );
+        assert_eq!(shown["state"], if show == at.as_str() { "given-up" } else { "unknown" });
+    }
+    // It becomes a relay after all, and with it comes what was said of it.
+    test.execute("UPDATE candidate SET tombstoned_at = NULL").await;
+    relay.set(honest());
+    run_kind(&ctx, JobKind::Validate, "clearnet", at.as_str()).await.unwrap();
+    assert_eq!(said(&at).await, is("unchecked", "none", ""));
+    let moved = "SELECT (SELECT count(*) FROM monitor_report) || ' ' || (SELECT string_agg(url, ' ') FROM candidate_report)";
+    assert_eq!(value(&test, moved).await, "1 wss://unknown.example");
+    assert_eq!(
+        ctx.db.monitor_report_put(&[report_on(&at, 1, now)]).await.unwrap(),
+        1,
+        "and newer words as well"
+    );
+    // A relay that will not have us is neither alive nor down here.
+    relay.set(honest().refusing_upgrade(403));
+    run(&ctx, at.as_str()).await.unwrap();
+    assert_eq!(said(&at).await, is("suspect", "blocked", "refused"));
+}
+
+#[tokio::test]
+async fn words_about_what_is_no_relay_have_an_end_and_who_reports_on_relays_keeps_his() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, publishing(&["ws://127.0.0.1:1"]));
+    let (_relay, watched) = watched(&ctx, honest()).await;
+    let now = clock::unix_now();
+    let far = url("wss://far.example");
+    ctx.db.monitor_report_put(&[report_on(&watched, 7, now), report_on(&far, 7, now - 60)]).await.unwrap();
+    let crowd: Vec<_> = (0..150_u8)
+        .map(|i| MonitorReportRow { monitor: [i.wrapping_add(20); 32], ..report_on(&far, 9, now) })
+        .collect();
+    assert_eq!(ctx.db.monitor_report_put(&crowd).await.unwrap(), 99, "a hundred for one URL");
+    let kept = "SELECT count(*) || ' ' || count(*) FILTER (WHERE monitor = decode(repeat('07', 32), 'hex')) FROM candidate_report";
+    assert_eq!(value(&test, kept).await, "100 1");
+    // Twenty in all: a tenth less, once there are more.
+    let strange = "SELECT monitor_report_put(ARRAY[decode(repeat('05', 32), 'hex')], ARRAY['wss://more.example'], ARRAY[1::bigint], ARRAY[NULL::integer],
+        ARRAY[NULL::integer], ARRAY[NULL::integer], ARRAY[NULL::boolean], ARRAY[NULL::boolean], ARRAY[NULL::boolean], ARRAY[NULL::boolean],
+        ARRAY['{}'], ARRAY[NULL::text], 20)";
+    test.execute(strange).await;
+    assert_eq!(value(&test, kept).await, "18 1");
+    assert_eq!(
+        value(&test, "SELECT n::text FROM stranger_count WHERE what = 'candidate_report'").await,
+        "18"
+    );
+    // And what is old is forgotten with the rest.
+    test.execute("UPDATE candidate_report SET created_at = 1").await;
+    ctx.db.publication_retire(true, 90).await.unwrap();
+    assert_eq!(value(&test, "SELECT count(*)::text FROM candidate_report").await, "0");
 }

@@ -2,10 +2,11 @@
 
 use serde_json::{Value, json};
 use shared::config::Config;
-use shared::db::{CandidateLine, Db, SourceLine};
+use shared::db::{CandidateLine, Db, SourceLine, Sources};
 use shared::models::{AddressPolicy, RelayUrl, Source};
 
 use super::operate::actor;
+use super::relay::{monitor_json, print_monitors};
 use crate::Session;
 use crate::args::Candidate;
 use crate::output::{Fail, line, row, table, utc, warn};
@@ -109,36 +110,35 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     let found = db.candidate_list("", Some(url.as_str()), None, None, 1).await?;
     let found = found.into_iter().next().transpose()?;
     let sources = db.candidate_sources(url).await?;
-    if found.is_none() && sources.lines.is_empty() {
-        let why = match (sources.refused_on_host, sources.refused_on_site, sources.refused_on_hoster) {
-            (Some(n), _, _) => {
-                format!("; {n} URLs of {} were not taken: it has as many as one host may have", url.host())
-            }
-            (None, Some(n), _) => {
-                format!("; {n} URLs of its domain were not taken: it has as many as one may have")
-            }
-            (None, None, Some(n)) => {
-                format!("; {n} URLs of its hoster were not taken: it has as many as one may have")
-            }
-            (None, None, None) => String::new(),
-        };
-        return Err(Fail::Failed(format!("{url} is no candidate and never was{why}")));
+    let others = db.disagreement_list(url).await?;
+    let strange = found.is_none() && sources.lines.is_empty();
+    if strange && others.is_empty() {
+        return Err(Fail::Failed(format!("{url} is no candidate and never was{}", not_taken(url, &sources))));
     }
     if json {
+        let state = if strange { "unknown" } else { "relay" };
         let mut value =
-            found.as_ref().map_or_else(|| json!({ "url": url.as_str(), "state": "relay" }), candidate_json);
+            found.as_ref().map_or_else(|| json!({ "url": url.as_str(), "state": state }), candidate_json);
         value["sources"] = sources.lines.iter().map(source_json).collect();
         value["refused_on_host"] = sources.refused_on_host.into();
         value["refused_on_site"] = sources.refused_on_site.into();
         value["refused_on_hoster"] = sources.refused_on_hoster.into();
+        value["refused_in_all"] = sources.refused_in_all.into();
+        value["monitors"] = others.iter().map(monitor_json).collect();
         line(&value.to_string());
         return Ok(());
     }
     line(url.as_str());
     match &found {
         Some(found) => table(&facts(found)),
+        None if strange => {
+            line(&format!("  no candidate, and never was{}", not_taken(url, &sources)));
+            print_monitors(&others);
+            return Ok(());
+        }
         None => line("  a relay by now: `bigbrotr relay show` knows more"),
     }
+    print_monitors(&others);
     line("seen in");
     let mut rows = vec![row(["  SOURCE", "WHERE", "FIRST", "LATEST", "TIMES"])];
     rows.extend(sources.lines.iter().map(|s| {
@@ -156,6 +156,20 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
         line(&format!("{refused} URLs of other customers of its hoster were not taken"));
     }
     Ok(())
+}
+
+/// Why it may not have been taken, as the end of a sentence.
+fn not_taken(url: &RelayUrl, sources: &Sources) -> String {
+    let (n, of, who) = match sources {
+        Sources { refused_on_host: Some(n), .. } => (n, url.host(), "it has as many as one host may have"),
+        Sources { refused_on_site: Some(n), .. } => (n, "its domain", "it has as many as one may have"),
+        Sources { refused_on_hoster: Some(n), .. } => (n, "its hoster", "it has as many as one may have"),
+        Sources { refused_in_all: Some(n), .. } => {
+            (n, "strangers", "there were as many candidates as may be")
+        }
+        _ => return String::new(),
+    };
+    format!("; {n} URLs of {of} were not taken: {who}")
 }
 
 async fn capped(db: &Db, limit: u32, json: bool) -> Result<(), Fail> {

@@ -187,15 +187,16 @@ fn coverage_json(stretch: &CoverageLine) -> Value {
     })
 }
 
-fn monitor_json(other: &DisagreementLine) -> Value {
+pub(super) fn monitor_json(other: &DisagreementLine) -> Value {
     json!({
         "monitor": other.monitor, "seen_at": other.seen_at, "says": other.their_state, "open_ms": other.their_open_ms,
+        "our_state": other.our_state, "our_outcome": other.our_end[0], "our_reason": other.our_end[1],
         "auth": other.their_needs[0], "payment": other.their_needs[1], "disagrees": other.disagrees,
     })
 }
 
 /// What other monitors say, each for itself.
-fn print_monitors(others: &[DisagreementLine]) {
+pub(super) fn print_monitors(others: &[DisagreementLine]) {
     if others.is_empty() {
         return;
     }

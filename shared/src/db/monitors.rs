@@ -15,13 +15,16 @@ pub struct DisagreementLine {
     pub seen_at: i64,
     /// alive, or absent when its last word is old.
     pub their_state: String,
-    /// Ours.
+    /// Ours: a relay's liveness; of what is no relay of ours `untried`, `failing`, `given-up`, or `unknown` where it is no
+    /// candidate.
     pub our_state: String,
+    /// Outcome of our latest look, and why that state, where there was one.
+    pub our_end: [Option<String>; 2],
     /// Theirs, milliseconds.
     pub their_open_ms: Option<i32>,
     /// Whether it says that authentication and payment are asked for.
     pub their_needs: [Option<bool>; 2],
-    /// In what it differs from us.
+    /// In what it differs from us: `liveness`, `refused`, `suspect`, `unproved`, `auth`, `payment`.
     pub disagrees: Vec<String>,
 }
 
@@ -33,7 +36,7 @@ fn ms(rows: &[MonitorReportRow], which: usize) -> Vec<Option<i32>> {
 }
 
 impl Db {
-    /// Keeps what other monitors say of relays we know; returns how many rows were written.
+    /// Keeps what other monitors say of relays, and of URLs that may become relays; returns how many rows were written.
     pub async fn monitor_report_put(&self, rows: &[MonitorReportRow]) -> Result<u64, DbError> {
         let nips = |row: &MonitorReportRow| {
             format!("{{{}}}", row.nips.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
@@ -91,12 +94,13 @@ impl Db {
         small_count(&row, "n")
     }
 
-    /// What other monitors say of a relay, those that differ from us first; needs a role that may read.
+    /// What other monitors say of a relay, or of a URL that is none of ours, those that differ from us first; needs a role
+    /// that may read.
     pub async fn disagreement_list(&self, url: &RelayUrl) -> Result<Vec<DisagreementLine>, DbError> {
         let rows = self
             .all(
                 sqlx::query(
-                    "SELECT monitor, seen_at, their_state, our_state, their_open_ms, their_auth, their_payment, disagrees \
+                    "SELECT monitor, seen_at, their_state, our_state, their_open_ms, their_auth, their_payment, disagrees, our_outcome, our_reason \
                      FROM monitor_disagreement WHERE relay_url = $1 ORDER BY cardinality(disagrees) DESC, monitor LIMIT $2",
                 )
                 .bind(url.as_str())
@@ -110,6 +114,7 @@ impl Db {
                     seen_at: get(row, "seen_at")?,
                     their_state: get(row, "their_state")?,
                     our_state: get(row, "our_state")?,
+                    our_end: [get(row, "our_outcome")?, get(row, "our_reason")?],
                     their_open_ms: get(row, "their_open_ms")?,
                     their_needs: [get(row, "their_auth")?, get(row, "their_payment")?],
                     disagrees: get(row, "disagrees")?,
