@@ -1,5 +1,5 @@
--- What strangers write, where it meets what we know: candidates have an end, and words about relays that never spoke to
--- us are kept.
+-- What strangers write, where it meets what we know: candidates have an end, words about relays that never spoke to us are
+-- kept, and each key of ours says how often it looks.
 
 CREATE TABLE stranger_count (
     what       text        PRIMARY KEY CHECK (what IN ('candidate', 'candidate_report')),
@@ -386,3 +386,75 @@ BEGIN
     DELETE FROM monitor_announcement a WHERE a.created_at < v_old AND NOT EXISTS (SELECT FROM monitor_report m WHERE m.monitor = a.monitor);
     RETURN n;
 END $$;
+
+-- How often a key of ours looks ------------------------------------------------------------------------------------------------
+
+ALTER TABLE vantage ADD COLUMN pubkey bytea CHECK (octet_length(pubkey) = 32);
+COMMENT ON COLUMN vantage.pubkey IS 'Public key under which its looks were last published; null where none was.';
+
+CREATE OR REPLACE FUNCTION publication_put(
+    p_job text, p_worker text, p_attempt integer,
+    p_pubkeys bytea[], p_kinds integer[], p_ds text[], p_relay_urls text[], p_event_ids bytea[], p_created_ats bigint[],
+    p_digests bytea[], p_events text[], p_refresh_s integer[])
+RETURNS TABLE (held boolean, written integer)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+BEGIN
+    held := EXISTS (SELECT FROM job_fence(ARRAY[p_job], ARRAY[p_worker], ARRAY[p_attempt]));
+    written := 0;
+    IF held THEN
+        -- Whose looks are published under which key.
+        UPDATE vantage v SET pubkey = p_pubkeys[1] FROM apalis.workers w
+        WHERE w.id = p_worker AND v.name = w.vantage AND v.pubkey IS DISTINCT FROM p_pubkeys[1] AND cardinality(p_pubkeys) > 0;
+        INSERT INTO vantage (name, pubkey) SELECT w.vantage, p_pubkeys[1] FROM apalis.workers w
+        WHERE w.id = p_worker AND cardinality(p_pubkeys) > 0 AND NOT EXISTS (SELECT FROM vantage v WHERE v.name = w.vantage)
+        ON CONFLICT (name) DO NOTHING;
+        INSERT INTO publication AS p (pubkey, kind, d_tag, relay_url, event_id, created_at, digest, put_at, event)
+        SELECT u.pubkey, u.kind, u.d_tag, u.relay_url, u.event_id, u.created_at, u.digest, extract(epoch FROM now())::bigint, u.event
+        FROM unnest(p_pubkeys, p_kinds, p_ds, p_relay_urls, p_event_ids, p_created_ats, p_digests, p_events)
+             WITH ORDINALITY u(pubkey, kind, d_tag, relay_url, event_id, created_at, digest, event, o)
+        LEFT JOIN publication x ON x.pubkey = u.pubkey AND x.kind = u.kind AND x.d_tag = u.d_tag
+        WHERE CASE
+            -- Taken back is only what somebody may have.
+            WHEN u.kind = 5 THEN EXISTS (
+                SELECT FROM publication_delivery d WHERE d.pubkey = u.pubkey AND d.kind = 30166 AND d.d_tag = u.d_tag
+                   AND (d.accepted_at IS NOT NULL OR d.state = 'waiting'))
+            -- The same is said again only after a while.
+            ELSE x.digest IS DISTINCT FROM u.digest OR x.created_at + p_refresh_s[u.o] <= u.created_at END
+        ORDER BY u.pubkey, u.kind, u.d_tag
+        ON CONFLICT (pubkey, kind, d_tag) DO UPDATE
+            SET relay_url = excluded.relay_url, event_id = excluded.event_id, created_at = excluded.created_at, digest = excluded.digest,
+                put_at = excluded.put_at, event = excluded.event
+            WHERE p.created_at < excluded.created_at;
+        GET DIAGNOSTICS written = ROW_COUNT;
+        -- What is said again is not taken back any more, and what is taken back is not said any more.
+        DELETE FROM publication_delivery d USING unnest(p_pubkeys, p_kinds, p_ds) u(pubkey, kind, d_tag)
+        WHERE d.pubkey = u.pubkey AND d.d_tag = u.d_tag AND (u.kind, d.kind) IN ((30166, 5), (5, 30166));
+        DELETE FROM publication p USING unnest(p_pubkeys, p_kinds, p_ds) u(pubkey, kind, d_tag)
+        WHERE p.pubkey = u.pubkey AND p.d_tag = u.d_tag AND (u.kind, p.kind) IN ((30166, 5), (5, 30166));
+        IF written > 0 THEN
+            -- Soon, so that several go together; and nobody waits for a row in which everybody meets.
+            UPDATE schedule s SET due_at = now() + interval '2 seconds'
+            FROM (SELECT x.kind, x.target FROM schedule x
+                  WHERE x.kind = 'monitor' AND x.target = 'publish' AND x.due_at > now() + interval '2 seconds' FOR UPDATE SKIP LOCKED) y
+            WHERE s.kind = y.kind AND s.target = y.target;
+        END IF;
+    END IF;
+    RETURN NEXT;
+END $$;
+
+CREATE FUNCTION publication_turns(p_pubkey bytea, p_vantage text)
+RETURNS integer
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+BEGIN
+    -- A worker that starts anew has ten minutes to come.
+    RETURN (
+        SELECT coalesce(max(ceil(x.vantages::numeric / x.mine)), 1)::integer FROM (
+            SELECT count(DISTINCT w.vantage) AS vantages, count(DISTINCT w.vantage) FILTER (WHERE v.pubkey = p_pubkey OR w.vantage = p_vantage) AS mine
+            FROM apalis.workers w CROSS JOIN LATERAL unnest(w.queues) q(name) LEFT JOIN vantage v ON v.name = w.vantage
+            WHERE w.lease_until > now() - interval '10 minutes' AND q.name LIKE 'monitor.%' AND q.name <> 'monitor.local'
+            GROUP BY q.name) x
+        WHERE x.mine > 0);
+END $$;
+COMMENT ON FUNCTION publication_turns IS 'Of how many looks at a relay one, on average, is published under this key, which p_vantage signs with: each is made from one vantage, of those that serve its network, and they may have keys of their own. Of the network where that is most.';

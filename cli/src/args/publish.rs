@@ -17,7 +17,8 @@ Exit code 1 when a relay refuses, or cannot be reached.")]
   bigbrotr publish preview                     kinds 10166, 10002 and 0
   BIGBROTR_IDENTITY_KEY=nsec1… bigbrotr publish preview wss://relay.example
 
-Signed when the environment holds a key; nothing is sent. Needs no database.
+Signed when the environment holds a key; nothing is sent. Needs no database: the frequency in 10166 is that of a
+key with which all vantages sign.
 Exit code 1: the relay is not up, and nothing would be said of it.")]
     Preview {
         /// The relay

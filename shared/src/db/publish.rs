@@ -234,6 +234,14 @@ impl Db {
         rows.iter().map(|row| get(row, "d")).collect()
     }
 
+    /// Of how many looks at a relay one, on average, is published under this key, with which `vantage` signs: 1 where all
+    /// vantages sign with it.
+    pub async fn publication_turns(&self, pubkey: &[u8], vantage: &str) -> Result<u32, DbError> {
+        let query = sqlx::query("SELECT publication_turns($1, $2) AS n").bind(pubkey).bind(vantage);
+        let turns: i32 = get(&self.one(query).await?, "n")?;
+        Ok(u32::try_from(turns).unwrap_or(1).max(1))
+    }
+
     /// The events of one author, kind and `d` that some relay may have now.
     pub async fn publication_ids(&self, pubkey: &[u8], kind: u16, d: &str) -> Result<Vec<EventId>, DbError> {
         let query = sqlx::query("SELECT id FROM publication_ids($1, $2, $3) id");

@@ -53,8 +53,9 @@ pub struct About {
 }
 
 impl About {
-    /// The events: how we look, who we are, where we write.
-    pub fn announcements(&self, interval: Duration, looks: &Looks, write: &WriteTo) -> Vec<Draft> {
+    /// The events: how we look, who we are, where we write. `frequency`: between two looks at a stable relay that are
+    /// published under this key (NIP-66).
+    pub fn announcements(&self, frequency: Duration, looks: &Looks, write: &WriteTo) -> Vec<Draft> {
         let mut checks: Vec<&str> = looks
             .enabled
             .iter()
@@ -78,7 +79,7 @@ impl About {
         let timeouts: Vec<(&str, u64)> =
             timed.into_iter().filter(|check| checks.contains(check)).map(|check| (check, limit)).collect();
         let monitor = nip66::announcement(&MonitorFacts {
-            frequency_s: interval.as_secs(),
+            frequency_s: frequency.as_secs(),
             checks: &checks,
             timeouts_ms: &timeouts,
             networks: &self.networks,

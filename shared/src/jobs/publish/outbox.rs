@@ -36,14 +36,13 @@ pub(in crate::jobs) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report,
 
 /// What we say of ourselves, and what we take back of relays that are left alone now.
 async fn say(ctx: &Ctx, attempt: &Attempt, publishing: &Publishing) -> Result<u64, JobError> {
-    let drafts = publishing.about.announcements(
-        ctx.config.monitor_interval,
-        &ctx.config.looks,
-        &ctx.config.write_probe,
-    );
+    let pubkey = publishing.keys.pubkey();
+    // A look is one vantage's, and a key speaks of no more than the looks of those that sign with it.
+    let turns = ctx.db.publication_turns(&pubkey, &ctx.config.vantage).await?;
+    let frequency = ctx.config.monitor_interval.saturating_mul(turns);
+    let drafts = publishing.about.announcements(frequency, &ctx.config.looks, &ctx.config.write_probe);
     let mut new =
         drafts.into_iter().map(|draft| publishing.announcement(draft)).collect::<Result<Vec<_>, _>>()?;
-    let pubkey = publishing.keys.pubkey();
     for d in ctx.db.publication_unwanted(&pubkey, WITHDRAWN_MAX).await? {
         new.push(publishing.withdrawal(ctx, &d, "the relay is not observed any more").await?);
     }

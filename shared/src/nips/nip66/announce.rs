@@ -9,7 +9,7 @@ use crate::models::{Network, RelayUrl};
 /// How a monitor works.
 #[derive(Debug, Clone, Copy)]
 pub struct MonitorFacts<'a> {
-    /// Seconds between two looks at a stable relay.
+    /// Seconds between two of the monitor's looks at a stable relay.
     pub frequency_s: u64,
     /// What is looked at: `open`, `read`, `nip11`, …, in lower case.
     pub checks: &'a [&'a str],
