@@ -17,7 +17,7 @@ pub(crate) use candidate::{Candidate, Exclusion};
 pub(crate) use look::{Check, Url};
 pub(crate) use publish::Publish;
 pub(crate) use relay::{Alerts, Event, Relay};
-pub(crate) use transfer::{Export, Format, Import};
+pub(crate) use transfer::{Export, Format, Import, Withheld};
 
 /// Observes, archives and monitors Nostr relays.
 #[derive(Debug, Parser)]

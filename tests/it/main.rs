@@ -187,4 +187,6 @@ mod watch;
 #[cfg(test)]
 mod wishes;
 #[cfg(test)]
+mod withheld;
+#[cfg(test)]
 mod written;

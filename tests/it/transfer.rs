@@ -153,7 +153,9 @@ async fn an_export_is_read_by_others_and_its_import_is_the_same_archive() {
     assert_eq!(manifest["counts"]["observations"], observations);
     assert_eq!(
         manifest["left_out"],
-        json!({"skipped": 3, "deleted": 1, "expired": 0, "unseen": 1, "bodiless": 1, "corrupt": 1})
+        json!({
+            "skipped": 3, "deleted": 1, "expired": 0, "private": 0, "protected": 0, "unseen": 1, "bodiless": 1, "corrupt": 1
+        })
     );
     assert_eq!(manifest["vantages"], json!(["here"]));
     assert_eq!(manifest["schema_version"], shared::db::Db::program_schema());

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
+use shared::models::Unkept;
 
 /// How an export is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -25,6 +26,26 @@ impl Format {
     }
 }
 
+/// What is handed on only where somebody asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Withheld {
+    /// Direct messages, seals, gift wraps
+    Private,
+    /// Events whose authors want no copies (NIP-70)
+    Protected,
+}
+
+impl Withheld {
+    /// The class of events that it is.
+    pub(crate) const fn class(self) -> Unkept {
+        match self {
+            Self::Private => Unkept::Private,
+            Self::Protected => Unkept::Protected,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "EXAMPLES:
   bigbrotr export --out january --since 2026-01-01 --until 2026-01-31T23:59:59Z
@@ -35,7 +56,9 @@ impl Format {
 DIR gets events-N and observations-N (which event on which relay, when), and at the end
 manifest.json: as of when, from which vantages, by which filters, with what proof per relay,
 how many of what, what was left out and why, and the SHA-256 of each file. An interrupted
-export has no manifest; --resume makes the same files that it would have made.
+export has no manifest; --resume makes the same files that it would have made. What has
+expired, or what its author asked to have deleted, is never there; private and protected
+events, which are not archived unless archive.unkept is changed, are by --with only.
 Times are Unix seconds, 2026-01-31 (its first second) or 2026-01-31T12:00:00Z.
 Needs a role that may read, such as bigbrotr_reader.")]
 pub(crate) struct Export {
@@ -54,6 +77,9 @@ pub(crate) struct Export {
     /// Only events seen on this relay, and only its observations; may be given again
     #[arg(long, value_name = "URL")]
     pub(crate) relay: Vec<String>,
+    /// Also what is archived of this class; may be given again
+    #[arg(long, value_enum, value_name = "CLASS")]
+    pub(crate) with: Vec<Withheld>,
     /// How to write [default: jsonl]
     #[arg(long, value_enum)]
     pub(crate) format: Option<Format>,

@@ -121,6 +121,7 @@ async fn begun(db: &Db, args: &Export, dir: &Path) -> Result<State, Fail> {
         format: args.format.unwrap_or(Format::Jsonl),
         as_of,
         part_events: args.part_events.unwrap_or(PART_EVENTS),
+        with: sorted(args.with.clone()),
     };
     let query = query(db, &scope).await?;
     // At once: of what grows after as_of nothing can be said.
@@ -174,6 +175,9 @@ fn continued(state: State, args: &Export) -> Result<State, Fail> {
     if !relays.is_empty() && relays != scope.relays {
         return other("--relay");
     }
+    if !args.with.is_empty() && sorted(args.with.clone()) != scope.with {
+        return other("--with");
+    }
     if args.format.is_some_and(|format| format != scope.format) {
         return other("--format");
     }
@@ -219,6 +223,7 @@ async fn query(db: &Db, scope: &Scope) -> Result<ExportScope, Fail> {
         kinds: scope.kinds.clone(),
         relays,
         as_of: scope.as_of,
+        with: scope.with.iter().map(|class| class.class()).collect(),
     })
 }
 

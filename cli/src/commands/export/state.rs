@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shared::db::{ExportCoverage, LeftOut};
 
-use crate::args::Format;
+use crate::args::{Format, Withheld};
 use crate::output::{Fail, utc};
 
 /// What `format` says in manifests, and the version of their shape.
@@ -32,6 +32,9 @@ pub(crate) struct Scope {
     pub(crate) format: Format,
     pub(crate) as_of: i64,
     pub(crate) part_events: u64,
+    /// Classes that are there because somebody asked for them.
+    #[serde(default)]
+    pub(crate) with: Vec<Withheld>,
 }
 
 /// One complete file.
@@ -128,6 +131,7 @@ impl State {
             "vantages": self.vantages,
             "filters": {
                 "since": scope.since, "until": scope.until, "kinds": scope.kinds, "relays": scope.relays,
+                "with": scope.with,
             },
             "files_are": scope.format,
             "part_events": scope.part_events,

@@ -5,14 +5,19 @@
 //! are written once and never changed, so the same scope gives the same rows whenever it is read, and again after an
 //! interruption. What is read while a month moves out of the default partitions is read again: it was looked for where it
 //! was. Two things are exceptions: what an operator or a policy deletes meanwhile is not there, and an import of
-//! another archive's export adds observations with their old times.
+//! another archive's export adds observations with their old times. A third is meant: what its author asks to have deleted, or
+//! what has expired, is left out from that moment on, whether maintenance has come to it or not.
+
+mod left_out;
 
 use std::collections::BTreeMap;
 
 use super::rows::{count, get};
 use super::verify::rebuild;
 use super::{Db, DbError};
-use crate::models::{Event, EventId, RelayUrl, event_key};
+use crate::models::{Event, EventId, RelayUrl, Unkept, event_key};
+
+pub use left_out::LeftOut;
 
 /// Events looked at per round trip.
 const BATCH: i32 = 1_000;
@@ -38,6 +43,8 @@ pub struct ExportScope {
     pub relays: Vec<i32>,
     /// Observations made later are not there, Unix seconds.
     pub as_of: i64,
+    /// Private and protected events are read out where their class is named here.
+    pub with: Vec<Unkept>,
 }
 
 impl ExportScope {
@@ -51,41 +58,6 @@ impl ExportScope {
     /// Where reading begins: a cursor before the first key.
     pub fn begin(&self) -> i64 {
         self.keys().0
-    }
-}
-
-/// Why an event of the scope is not in the export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeftOut {
-    /// Known and not kept, by policy.
-    Skipped,
-    /// Deleted by its author, or on request.
-    Deleted,
-    /// Past its own expiration.
-    Expired,
-    /// Seen by nobody at or before `as_of`.
-    Unseen,
-    /// Archived without a body, or without a signature.
-    Bodiless,
-    /// Its row does not hash to its id any more.
-    Corrupt,
-}
-
-impl LeftOut {
-    /// All there are.
-    pub const ALL: [Self; 6] =
-        [Self::Skipped, Self::Deleted, Self::Expired, Self::Unseen, Self::Bodiless, Self::Corrupt];
-
-    /// Its word in manifests.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Skipped => "skipped",
-            Self::Deleted => "deleted",
-            Self::Expired => "expired",
-            Self::Unseen => "unseen",
-            Self::Bodiless => "bodiless",
-            Self::Corrupt => "corrupt",
-        }
     }
 }
 
@@ -318,6 +290,7 @@ impl Db {
                 items.push(ExportItem { key: get(row, "event_key")?, event: read(row)? });
             }
         }
+        self.withhold(&scope.with, &mut items).await?;
         self.observe(scope, &mut items, relays).await?;
         let cursor = rows.last().map(|row| get(row, "event_key")).transpose()?;
         Ok(ExportBatch { cursor, scanned: rows.len() as u64, items })
