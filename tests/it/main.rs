@@ -13,6 +13,8 @@ mod beyond;
 #[cfg(test)]
 mod board;
 #[cfg(test)]
+mod bounds;
+#[cfg(test)]
 mod brought;
 #[cfg(test)]
 mod caps;

@@ -1,0 +1,59 @@
+//! What is removed, moved, filled and dated ahead stays within bounds.
+
+
+use sqlx::Row as _;
+use tests::pg::{Role, TestDb};
+
+use super::locks::{open, run};
+use super::rollup::storm;
+use super::support::{migrated, value};
+
+
+/// One author's notes, a second apart: all on the first relay, every fiftieth on the second, the first and last ten on the third.
+const MUCH: &str = "
+    SELECT relay_insert('{wss://one.example,wss://two.example,wss://three.example}', '{clearnet,clearnet,clearnet}', '{1,1,1}');
+    CREATE TABLE x AS SELECT n, sha256(n::text::bytea) AS id, 1700000000::bigint + n AS at FROM generate_series(1, 24000) n;
+    SELECT event_insert(array_agg(id), array_agg(natural_key(at, id)), array_agg(at), array_agg(sha256('author')), array_agg(1),
+                        array_agg('[]'::bytea), array_agg(''::bytea), array_agg(id || id), array_agg(NULL::bytea), array_agg('{}'::text)) FROM x;
+    SELECT event_relay_insert(array_agg(x.id), array_agg(natural_key(x.at, x.id)), array_agg(r.id), array_agg(5::bigint), array_agg(0::smallint))
+        FROM x JOIN relay r ON r.url = 'wss://one.example' OR r.url = 'wss://two.example' AND n % 50 = 0
+                            OR r.url = 'wss://three.example' AND (n < 11 OR n > 23990);
+    SELECT all_statistics_refresh()";
+
+/// Removes these, and says how many rows of events and observations were read for it.
+async fn removal(test: &TestDb, which: &'static str) -> i64 {
+    let sql = format!(
+        "SELECT event_fate_set(array_agg(id), array_agg(natural_key(at, id)), 2::smallint) FROM x WHERE {which}"
+    );
+    let mut connection = open(test, &sql).await;
+    let read = "SELECT sum(idx_tup_fetch + seq_tup_read)::bigint AS n FROM pg_stat_xact_user_tables WHERE relname ~ '^event_(relay_)?(default|[0-9]{6})$'";
+    let read: i64 = sqlx::query(read).fetch_one(&mut connection).await.unwrap().get("n");
+    run(&mut connection, "COMMIT").await.unwrap();
+    read
+}
+
+#[tokio::test]
+async fn what_lies_between_two_that_go_is_passed_once_and_not_all_their_author_wrote() {
+    let Some(test) = migrated().await else { return };
+    test.execute(MUCH).await;
+    for first in ["n = 50", "n = 100", "n = 150", "n = 24000", "n = 23950"] {
+        let read = removal(&test, first).await;
+        assert!(read < 2_000, "{read} rows were read to find the next one, fifty further on ({first})");
+    }
+    assert_eq!(value(&test, "SELECT count(*)::text FROM rollup_check()").await, "0");
+    // Where there is nothing in between but what others have, that is read: once, and for all relays at once.
+    let read = removal(&test, "n < 11").await;
+    assert!((24_000..60_000).contains(&read), "{read} rows");
+    let read = removal(&test, "n = 23991").await;
+    assert!(read < 2_000, "{read} rows were read for the first of the last ten");
+    assert_eq!(value(&test, "SELECT count(*)::text FROM rollup_check()").await, "0");
+    let ends = "SELECT string_agg(relay_id || ' ' || events || ' ' || first_at - 1700000000 || ' ' || last_at - 1700000000, ', ' ORDER BY relay_id)
+                FROM rollup_relay_author";
+    assert_eq!(value(&test, ends).await, "1 23984 11 23999, 2 8 23992 23999, 3 475 200 23900");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rollups_are_exact_where_every_author_wrote_much() {
+    let few = "CREATE OR REPLACE FUNCTION rollup_much() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT 2::bigint'";
+    storm(77, few).await;
+}
