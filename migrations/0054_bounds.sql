@@ -319,3 +319,60 @@ ALTER FUNCTION rollup_mend SET enable_nestloop = on;
 ALTER FUNCTION rollup_mend SET plan_cache_mode = force_generic_plan;
 ALTER FUNCTION rollup_mend SET max_parallel_workers_per_gather = 0;
 ALTER FUNCTION rollup_mend SET jit = off;
+
+-- Months that hold much ---------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION month_heavy(p_since bigint, p_now timestamptz DEFAULT now()) RETURNS SETOF text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+    SELECT to_char(x.m, 'YYYY-MM')
+    FROM generate_series(date_trunc('month', greatest(to_timestamp(p_since), TIMESTAMPTZ '2020-11-01 00:00:00+00') AT TIME ZONE 'UTC'),
+                         (p_now + interval '2 months') AT TIME ZONE 'UTC', interval '1 month') x(m)
+    WHERE (to_regclass('public.event_' || to_char(x.m, 'YYYYMM')) IS NULL OR to_regclass('public.event_relay_' || to_char(x.m, 'YYYYMM')) IS NULL)
+      AND NOT month_is_light(extract(epoch FROM x.m AT TIME ZONE 'UTC')::bigint)
+    ORDER BY 1
+$$;
+COMMENT ON FUNCTION month_heavy IS 'Months (2026-01) from p_since (Unix seconds) to two ahead that have no partitions and of which the default partitions hold so much that nobody moves it but an operator (month_ensure).';
+
+CREATE OR REPLACE FUNCTION partition_maintain(p_since bigint, p_limit integer DEFAULT 10000, p_now timestamptz DEFAULT now())
+RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off SET lock_timeout = '1s'
+AS $$
+DECLARE
+    m timestamptz;
+    d timestamptz;
+    lo bigint;
+    n integer := 0;
+    v_part text;
+BEGIN
+    -- Days of the check series, of the hours and of the job history: yesterday, in case nobody maintained, and two ahead.
+    FOR i IN -1 .. 2 LOOP
+        EXIT WHEN n >= p_limit;
+        d := (date_trunc('day', p_now AT TIME ZONE 'UTC') + make_interval(days => i)) AT TIME ZONE 'UTC';
+        lo := extract(epoch FROM d)::bigint;
+        n := n + partition_ensure('relay_check', lo, lo + 86400, to_char(d AT TIME ZONE 'UTC', 'YYYYMMDD'))::integer;
+        n := n + partition_ensure('relay_uptime', lo, lo + 86400, to_char(d AT TIME ZONE 'UTC', 'YYYYMMDD'))::integer;
+        v_part := 'job_history_' || to_char(d AT TIME ZONE 'UTC', 'YYYYMMDD');
+        IF to_regclass('public.' || v_part) IS NULL AND pg_try_advisory_xact_lock(7303) THEN
+            EXECUTE format('CREATE TABLE public.%I (LIKE public.job_history INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', v_part);
+            LOCK TABLE job_history_default IN ACCESS EXCLUSIVE MODE;
+            EXECUTE format('WITH moved AS (DELETE FROM job_history_default WHERE finished_at >= %L AND finished_at < %L RETURNING *) INSERT INTO public.%I SELECT * FROM moved',
+                           d, d + interval '1 day', v_part);
+            EXECUTE format('ALTER TABLE job_history ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)', v_part, d, d + interval '1 day');
+            n := n + 1;
+        END IF;
+    END LOOP;
+    -- Months of the archive: from the first month wanted (never before Nostr) to two ahead. What would keep everybody waiting
+    -- while it moves is left alone (month_heavy), and keeps nothing else from being made.
+    m := date_trunc('month', greatest(to_timestamp(p_since), TIMESTAMPTZ '2020-11-01 00:00:00+00') AT TIME ZONE 'UTC') AT TIME ZONE 'UTC';
+    WHILE m < p_now + interval '2 months' AND n < p_limit LOOP
+        lo := extract(epoch FROM m)::bigint;
+        v_part := to_char(m AT TIME ZONE 'UTC', 'YYYYMM');
+        IF (to_regclass('public.event_' || v_part) IS NULL OR to_regclass('public.event_relay_' || v_part) IS NULL) AND month_is_light(lo) THEN
+            n := n + month_ensure(lo);
+        END IF;
+        m := (m AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC';
+    END LOOP;
+    RETURN n;
+END $$;
+COMMENT ON FUNCTION partition_maintain IS 'Makes at most p_limit partitions (or the few of one month or day): those of the coming days, then of the coming months and those back to p_since (Unix seconds), except months of which the default partitions hold much (month_heavy); returns how many were made.';

@@ -2,12 +2,15 @@
 
 
 use sqlx::Row as _;
+use tests::factory::Factory;
 use tests::pg::{Role, TestDb};
 
 use super::locks::{open, run};
+use super::retention::archive;
 use super::rollup::storm;
-use super::support::{migrated, value};
+use super::support::{handle, migrated, value};
 
+const RELAY: &str = "wss://one.example";
 
 /// One author's notes, a second apart: all on the first relay, every fiftieth on the second, the first and last ten on the third.
 const MUCH: &str = "
@@ -56,4 +59,31 @@ async fn what_lies_between_two_that_go_is_passed_once_and_not_all_their_author_w
 async fn rollups_are_exact_where_every_author_wrote_much() {
     let few = "CREATE OR REPLACE FUNCTION rollup_much() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT 2::bigint'";
     storm(77, few).await;
+}
+
+#[tokio::test]
+async fn a_month_that_much_lies_of_is_left_alone_and_keeps_nothing_else_from_being_made() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    archive(&db, RELAY, &Factory::new(171).events(1)).await;
+    // Dated two months ahead of what is made: 200,001 observations, and what they are of does not matter here.
+    test.execute(
+        "CREATE TABLE m AS SELECT date_trunc('month', now() AT TIME ZONE 'UTC') + interval '3 months' AS at;
+         INSERT INTO event_relay (relay_id, event_key, seen_at, evidence)
+         SELECT 1, (extract(epoch FROM m.at)::bigint << 31) + n, 5, 0 FROM m CROSS JOIN generate_series(1, 200001) n",
+    )
+    .await;
+    let made = "SELECT partition_maintain(extract(epoch FROM now())::bigint, 1000, (SELECT at AT TIME ZONE 'UTC' - interval '1 month' FROM m))::text";
+    let there = "SELECT (to_regclass('event_' || to_char(m.at, 'YYYYMM')) IS NOT NULL) || ' ' || (to_regclass('event_' || to_char(m.at - interval '1 month', 'YYYYMM')) IS NOT NULL)
+                 || ' ' || (to_regclass('relay_check_' || to_char(m.at - interval '1 month', 'YYYYMMDD')) IS NOT NULL) FROM m";
+    assert_ne!(value(&test, made).await, "0");
+    assert_eq!(value(&test, there).await, "false true true", "the month before it, and the days, are there");
+    assert_eq!(value(&test, made).await, "0");
+    assert_eq!(value(&test, "SELECT count(*)::text FROM event_relay_default").await, "200001");
+    let heavy =
+        "SELECT coalesce(string_agg(h, ' '), '') FROM m CROSS JOIN month_heavy(0, m.at AT TIME ZONE 'UTC') h";
+    assert_eq!(value(&test, heavy).await, value(&test, "SELECT to_char(at, 'YYYY-MM') FROM m").await);
+    test.execute("SELECT month_ensure(extract(epoch FROM at AT TIME ZONE 'UTC')::bigint) FROM m").await;
+    assert_eq!(value(&test, heavy).await, "");
+    assert_eq!(value(&test, there).await, "true true true");
 }

@@ -1,6 +1,7 @@
 //! `doctor` on what the archive keeps: budget, horizons, and rows that no month has taken.
 
 use serde_json::json;
+use shared::clock;
 use shared::db::{Db, DbError};
 use shared::models::{Fill, NEAR_PERCENT, REST_PERCENT, stricter};
 
@@ -69,12 +70,29 @@ pub(super) async fn keeping(
     for (table, rows) in db.default_rows(DEFAULT_ROWS + 1).await? {
         let (mark, more) = if rows > DEFAULT_ROWS { (Mark::Note, "more than ") } else { (Mark::Ok, "") };
         let text = format!(
-            "{more}{} rows in {table}: no month has been made for them; they move when it is, and an age limit takes them",
+            "{more}{} rows in {table}: no month has been made for them; they move when it is, and an age limit takes them \
+             when their dates are that old",
             commas(rows.min(DEFAULT_ROWS))
         );
         if rows > 0 {
             findings.add(mark, "partitions", text, json!({ "table": table, "rows": rows }));
         }
+    }
+    heavy(db, archive.before, findings).await
+}
+
+/// Months that nobody makes by himself: moving what lies there already would keep everybody waiting.
+async fn heavy(db: &Db, before: i64, findings: &mut Findings) -> Result<(), DbError> {
+    let now = utc(clock::unix_now());
+    for month in db.months_heavy(before).await? {
+        // All that comes of a month that goes on lies there, too, and is more to move every day.
+        let mark =
+            if now.get(..7).is_some_and(|this| month.as_str() >= this) { Mark::Problem } else { Mark::Note };
+        let text = format!(
+            "{month} has no partition and is not given one: more than 200,000 rows of it are in the default partitions. Stop the workers \
+             and, as the owner, SET statement_timeout = 0; SELECT month_ensure(extract(epoch FROM timestamptz '{month}-01Z')::bigint)"
+        );
+        findings.add(mark, "month", text, json!({ "month": month }));
     }
     Ok(())
 }

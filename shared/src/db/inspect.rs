@@ -262,4 +262,11 @@ impl Db {
             ("event_relay_default", count(&row, "observations")?),
         ])
     }
+
+    /// Months (2026-01) from `since` (Unix seconds) to two ahead that nobody makes but an operator: too much of them lies in
+    /// the default partitions.
+    pub async fn months_heavy(&self, since: i64) -> Result<Vec<String>, DbError> {
+        let rows = self.all(sqlx::query("SELECT m FROM month_heavy($1) m").bind(since)).await?;
+        rows.iter().map(|row| get(row, "m")).collect()
+    }
 }
