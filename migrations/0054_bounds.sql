@@ -376,3 +376,20 @@ BEGIN
     RETURN n;
 END $$;
 COMMENT ON FUNCTION partition_maintain IS 'Makes at most p_limit partitions (or the few of one month or day): those of the coming days, then of the coming months and those back to p_since (Unix seconds), except months of which the default partitions hold much (month_heavy); returns how many were made.';
+
+-- Lightweight mode --------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION archive_mode_set(p_light boolean, p_actor text, p_why text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+DECLARE v_changed boolean;
+BEGIN
+    UPDATE archive_setting s SET light = p_light, light_at = CASE WHEN p_light THEN coalesce(s.light_at, now()) ELSE s.light_at END WHERE s.light <> p_light;
+    v_changed := found;
+    -- Who asks again goes on where the round was interrupted; one that came to its end begins anew by itself.
+    IF v_changed THEN
+        DELETE FROM archive_cursor c WHERE c.name = 'bodies';
+    END IF;
+    PERFORM operation_note(p_actor, CASE WHEN p_light THEN 'lighten' ELSE 'keep-bodies' END, '{}', v_changed::integer, '{}', p_why);
+    RETURN v_changed;
+END $$;

@@ -83,7 +83,8 @@ async fn what_moves_meanwhile_is_counted_exported_judged_and_reviewed() {
     archive(&db, RELAY, &[factory.sign(3, 7, vec![], "body", month(6))]).await;
     test.execute("UPDATE archive_setting SET light = true, light_at = now(); DELETE FROM event_unmined")
         .await;
-    let (looked, stripped) = while_it_moves(&test, month(6), db.archive_lighten(5_000)).await.unwrap();
+    let (looked, stripped) =
+        while_it_moves(&test, month(6), db.archive_lighten(&mut Pace::of(5_000))).await.unwrap();
     assert_eq!((looked, stripped), (102, 2));
 }
 

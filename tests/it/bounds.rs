@@ -1,11 +1,16 @@
 //! What is removed, moved, filled and dated ahead stays within bounds.
 
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use shared::db::Pace;
 use sqlx::Row as _;
 use tests::factory::Factory;
 use tests::pg::{Role, TestDb};
 
+use super::fleet::binary;
 use super::locks::{open, run};
+use super::operator::says;
 use super::retention::archive;
 use super::rollup::storm;
 use super::support::{handle, migrated, value};
@@ -86,4 +91,54 @@ async fn a_month_that_much_lies_of_is_left_alone_and_keeps_nothing_else_from_bei
     test.execute("SELECT month_ensure(extract(epoch FROM at AT TIME ZONE 'UTC')::bigint) FROM m").await;
     assert_eq!(value(&test, heavy).await, "");
     assert_eq!(value(&test, there).await, "true true true");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lightening_waits_for_whoever_is_in_its_way_and_goes_on_where_it_was() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    let events = Factory::new(172).events(40);
+    archive(&db, RELAY, &events).await;
+    test.execute("DELETE FROM event_unmined; UPDATE archive_setting SET light = true, light_at = now()")
+        .await;
+    assert_eq!(db.archive_lighten(&mut Pace::of(15)).await.unwrap(), (15, 15));
+    let cursor = "SELECT coalesce(max(cursor_key), -1)::text FROM archive_cursor WHERE name = 'bodies'";
+    let there = value(&test, cursor).await;
+    test.execute("SELECT archive_mode_set(true, 'somebody', 'who asks again')").await;
+    assert!(there != "-1" && value(&test, cursor).await == there, "it goes on there");
+    // One that a batch cannot have: the command is begun again, and comes by it when it is free.
+    test.execute(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET lock_timeout = ''200ms''', current_database()); END $$",
+    )
+    .await;
+    let mut holder =
+        open(&test, "SELECT FROM event WHERE event_key = (SELECT max(event_key) FROM event) FOR UPDATE")
+            .await;
+    let mut command = Command::new(binary("bigbrotr"));
+    command
+        .args([
+            "--database-url",
+            &test.url(Role::Writer),
+            "--json",
+            "archive",
+            "lighten",
+            "--yes",
+            "--why",
+            "small",
+        ])
+        .stdout(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    // bound: longer than a few times the time limit of its locks
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(process.try_wait().unwrap().is_none(), "it waits");
+    run(&mut holder, "COMMIT").await.unwrap();
+    let output = process.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("\"stripped\":25"), "{said}");
+    assert_eq!(value(&test, "SELECT count(*)::text FROM event WHERE content IS NOT NULL").await, "0");
+    // What came to its end begins anew, and so does what was undone meanwhile.
+    assert_eq!(value(&test, cursor).await, "-1");
+    db.archive_lighten(&mut Pace::of(15)).await.unwrap();
+    let (code, _) = says(&test, Role::Writer, &["archive", "keep-bodies", "--why", "more disk"]);
+    assert_eq!((code, value(&test, cursor).await.as_str()), (0, "-1"));
 }

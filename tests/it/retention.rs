@@ -305,7 +305,7 @@ async fn what_lightening_takes_is_given_back_by_a_full_vacuum_only() {
     let before = db.archive_get(None).await.unwrap().bytes;
     let actor = shared::db::Actor { name: "me".to_owned(), why: String::new() };
     db.archive_mode_set(true, &actor).await.unwrap();
-    while db.archive_lighten(5_000).await.unwrap().0 > 0 {}
+    while db.archive_lighten(&mut Pace::of(5_000)).await.unwrap().0 > 0 {}
     test.execute("VACUUM event").await;
     assert!(db.archive_get(None).await.unwrap().bytes >= before, "the files are as large as before");
     test.execute("VACUUM FULL event").await;

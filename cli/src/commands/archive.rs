@@ -4,18 +4,22 @@ use std::time::Duration;
 
 use serde_json::json;
 use shared::config::Config;
-use shared::db::{Db, LightenPlan};
+use shared::db::{Db, DbError, LightenPlan, Pace};
 use shared::models::{Fill, stricter};
 
 use super::operate::actor;
 use crate::Session;
 use crate::args::{Archive, By};
-use crate::output::{Fail, bytes, commas, line, row, table, utc};
+use crate::output::{Fail, bytes, commas, line, row, table, utc, warn};
 
 /// A preview reads the archive.
 const STATEMENT: Duration = Duration::from_secs(3_600);
-/// Events looked at by one batch.
-const LOOK: u32 = 5_000;
+/// Events looked at by the first batch.
+const LOOK: i32 = 1_000;
+/// A batch that somebody is in the way of is tried again so often.
+const TRIES: u32 = 60;
+/// After so long.
+const BREATH: Duration = Duration::from_secs(1);
 
 pub(crate) async fn archive(session: &Session, config: &Config, args: &Archive) -> Result<(), Fail> {
     let json = session.global.json;
@@ -82,12 +86,27 @@ fn preview(plan: &LightenPlan, json: bool) {
 
 async fn lighten(db: &Db, by: &By, user: &str, json: bool) -> Result<(), Fail> {
     db.archive_mode_set(true, &actor(by, user)).await?;
-    let mut all = 0;
+    let (mut all, mut pace, mut tries) = (0, Pace::of(LOOK), 0);
     loop {
-        let (looked, stripped) = db.archive_lighten(LOOK).await?;
-        all += stripped;
-        if looked == 0 {
-            break;
+        match db.archive_lighten(&mut pace).await {
+            Ok((0, _)) => break,
+            Ok((_, stripped)) => {
+                all += stripped;
+                tries = 0;
+            }
+            // The next one is smaller, down to a single event.
+            Err(DbError::Timeout { .. }) if !pace.is_stuck() => {}
+            Err(error) if may_pass(&error) && tries < TRIES => {
+                tries += 1;
+                tokio::time::sleep(BREATH).await;
+            }
+            Err(error) => {
+                warn(&format!(
+                    "{} events lost their bodies, and no more did: the same command goes on from there",
+                    commas(all)
+                ));
+                return Err(error.into());
+            }
         }
     }
     if json {
@@ -96,6 +115,11 @@ async fn lighten(db: &Db, by: &By, user: &str, json: bool) -> Result<(), Fail> {
         line(&format!("{} events lost their bodies; the archive is lightweight", commas(all)));
     }
     Ok(())
+}
+
+/// Whether somebody was in the way of a batch, or the server was.
+fn may_pass(error: &DbError) -> bool {
+    error.is_busy() || error.is_deadlock() || error.is_outdated() || matches!(error, DbError::Unavailable(_))
 }
 
 async fn status(db: &Db, configured: Option<u64>, json: bool) -> Result<(), Fail> {

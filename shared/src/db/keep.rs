@@ -310,12 +310,14 @@ impl Db {
         })
     }
 
-    /// Takes the bodies of the next `look` events of a lightweight archive; returns how many it looked at and how many
-    /// lost theirs. Call until it has looked at none.
-    pub async fn archive_lighten(&self, look: u32) -> Result<(u64, u64), DbError> {
-        let look = i32::try_from(look).unwrap_or(i32::MAX);
-        let row =
-            self.one(sqlx::query("SELECT looked, stripped FROM archive_lighten($1)").bind(look)).await?;
+    /// Takes the bodies of the next events of a lightweight archive, as many as `pace` lets it look at; returns how many it
+    /// looked at and how many lost theirs. Call until it has looked at none.
+    pub async fn archive_lighten(&self, pace: &mut Pace) -> Result<(u64, u64), DbError> {
+        let query = sqlx::query("SELECT looked, stripped FROM archive_lighten($1)").bind(pace.look());
+        let began = clock::monotonic_ms();
+        let came = self.one(query).await;
+        pace.learn(began, &came);
+        let row = came?;
         Ok((small_count(&row, "looked")?, small_count(&row, "stripped")?))
     }
 
