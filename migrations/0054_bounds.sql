@@ -377,6 +377,61 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION partition_maintain IS 'Makes at most p_limit partitions (or the few of one month or day): those of the coming days, then of the coming months and those back to p_since (Unix seconds), except months of which the default partitions hold much (month_heavy); returns how many were made.';
 
+-- Room --------------------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION archive_bytes() RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+    -- 124 bytes of rollups an observation (docs/adr/007-rollups.md). The log is short, or about to be: its long columns lie elsewhere.
+    SELECT pg_database_size(current_database()) + coalesce((SELECT sum(d.n) * 124 FROM rollup_delta d WHERE d.op = 1), 0)::bigint
+$$;
+COMMENT ON FUNCTION archive_bytes IS 'What the disk budget is held against: the size of the database, and what the rollups will take of observations that wait to be counted.';
+
+CREATE OR REPLACE FUNCTION archive_room() RETURNS TABLE (bytes bigint, max_bytes bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+BEGIN
+    UPDATE archive_size s SET bytes = archive_bytes(), measured_at = clock_timestamp()
+    WHERE s.measured_at < clock_timestamp() - interval '10 seconds' OR s.measured_at > clock_timestamp() + interval '10 seconds';
+    SELECT s.bytes INTO bytes FROM archive_size s;
+    SELECT s.max_bytes INTO max_bytes FROM archive_setting s;
+    RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION archive_room IS 'The size of the archive (archive_bytes), at most ten seconds old, and its budget: what a sync pass looks at again while it runs.';
+
+CREATE OR REPLACE FUNCTION sync_begin(p_relay_id integer)
+RETURNS TABLE (before_at bigint, light boolean, bytes bigint, max_bytes bigint, kinds_from integer[], kinds_to integer[], kinds_days integer[],
+               neg_off_until bigint, ages bigint[], untils bigint[], has_gone boolean, measured text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off SET plan_cache_mode = force_generic_plan
+AS $$
+BEGIN
+    UPDATE archive_size s SET bytes = archive_bytes(), measured_at = clock_timestamp()
+    WHERE s.measured_at < clock_timestamp() - interval '10 seconds' OR s.measured_at > clock_timestamp() + interval '10 seconds';
+    SELECT s.bytes INTO bytes FROM archive_size s;
+    before_at := archive_before(p_relay_id);
+    SELECT s.light, s.max_bytes INTO light, max_bytes FROM archive_setting s;
+    SELECT coalesce(array_agg(r.kind_from ORDER BY r.name), '{}'), coalesce(array_agg(r.kind_to ORDER BY r.name), '{}'), coalesce(array_agg(r.days ORDER BY r.name), '{}')
+    INTO kinds_from, kinds_to, kinds_days FROM retention_policy r WHERE r.what = 'kind';
+    SELECT f.neg_off_until, f.ages, f.untils, f.has_gone INTO neg_off_until, ages, untils, has_gone FROM sync_facts(p_relay_id) f;
+    SELECT c.measured::text INTO measured FROM relay_capability c WHERE c.relay_id = p_relay_id;
+    RETURN NEXT;
+END $$;
+
+CREATE OR REPLACE FUNCTION archive_get(p_url text)
+RETURNS TABLE (before_at bigint, light boolean, bytes bigint, max_bytes bigint, kinds_from integer[], kinds_to integer[], kinds_days integer[])
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+BEGIN
+    SELECT coalesce(max(h.before_at), 0) INTO before_at FROM archive_horizon h WHERE h.scope IN ('all', p_url);
+    SELECT s.light, s.max_bytes INTO light, max_bytes FROM archive_setting s;
+    bytes := archive_bytes();
+    SELECT coalesce(array_agg(r.kind_from ORDER BY r.name), '{}'), coalesce(array_agg(r.kind_to ORDER BY r.name), '{}'), coalesce(array_agg(r.days ORDER BY r.name), '{}')
+    INTO kinds_from, kinds_to, kinds_days FROM retention_policy r WHERE r.what = 'kind';
+    RETURN NEXT;
+END $$;
+
+COMMENT ON COLUMN archive_size.bytes IS 'What archive_bytes was.';
+
 -- Lightweight mode --------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION archive_mode_set(p_light boolean, p_actor text, p_why text) RETURNS boolean

@@ -50,6 +50,7 @@ impl Gauges {
         self.db.queue_sample_take().await?;
         let lines = self.db.queue_stats().await?;
         let backlog = self.db.rollup_backlog().await?;
+        let held = self.db.archive_get(None).await?.bytes;
         let mut gauges = self.db.fleet_gauges().await?;
         if self.counts {
             gauges.extend(self.db.archive_gauges().await?);
@@ -78,20 +79,16 @@ impl Gauges {
                 self.metrics.hide(metric);
             }
             for (metric, labels, value) in gauges.iter().filter_map(read) {
-                if metric == Metric::ArchiveBytes {
-                    self.show_budget(u64::try_from(value).unwrap_or(0));
-                } else {
-                    self.metrics.show(metric, &labels, value);
-                }
+                self.metrics.show(metric, &labels, value);
             }
+            self.show_budget(held);
         });
         Ok(())
     }
 
-    /// The step at which syncing begins to rest, or goes on, is said once.
+    /// The step at which syncing begins to rest, or goes on, is said once; as workers see it, with what the rollups will take.
     fn show_budget(&self, bytes: u64) {
         let (rests, none) = (Fill::of(bytes, self.max_bytes).rests(), Labels::default());
-        self.metrics.show(Metric::ArchiveBytes, &none, gauge(bytes));
         if let Some(max) = self.max_bytes {
             self.metrics.show(Metric::ArchiveLimit, &none, gauge(max));
         }

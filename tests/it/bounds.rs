@@ -4,11 +4,16 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use shared::db::Pace;
+use shared::jobs::{JobError, JobsConfig};
+use shared::models::JobKind;
 use sqlx::Row as _;
 use tests::factory::Factory;
 use tests::pg::{Role, TestDb};
+use tests::scripted::{Script, ScriptedRelay};
 
 use super::fleet::binary;
+use super::jobs::{config, context, known_relay, run as perform};
+use super::keep::led;
 use super::locks::{open, run};
 use super::operator::says;
 use super::retention::archive;
@@ -91,6 +96,53 @@ async fn a_month_that_much_lies_of_is_left_alone_and_keeps_nothing_else_from_bei
     test.execute("SELECT month_ensure(extract(epoch FROM at AT TIME ZONE 'UTC')::bigint) FROM m").await;
     assert_eq!(value(&test, heavy).await, "");
     assert_eq!(value(&test, there).await, "true true true");
+}
+
+#[tokio::test]
+async fn doctor_names_the_month_that_only_an_operator_makes() {
+    let Some(test) = migrated().await else { return };
+    let (_, said) = says(&test, Role::Reader, &["doctor"]);
+    assert!(
+        !said.contains("month_ensure") && said.contains("nothing rests before the disk is full"),
+        "{said}"
+    );
+    test.execute(
+        "DROP TABLE IF EXISTS event_202101, event_relay_202101;
+         INSERT INTO event_relay (relay_id, event_key, seen_at, evidence)
+         SELECT 1, (1610000000::bigint << 31) + n, 5, 0 FROM generate_series(1, 200001) n",
+    )
+    .await;
+    let (_, said) = says(&test, Role::Reader, &["doctor"]);
+    let line = said.lines().find(|line| line.contains("month_ensure")).unwrap_or_default();
+    assert!(line.starts_with("note") && line.contains("2021-01"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_rollups_will_take_counts_as_taken() {
+    let Some(test) = migrated().await else { return };
+    let bytes: u64 = value(&test, "SELECT pg_database_size(current_database())::text").await.parse().unwrap();
+    // Room for 50 MB before syncing rests, and a million observations that no refresh has counted.
+    let max = (bytes + 50_000_000) * 10 / 9;
+    let ctx = context(&test, JobsConfig { archive_max_bytes: Some(max), ..config() });
+    let relay = ScriptedRelay::start(Script::honest(&Factory::new(1).events(5), 20)).await;
+    let url = known_relay(&ctx.db, &relay).await;
+    test.execute("INSERT INTO rollup_delta (op, n, keys, relays) VALUES (1, 1000000, '{}', '{}'), (0, 1000000, '{}', NULL)").await;
+    let error = perform(&ctx, JobKind::Sync, url.as_str()).await.unwrap_err();
+    assert!(matches!(&error, JobError::Snooze { why, .. } if why.contains("size limit")), "{error}");
+    for from in [
+        "SELECT (bytes - pg_database_size(current_database()) BETWEEN 123000000 AND 125000000)::text FROM archive_room()",
+        "SELECT (bytes - pg_database_size(current_database()) BETWEEN 123000000 AND 125000000)::text FROM archive_get(NULL)",
+    ] {
+        assert_eq!(value(&test, from).await, "true", "{from}");
+    }
+    let gb = format!("{:.6}", f64::from(u32::try_from(max / 1_000).unwrap()) / 1e6);
+    let (mut scheduler, metrics) = led(&test, &[("BIGBROTR_ARCHIVE_MAX_GB", &gb)]).await;
+    let rests = |shown: &str| shown.contains("bigbrotr_archive_rests{kind=\"\",network=\"\",outcome=\"\"} 1");
+    assert!(rests(&metrics.encode()), "{}", metrics.encode());
+    scheduler.release().await.unwrap();
+    test.execute("DELETE FROM rollup_delta; UPDATE archive_size SET measured_at = now() - interval '1 hour'")
+        .await;
+    perform(&ctx, JobKind::Sync, url.as_str()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

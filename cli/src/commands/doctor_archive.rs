@@ -38,7 +38,10 @@ pub(super) async fn keeping(
     let size = bytes(archive.bytes);
     let data = json!({ "bytes": archive.bytes, "max_bytes": max });
     let (mark, text) = match (Fill::of(archive.bytes, max), max) {
-        (_, None) => (Mark::Ok, format!("{size}, without a budget (archive.max_gb)")),
+        (_, None) => (
+            Mark::Note,
+            format!("{size}, without a budget (archive.max_gb): nothing rests before the disk is full"),
+        ),
         (Fill::Free, Some(max)) => (Mark::Ok, format!("{size} of {}", bytes(max))),
         (Fill::Near, Some(max)) => (
             Mark::Note,

@@ -20,7 +20,7 @@ pub struct ArchiveState {
     pub before: i64,
     /// Whether only lightweight rows are kept.
     pub light: bool,
-    /// Size of the database.
+    /// Size of the database, and what the rollups will take of what waits to be counted.
     pub bytes: u64,
     /// The budget that the leading scheduler published.
     pub max_bytes: Option<u64>,
@@ -180,7 +180,7 @@ impl Db {
         archive_state(&row)
     }
 
-    /// The size of the database, which may be ten seconds old, and its published budget, bytes.
+    /// The size as [`ArchiveState::bytes`], which may be ten seconds old, and its published budget, bytes.
     pub async fn archive_room(&self) -> Result<(u64, Option<u64>), DbError> {
         let row = self.one(sqlx::query("SELECT bytes, max_bytes FROM archive_room()")).await?;
         let max: Option<i64> = get(&row, "max_bytes")?;
