@@ -448,3 +448,28 @@ BEGIN
     PERFORM operation_note(p_actor, CASE WHEN p_light THEN 'lighten' ELSE 'keep-bodies' END, '{}', v_changed::integer, '{}', p_why);
     RETURN v_changed;
 END $$;
+
+-- Events dated ahead ------------------------------------------------------------------------------------------------------
+
+CREATE VIEW events_ahead AS
+SELECT e.id, e.pubkey, e.created_at, e.kind, e.created_at - n.now AS ahead_s, o.seen_at
+FROM (SELECT extract(epoch FROM now())::bigint AS now) n
+CROSS JOIN LATERAL (
+    SELECT x.event_key, x.id, x.pubkey, x.created_at, x.kind FROM public.event x
+    WHERE x.event_key >= public.second_key(n.now + 901) AND x.fate = 0 OFFSET 0) e
+CROSS JOIN LATERAL (SELECT min(y.seen_at) AS seen_at FROM public.event_relay y WHERE y.event_key = e.event_key OFFSET 0) o;
+COMMENT ON VIEW events_ahead IS 'Archived events dated more than 15 minutes ahead: no limit by age takes them before their date has come and passed.';
+COMMENT ON COLUMN events_ahead.id IS 'event.id';
+COMMENT ON COLUMN events_ahead.pubkey IS 'Author.';
+COMMENT ON COLUMN events_ahead.created_at IS 'The date they bear, Unix seconds.';
+COMMENT ON COLUMN events_ahead.kind IS 'Kind.';
+COMMENT ON COLUMN events_ahead.ahead_s IS 'How far ahead that is now.';
+COMMENT ON COLUMN events_ahead.seen_at IS 'When we first saw them on any relay, Unix seconds.';
+
+CREATE FUNCTION ahead_count(p_most bigint, p_now timestamptz DEFAULT now()) RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+    SELECT count(*) FROM (
+        SELECT FROM event e WHERE e.event_key >= second_key(extract(epoch FROM p_now)::bigint + 901) AND e.fate = 0 LIMIT p_most) x
+$$;
+COMMENT ON FUNCTION ahead_count IS 'How many archived events are dated more than 15 minutes ahead; counts no further than p_most.';

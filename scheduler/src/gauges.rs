@@ -31,6 +31,9 @@ const WORDS: [&str; 16] = [
 /// Gauges whose lines come and go: a network without a limit, a fleet without a view.
 const COMING_AND_GOING: [Metric; 2] = [Metric::NetworkBytesLimit, Metric::ViewAge];
 
+/// Events dated ahead are counted up to here.
+const AHEAD: u32 = 100_000;
+
 /// One reading.
 #[derive(Debug)]
 pub(crate) struct Gauges {
@@ -52,8 +55,10 @@ impl Gauges {
         let backlog = self.db.rollup_backlog().await?;
         let held = self.db.archive_get(None).await?.bytes;
         let mut gauges = self.db.fleet_gauges().await?;
+        let mut ahead = None;
         if self.counts {
             gauges.extend(self.db.archive_gauges().await?);
+            ahead = Some(self.db.ahead_count(AHEAD).await?);
         }
         // A queue that has nothing is not among the lines: its zero is as true as any number.
         let mut queues: HashMap<Labels, [i64; 4]> = queues().map(|labels| (labels, [0; 4])).collect();
@@ -75,6 +80,9 @@ impl Gauges {
             self.metrics.show(Metric::LeaderTerm, &Labels::default(), self.term);
             self.metrics.show(Metric::RollupBacklog, &Labels::default(), gauge(backlog.keys));
             self.metrics.show(Metric::RollupBacklogAge, &Labels::default(), backlog.age_s);
+            if let Some(ahead) = ahead {
+                self.metrics.show(Metric::EventsAhead, &Labels::default(), gauge(ahead));
+            }
             for metric in COMING_AND_GOING {
                 self.metrics.hide(metric);
             }

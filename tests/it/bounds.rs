@@ -194,3 +194,37 @@ async fn lightening_waits_for_whoever_is_in_its_way_and_goes_on_where_it_was() {
     let (code, _) = says(&test, Role::Writer, &["archive", "keep-bodies", "--why", "more disk"]);
     assert_eq!((code, value(&test, cursor).await.as_str()), (0, "-1"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_dated_ahead_are_counted_and_shown() {
+    let Some(test) = migrated().await else { return };
+    let (db, factory, now) = (handle(&test, Role::Writer), Factory::new(173), shared::clock::unix_now());
+    let event = |i: usize, at: i64| factory.sign(i, 1, vec![], &at.to_string(), at);
+    let (_, said) = says(&test, Role::Reader, &["doctor"]);
+    assert!(!said.contains("events_ahead"), "{said}");
+    archive(
+        &db,
+        RELAY,
+        &[
+            event(1, now),
+            event(2, now + 600),
+            event(3, now + 7_200),
+            event(4, now + 400 * 86_400),
+            event(5, i64::from(u32::MAX) + 77),
+        ],
+    )
+    .await;
+    let shown = "SELECT string_agg(created_at || ' ' || seen_at, ', ' ORDER BY created_at) FROM events_ahead";
+    let (hour, year) = (now + 7_200, now + 400 * 86_400);
+    let seen = value(&test, "SELECT min(seen_at)::text FROM event_relay").await;
+    assert_eq!(
+        value(&test, shown).await,
+        format!("{hour} {seen}, {year} {seen}, 4294967372 {seen}"),
+        "whoever is a quarter of an hour ahead has a clock that is wrong"
+    );
+    let (_, said) = says(&test, Role::Reader, &["doctor"]);
+    assert!(said.contains("3 archived events are dated more than 15 minutes ahead"), "{said}");
+    let (_scheduler, metrics) = led(&test, &[]).await;
+    let line = "bigbrotr_archive_events_ahead{kind=\"\",network=\"\",outcome=\"\"} 3";
+    assert!(metrics.encode().contains(line), "{}", metrics.encode());
+}

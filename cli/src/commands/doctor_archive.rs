@@ -11,6 +11,9 @@ use crate::output::{bytes, commas, utc};
 /// Rows in a default partition that are nobody's concern: events of absurd times.
 const DEFAULT_ROWS: u64 = 10_000;
 
+/// Events dated ahead are counted up to here.
+const AHEAD: u32 = 100_000;
+
 /// Whether a server that archives its WAL can: one that cannot keeps it until its disk is full.
 pub(super) async fn wal(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
     let Some(wal) = db.wal_archiving().await? else { return Ok(()) };
@@ -81,7 +84,8 @@ pub(super) async fn keeping(
             findings.add(mark, "partitions", text, json!({ "table": table, "rows": rows }));
         }
     }
-    heavy(db, archive.before, findings).await
+    heavy(db, archive.before, findings).await?;
+    ahead(db, findings).await
 }
 
 /// Months that nobody makes by himself: moving what lies there already would keep everybody waiting.
@@ -96,6 +100,21 @@ async fn heavy(db: &Db, before: i64, findings: &mut Findings) -> Result<(), DbEr
              and, as the owner, SET statement_timeout = 0; SELECT month_ensure(extract(epoch FROM timestamptz '{month}-01Z')::bigint)"
         );
         findings.add(mark, "month", text, json!({ "month": month }));
+    }
+    Ok(())
+}
+
+/// Events dated ahead: no limit by age takes them before their date has passed.
+async fn ahead(db: &Db, findings: &mut Findings) -> Result<(), DbError> {
+    let events = db.ahead_count(AHEAD).await?;
+    if events > 0 {
+        let mark = if events > DEFAULT_ROWS { Mark::Note } else { Mark::Ok };
+        let more = if events == u64::from(AHEAD) { "at least " } else { "" };
+        let text = format!(
+            "{more}{} archived events are dated more than 15 minutes ahead (events_ahead): an age limit takes them when their dates are that old",
+            commas(events)
+        );
+        findings.add(mark, "ahead", text, json!({ "events": events }));
     }
     Ok(())
 }

@@ -269,4 +269,9 @@ impl Db {
         let rows = self.all(sqlx::query("SELECT m FROM month_heavy($1) m").bind(since)).await?;
         rows.iter().map(|row| get(row, "m")).collect()
     }
+
+    /// How many archived events are dated more than 15 minutes ahead; counts no further than `most`.
+    pub async fn ahead_count(&self, most: u32) -> Result<u64, DbError> {
+        count(&self.one(sqlx::query("SELECT ahead_count($1) AS n").bind(i64::from(most))).await?, "n")
+    }
 }

@@ -137,6 +137,7 @@ metrics! {
     Candidates, "candidates", Gauge, Fleet, "network, outcome (waiting, tombstoned)", "URLs that may be relays, and those that were given up";
     Events, "archive_events", Gauge, Fleet, "", "Archived events, as far as the rollups have counted";
     Observations, "archive_observations", Gauge, Fleet, "", "Observations of archived events, as far as the rollups have counted";
+    EventsAhead, "archive_events_ahead", Gauge, Fleet, "", "Archived events dated more than 15 minutes ahead (events_ahead); counted up to 100000";
     CoverageSeconds, "coverage_seconds", Gauge, Fleet, "outcome (grade)", "Seconds of timelines by the grade of their proof, all relays together";
     Quarantined, "events_quarantined", Gauge, Fleet, "", "Events that verified and that the database refused";
     RollupBacklog, "rollup_backlog", Gauge, Fleet, "", "Keys that writers logged and no refresh has counted yet";

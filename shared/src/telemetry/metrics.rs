@@ -192,6 +192,7 @@ impl OfProcess {
             | Metric::Candidates
             | Metric::Events
             | Metric::Observations
+            | Metric::EventsAhead
             | Metric::CoverageSeconds
             | Metric::Quarantined
             | Metric::RollupBacklog
