@@ -55,12 +55,14 @@ async fn a_document_that_means_harm_is_a_reason_and_its_relay_is_alive() {
     };
     let bomb = Raw::document("Content-Encoding: gzip", vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0]);
     let deflated = Raw::document("Content-Encoding: br, identity", b"{}".to_vec());
-    let deep = Raw::document("X: y", [b"{\"a\":".repeat(50_000), b"}".repeat(50_000)].concat());
+    let deep = Raw::document("X: y", [b"{\"a\":".repeat(40_000), b"}".repeat(40_000)].concat());
+    let long = Raw::document("X: y", vec![b' '; 256 * 1024 + 1]);
     let begun = "HTTP/1.1 200 OK\r\nContent-Type: application/nostr+json\r\n";
     let expected = [
         ("gzip", bomb, "http_encoding"),
         ("brotli", deflated, "http_encoding"),
-        ("deep", deep, "not_json"),
+        ("deep and cut short", deep, "not_json"),
+        ("a byte too long", long, "http_body_too_large"),
         ("a gigabyte", gigabyte("Content-Length: 1073741824\r\n"), "http_body_too_large"),
         ("a gigabyte unsaid", gigabyte(""), "http_body_too_large"),
         ("redirect", found(format!("http://{}/", elsewhere.local_addr().unwrap())), "http_status"),
@@ -185,7 +187,6 @@ async fn a_document_of_wrong_types_everywhere_spoils_no_view_and_injects_no_tag(
         json!({ "limitation": limits, "supported_nips": [value, value], "fees": { "admission": [value] }, "retention": [value], "tags": [value] })
     }));
     let evil = "evil\r\nd: wss://victim.example/\u{202e}";
-    // A NUL makes the whole no document of ours.
     for evil in [evil, "nul\u{0}"] {
         documents.push(json!({
             "name": evil, "software": evil, "version": evil, "tags": [evil], "language_tags": [evil], "pubkey": evil,
@@ -233,6 +234,28 @@ pub(crate) fn peak_mib(pid: u32) -> Option<u64> {
     Some(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1_024)
 }
 
+#[tokio::test]
+async fn what_cannot_be_kept_of_a_document_is_said_and_the_rest_is_read() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, publish::publishing(&["ws://127.0.0.1:1"]));
+    let name = r#""name":"kept","limitation":{"max_limit":77}"#;
+    let deep = format!("{}1{}", "[".repeat(60_000), "]".repeat(60_000));
+    let bodies = [
+        format!(r#"{{{name},"x":"nul \u0000 and half \ud800"}}"#),
+        format!(r#"{{{name},"x":{deep}}}"#),
+        format!(r#"{{{name},"x":"{}"}}"#, "x".repeat(70_000)),
+    ];
+    for body in bodies {
+        let relay = ScriptedRelay::start(honest().pouring(Raw::document("X: y", body.into_bytes()))).await;
+        let url = known_relay(&ctx.db, &relay).await;
+        run(&ctx, JobKind::Monitor, url.as_str()).await.unwrap();
+    }
+    let seen = "SELECT string_agg(concat_ws(' ', coalesce(m.data #>> '{data,name}', '-'), coalesce(m.data #>> '{logs,replaced}', '-'), \
+                coalesce(m.data #>> '{logs,kept}', '-'), c.outcome, b.claimed ->> 'max_limit'), ', ' ORDER BY c.relay_id) \
+                FROM relay_check c JOIN metadata m ON m.id = c.metadata_id LEFT JOIN relay_capability b ON b.relay_id = c.relay_id WHERE c.kind = 'nip11'";
+    assert_eq!(value(&test, seen).await, "kept 2 - ok 77, kept - - ok 77, - - false ok 77");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_documents_of_a_gigabyte_each_fit_a_small_worker() {
     let Some(test) = migrated().await else { return };
@@ -261,4 +284,54 @@ async fn twenty_documents_of_a_gigabyte_each_fit_a_small_worker() {
     // bound: the budget of a worker that monitors (DESIGN), although this is a debug build; each body a gigabyte
     assert!(peak <= 150, "{peak} MiB");
     assert!(poured < 64 << 20, "{poured} bytes were taken of one of them");
+}
+
+/// Bodies up to so many bytes that cost their reader most: kept whole, kept as their hash, and refused by their length.
+fn costly(bytes: usize) -> Vec<Vec<u8>> {
+    let of = |head: &str, item: &str, tail: &str, bytes: usize| {
+        format!("{head}{}{tail}", item.repeat((bytes - head.len() - tail.len()) / item.len())).into_bytes()
+    };
+    let members: String = (0..)
+        .map(|n| format!("\"{n:x}\":0,"))
+        .scan(12, |sum, member| {
+            *sum += member.len();
+            (*sum < bytes).then_some(member)
+        })
+        .collect();
+    vec![
+        of(r#"{"x":["#, r#"{"":0},"#, "0]}", bytes),
+        of(r#"{"supported_nips":["#, "1,", "1]}", bytes),
+        of(r#"{"x":["#, "1e15,", "0]}", bytes),
+        format!("{{{members}\"name\":0}}").into_bytes(),
+        of(r#"{"name":""#, "n", r#""}"#, bytes),
+        of(r#"{"name":""#, "n", r#""}"#, 65_000),
+        of(r#"{"x":["#, r#"{"":0},"#, "0]}", 65_000),
+        of(r#"{"x":["#, r#"{"":0},"#, "0]}", (1 << 20) - 100),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_just_below_the_cap_in_every_slot_fits_a_worker() {
+    let Some(test) = migrated().await else { return };
+    let bodies = costly(256 * 1024);
+    let mut relays = Vec::new();
+    for i in 0..64 {
+        let raw = Raw::document("X: y", bodies[i % bodies.len()].clone());
+        relays.push(ScriptedRelay::start(honest().pouring(raw)).await);
+    }
+    let ctx = context(&test, config());
+    for relay in &relays {
+        known_relay(&ctx.db, relay).await;
+    }
+    let mut environment = environment(&test.url(Role::Writer), &test.url(Role::Refresher));
+    environment.insert("BIGBROTR_WORKER_KINDS".to_owned(), "monitor".to_owned());
+    let worker = child("worker", &environment);
+    let _scheduler = child("scheduler", &environment);
+    until(&test, "SELECT count(DISTINCT relay_id)::text FROM relay_check WHERE kind = 'nip11'", "64").await;
+    let peak = peak_mib(worker.pid()).unwrap();
+    // bound: the budget of a worker that monitors (DESIGN), although this is a debug build
+    assert!(peak <= 150, "{peak} MiB");
+    let kept = "SELECT count(*) || ' ' || count(*) FILTER (WHERE (data #>> '{logs,kept}') = 'false') || ' ' || max(octet_length(data::text)) FROM metadata WHERE type = 'nip11_info'";
+    // Seven of the eight are read; of the larger ones their hashes are kept.
+    assert_eq!(value(&test, kept).await, "7 5 65033");
 }

@@ -164,7 +164,7 @@ async fn read(dialer: &Dialer, target: &Target, seen: &mut Seen, looks: &Looks, 
         if !document {
             return (None, None);
         }
-        let (observation, info) = nip11::judge(nip11::observe(dialer, target).await);
+        let (observation, info) = nip11::observe(dialer, target).await;
         (Some(observation), info)
     };
     match RelaySocket::open_seen(dialer, target, seen).await {

@@ -33,24 +33,23 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         unserved(ctx, attempt, url.network(), report.reason)?;
     }
     let proved = prove(ctx, attempt, &url, &relay, &report).await?;
-    let result = judge_report(ctx, attempt, &url, &relay, &report, proved)?;
-    let (state, overall, next_s) = (result.state, result.overall, result.next.as_secs());
-    for check in &result.checks {
-        ctx.metrics.checks.get_or_create(&Labels::new(check.kind, "", check.outcome.as_str())).inc();
+    let mut result = judge_report(ctx, attempt, &url, &relay, &report, proved)?;
+    for seen in &report.observations {
+        ctx.metrics.checks.get_or_create(&Labels::new(seen.kind.as_str(), "", seen.outcome.as_str())).inc();
     }
     capability::put(ctx, attempt, &url, &report, measured_before).await?;
     publish::record(ctx, attempt, &url, &relay, &report).await?;
-    if !ctx.calls.monitor_finish(result).await? {
-        return Err(lost());
-    }
     let answered = report.up
         || report.reached()
         || is_answer(report.reason)
         || (proved && ctx.egress.has_canary(url.network()));
-    Ok(json!({
-        ANSWERED: answered, "state": state, "overall": overall, "up": report.up, "reason": report.reason, "evidence": report.evidence,
-        "next_s": next_s,
-    }))
+    let said = json!({
+        ANSWERED: answered, "state": result.state, "overall": result.overall, "up": report.up, "reason": report.reason,
+        "evidence": report.evidence, "next_s": result.next.as_secs(),
+    });
+    // Last, and not copied: documents are long, and there are as many at once as there are slots.
+    result.checks = checks(report);
+    if ctx.calls.monitor_finish(result).await? { Ok(said) } else { Err(lost()) }
 }
 
 /// A second opinion: after a failed look from here the next one is another vantage's, while there is one. Not for
@@ -104,6 +103,7 @@ async fn prove(
     Ok(standing == Standing::Proved && ctx.egress.answered_after(url.network(), report.reason, since))
 }
 
+/// What the look makes of the relay; its checks come to it in the end.
 fn judge_report(
     ctx: &Ctx,
     attempt: &Attempt,
@@ -155,7 +155,7 @@ fn judge_report(
         overall: overall.as_str(),
         overall_reason,
         counted: look.counts(),
-        checks: checks(report),
+        checks: Vec::new(),
     })
 }
 
@@ -175,16 +175,16 @@ fn stored(text: &str, table: &str, url: &RelayUrl) -> Result<State, JobError> {
         .map_err(|error| JobError::Retry { why: format!("table {table}, column state, row {url}: {error}") })
 }
 
-fn checks(report: &MonitorReport) -> Vec<CheckRow> {
+fn checks(report: MonitorReport) -> Vec<CheckRow> {
     report
         .observations
-        .iter()
+        .into_iter()
         .map(|o| CheckRow {
             kind: o.kind.as_str(),
             outcome: o.outcome,
             reason: o.reason,
             rtt_ms: o.rtt_ms,
-            document: o.document.clone(),
+            document: o.document,
             status: o.status,
         })
         .collect()

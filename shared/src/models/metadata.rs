@@ -3,6 +3,8 @@
 //! The address is the SHA-256 of the canonical form; the type is part of the database's key and not
 //! of the hash. Invariant: the id is the hash of the text beside it.
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 
 use super::canonical::{DocumentError, canonical_object};
@@ -58,7 +60,8 @@ impl MetadataError {
 pub struct Metadata {
     kind: MetadataType,
     id: [u8; 32],
-    canonical: String,
+    /// Shared by all copies: a worker holds as many documents as it has slots, and its calls take copies.
+    canonical: Arc<str>,
 }
 
 impl Metadata {
@@ -68,7 +71,7 @@ impl Metadata {
     pub fn new(kind: MetadataType, json_text: &str) -> Result<Self, MetadataError> {
         let canonical = canonical_object(json_text)?;
         let id = Sha256::digest(&canonical).into();
-        Ok(Self { kind, id, canonical })
+        Ok(Self { kind, id, canonical: canonical.into() })
     }
 
     /// The same from a value; its numbers are what [`serde_json::Value`] made of them.
@@ -106,7 +109,7 @@ impl Metadata {
 
     /// Whether the document says nothing.
     pub fn is_empty(&self) -> bool {
-        self.canonical == "{}"
+        &*self.canonical == "{}"
     }
 }
 

@@ -2,9 +2,13 @@
 //!
 //! The document itself is stored raw elsewhere; this is what the program reads of it. Invariant: a field
 //! of a wrong type is dropped and never spoils its neighbours; a document that is no object reads as
-//! `None`; the view is bounded whatever the document holds.
+//! `None`; the view is bounded whatever the document holds, and so is what reading takes: one level at a time,
+//! at most some fifteen times the text. A tree of the whole takes a hundred times as much of a list like
+//! `[{"":0},{"":0},…]`.
 
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
 
 /// Longest text kept of one field, in bytes: names and software URLs, not essays (the raw document keeps all).
 pub const TEXT_MAX_BYTES: usize = 1024;
@@ -141,10 +145,11 @@ impl Fees {
 }
 
 impl InfoView {
-    /// Reads a document; `None` when the text is not one JSON object.
+    /// Reads a document; `None` when the text is not one JSON object. However deep it nests, only the levels that
+    /// the fields lie on are looked at.
     pub fn from_json(text: &str) -> Option<Self> {
-        let Ok(Value::Object(document)) = serde_json::from_str::<Value>(text) else { return None };
-        let nested = document.get("limitation").and_then(Value::as_object);
+        let document: Object<'_> = serde_json::from_str(text).ok()?;
+        let value = |key: &str| document.get(key).copied();
         Some(Self {
             name: words(&document, "name"),
             description: words(&document, "description"),
@@ -155,10 +160,17 @@ impl InfoView {
             contact: words(&document, "contact"),
             software: words(&document, "software"),
             version: words(&document, "version"),
-            supported_nips: nips(document.get("supported_nips")),
-            limitation: nested.map(Limitation::from_object).unwrap_or_default(),
-            fees: fees(document.get("fees")),
-            retention: objects(document.get("retention")).map(retention).collect(),
+            supported_nips: value("supported_nips").map(nips).unwrap_or_default(),
+            limitation: value("limitation")
+                .and_then(object)
+                .map(|limits| Limitation::of(&limits))
+                .unwrap_or_default(),
+            fees: value("fees").and_then(object).map(|fees| Fees::of(&fees)).unwrap_or_default(),
+            retention: value("retention")
+                .into_iter()
+                .flat_map(objects)
+                .map(|entry| Retention::of(&entry))
+                .collect(),
             relay_countries: texts(&document, "relay_countries"),
             language_tags: texts(&document, "language_tags"),
             tags: texts(&document, "tags"),
@@ -178,7 +190,7 @@ impl InfoView {
 }
 
 impl Limitation {
-    fn from_object(object: &Map<String, Value>) -> Self {
+    fn of(object: &Object<'_>) -> Self {
         Self {
             max_message_length: count(object, "max_message_length"),
             max_subscriptions: count(object, "max_subscriptions"),
@@ -198,21 +210,69 @@ impl Limitation {
     }
 }
 
+impl Fees {
+    fn of(object: &Object<'_>) -> Self {
+        let prices = |key: &str| {
+            object.get(key).copied().into_iter().flat_map(objects).filter_map(|entry| price(&entry))
+        };
+        Self {
+            admission: prices("admission").collect(),
+            subscription: prices("subscription").collect(),
+            publication: prices("publication").collect(),
+        }
+    }
+}
+
+impl Retention {
+    fn of(object: &Object<'_>) -> Self {
+        let kind = |raw: &RawValue| number(raw).and_then(|kind| u16::try_from(kind).ok());
+        let ranges = object.get("kinds").copied().into_iter().flat_map(list).filter_map(|item| {
+            match list(item).as_slice() {
+                [first, last] => Some((kind(first)?, kind(last)?)),
+                _ => kind(item).map(|kind| (kind, kind)),
+            }
+        });
+        Self {
+            kinds: ranges.take(LIST_MAX).collect(),
+            time: count(object, "time"),
+            count: count(object, "count"),
+        }
+    }
+}
+
+/// The members of a JSON object, unread; of a name that comes twice the last value counts.
+type Object<'a> = BTreeMap<String, &'a RawValue>;
+
+fn object(raw: &RawValue) -> Option<Object<'_>> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+/// The entries of a list, unread; none of what is no list.
+fn list(raw: &RawValue) -> Vec<&RawValue> {
+    serde_json::from_str(raw.get()).unwrap_or_default()
+}
+
+fn string(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok()
+}
+
 /// A text that says something, capped.
-fn words(object: &Map<String, Value>, key: &str) -> Option<String> {
-    let text = object.get(key)?.as_str()?.trim();
+fn words(object: &Object<'_>, key: &str) -> Option<String> {
+    let text = string(object.get(key)?)?;
+    let text = text.trim();
     let kept = &text[..text.floor_char_boundary(TEXT_MAX_BYTES)];
     (!kept.is_empty()).then(|| kept.to_owned())
 }
 
 /// The texts of a list, distinct, in the relay's order.
-fn texts(object: &Map<String, Value>, key: &str) -> Vec<String> {
+fn texts(object: &Object<'_>, key: &str) -> Vec<String> {
     let mut kept: Vec<String> = Vec::new();
-    for item in object.get(key).and_then(Value::as_array).into_iter().flatten() {
+    for item in object.get(key).copied().into_iter().flat_map(list) {
         if kept.len() == LIST_MAX {
             break;
         }
-        let text = item.as_str().map(str::trim).unwrap_or_default();
+        let text = string(item).unwrap_or_default();
+        let text = text.trim();
         if !text.is_empty() && text.len() <= ITEM_MAX_BYTES && !kept.iter().any(|known| known == text) {
             kept.push(text.to_owned());
         }
@@ -221,74 +281,45 @@ fn texts(object: &Map<String, Value>, key: &str) -> Vec<String> {
 }
 
 /// The objects of a list, no more than [`LIST_MAX`].
-fn objects(value: Option<&Value>) -> impl Iterator<Item = &Map<String, Value>> {
-    value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object).take(LIST_MAX)
+fn objects(raw: &RawValue) -> impl Iterator<Item = Object<'_>> {
+    list(raw).into_iter().filter_map(object).take(LIST_MAX)
 }
 
-fn fees(value: Option<&Value>) -> Fees {
-    let prices = |key: &str| {
-        objects(value.and_then(|fees| fees.get(key)))
-            .filter_map(|price| {
-                let amount = count(price, "amount")?;
-                let unit = words(price, "unit").filter(|unit| unit.len() <= ITEM_MAX_BYTES)?;
-                let kinds = nips(price.get("kinds"));
-                Some(Fee { amount, unit, period: count(price, "period"), kinds })
-            })
-            .collect()
-    };
-    Fees {
-        admission: prices("admission"),
-        subscription: prices("subscription"),
-        publication: prices("publication"),
-    }
-}
-
-fn retention(object: &Map<String, Value>) -> Retention {
-    let kind = |value: &Value| number(value).and_then(|kind| u16::try_from(kind).ok());
-    let kinds =
-        object.get("kinds").and_then(Value::as_array).into_iter().flatten().filter_map(|item| match item {
-            Value::Array(ends) if ends.len() == 2 => Some((kind(&ends[0])?, kind(&ends[1])?)),
-            one => kind(one).map(|kind| (kind, kind)),
-        });
-    Retention {
-        kinds: kinds.take(LIST_MAX).collect(),
-        time: count(object, "time"),
-        count: count(object, "count"),
-    }
+fn price(price: &Object<'_>) -> Option<Fee> {
+    let amount = count(price, "amount")?;
+    let unit = words(price, "unit").filter(|unit| unit.len() <= ITEM_MAX_BYTES)?;
+    let kinds = price.get("kinds").copied().map(nips).unwrap_or_default();
+    Some(Fee { amount, unit, period: count(price, "period"), kinds })
 }
 
 /// A count, as a number or as its decimal text; negative and fractional values are dropped.
-fn number(value: &Value) -> Option<u64> {
-    match value {
-        Value::Number(number) => number.as_u64(),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
+fn number(raw: &RawValue) -> Option<u64> {
+    match string(raw) {
+        Some(text) => text.trim().parse().ok(),
+        None => raw.get().parse().ok(),
     }
 }
 
-fn count(object: &Map<String, Value>, key: &str) -> Option<u64> {
+fn count(object: &Object<'_>, key: &str) -> Option<u64> {
     number(object.get(key)?)
 }
 
 /// A boolean; `0`, `1`, `"true"` and `"false"` are met in the wild.
-fn flag(object: &Map<String, Value>, key: &str) -> Option<bool> {
-    match object.get(key)? {
-        Value::Bool(flag) => Some(*flag),
-        Value::Number(number) if number.as_u64() == Some(0) => Some(false),
-        Value::Number(number) if number.as_u64() == Some(1) => Some(true),
-        Value::String(text) => text.trim().to_ascii_lowercase().parse().ok(),
-        _ => None,
+fn flag(object: &Object<'_>, key: &str) -> Option<bool> {
+    let raw = object.get(key)?;
+    match raw.get() {
+        "0" => Some(false),
+        "1" => Some(true),
+        bare => string(raw)
+            .map_or_else(|| bare.parse().ok(), |text| text.trim().to_ascii_lowercase().parse().ok()),
     }
 }
 
-fn nips(value: Option<&Value>) -> Vec<u16> {
-    let items = match value {
-        None => return Vec::new(),
-        Some(Value::Array(items)) => items.as_slice(),
-        Some(scalar) => std::slice::from_ref(scalar),
-    };
+/// The numbers of a list, or the one that stands in its place.
+fn nips(raw: &RawValue) -> Vec<u16> {
+    let items = if raw.get().starts_with('[') { list(raw) } else { vec![raw] };
     let mut nips: Vec<u16> =
-        items.iter().filter_map(number).filter_map(|number| u16::try_from(number).ok()).collect();
+        items.into_iter().filter_map(number).filter_map(|number| u16::try_from(number).ok()).collect();
     nips.sort_unstable();
     nips.dedup();
     nips.truncate(NIPS_MAX);

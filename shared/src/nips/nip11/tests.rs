@@ -81,8 +81,16 @@ fn what_is_no_object_is_no_view() {
         assert_eq!(InfoView::from_json(text), None, "{text}");
     }
     assert_eq!(InfoView::from_json("{}"), Some(InfoView::default()));
-    let deep = format!("{{\"name\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-    assert_eq!(InfoView::from_json(&deep), None);
+}
+
+#[test]
+fn what_nests_deeply_is_passed_over() {
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let text = format!(
+        r#"{{"name":{deep},"x":{deep},"supported_nips":{deep},"fees":{{"admission":[{deep}]}},"version":"1"}}"#
+    );
+    let view = InfoView { version: Some("1".to_owned()), ..InfoView::default() };
+    assert_eq!(InfoView::from_json(&text), Some(view));
 }
 
 #[test]
