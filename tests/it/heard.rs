@@ -281,3 +281,33 @@ async fn words_about_what_is_no_relay_have_an_end_and_who_reports_on_relays_keep
     ctx.db.publication_retire(true, 90).await.unwrap();
     assert_eq!(value(&test, "SELECT count(*)::text FROM candidate_report").await, "0");
 }
+
+#[tokio::test]
+async fn what_a_relay_says_at_length_is_kept_up_to_so_many_bytes() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, publishing(&["ws://127.0.0.1:1"]));
+    let url = RelayUrl::parse("wss://verbose.example", &AddressPolicy::public()).unwrap();
+    let say = async |n: i64, bytes: usize| {
+        // No text that could be made shorter.
+        let name = clock::random_hex(bytes / 2);
+        let json = format!(r#"{{"data":{{"name":"{name}"}},"logs":{{"success":true}}}}"#);
+        let document = shared::models::Metadata::new(shared::models::MetadataType::Nip11Info, &json).unwrap();
+        ctx.db.relay_metadata_insert_cascade(&[(url.clone(), document, 1_000 + n)]).await.unwrap();
+    };
+    for n in 0..20 {
+        say(n, 60_000).await;
+    }
+    let kept = "SELECT count(*) || ' ' || max(r.generated_at) || ' ' || (sum(pg_column_size(m.data)) BETWEEN 150000 AND 262144) \
+                FROM relay_metadata r JOIN metadata m ON m.id = r.metadata_id AND m.type = r.metadata_type";
+    let said = value(&test, kept).await;
+    assert!(said.ends_with(" 1019 true"), "{said}");
+    test.execute("SELECT orphan_metadata_delete(1000)").await;
+    let bytes = "SELECT (sum(pg_column_size(data)) <= 262144)::text FROM metadata";
+    assert_eq!(value(&test, bytes).await, "true");
+    // The latest stays, however long: it is what the relay says.
+    say(99, 900_000).await;
+    assert_eq!(
+        value(&test, "SELECT count(*) || ' ' || max(generated_at) FROM relay_metadata").await,
+        "1 1099"
+    );
+}
