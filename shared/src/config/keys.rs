@@ -96,6 +96,12 @@ pub(super) const KEYS: &[Key] = &[
         Preset::Empty,
         "DNS servers, ip or ip:port; empty: the system's.",
     ),
+    key(
+        "network.contact",
+        Kind::Contact,
+        Preset::Unset,
+        "Whom servers may tell of trouble with this instance; in the User-Agent of every request.",
+    ),
     enabled("network.clearnet.enabled", true),
     proxy("network.clearnet.proxy"),
     timeout("network.clearnet.timeout_s", 10),

@@ -147,6 +147,7 @@ impl Config {
         net.trust = self.trust()?;
         net.name_servers =
             self.list("network.name_servers").iter().filter_map(|text| name_server(text)).collect();
+        net.contact = self.text("network.contact").map(str::to_owned);
         Ok(net)
     }
 

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::models::{DAYS_MAX, IpRange, KindRule, PortRange};
+use crate::net::is_contact;
 
 /// What the entries of a list are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub(super) enum Kind {
     HostPort,
     /// An IP address and a port.
     Socket,
+    /// A mail address or a URL, to be shown to everybody.
+    Contact,
     /// A list.
     List(Item),
 }
@@ -115,6 +118,9 @@ impl Kind {
             Self::Secret { min } => format!("a text of {min} to 256 bytes without control characters"),
             Self::HostPort => "host:port".to_owned(),
             Self::Socket => "an IP address and a port, such as 127.0.0.1:8080".to_owned(),
+            Self::Contact => {
+                "a mail address or an https URL, of at most 128 visible ASCII characters".to_owned()
+            }
             Self::List(item) => format!("a list of {}", item.expects()),
         }
     }
@@ -138,7 +144,8 @@ impl Kind {
                 | Self::Web
                 | Self::Secret { .. }
                 | Self::HostPort
-                | Self::Socket,
+                | Self::Socket
+                | Self::Contact,
                 toml::Value::String(text),
             ) => self.parse(text),
             (Self::List(item), toml::Value::Array(entries)) => entries
@@ -177,6 +184,7 @@ impl Kind {
             Self::Secret { min } => ((*min..=256).contains(&text.len()) && !text.contains(char::is_control))
                 .then(|| Value::Text(text.to_owned())),
             Self::HostPort => is_host_port(text).then(|| Value::Text(text.to_owned())),
+            Self::Contact => is_contact(text).then(|| Value::Text(text.to_owned())),
             Self::Socket => text.parse::<SocketAddr>().is_ok().then(|| Value::Text(text.to_owned())),
             Self::List(item) => text
                 .split(item.separator())

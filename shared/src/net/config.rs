@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::agent::is_contact;
 use super::failure::NetError;
 use crate::models::{AddressPolicy, Network};
 
@@ -69,6 +70,8 @@ pub struct NetConfig {
     pub trust: Vec<Vec<u8>>,
     /// DNS servers to ask; empty means the system's.
     pub name_servers: Vec<SocketAddr>,
+    /// Whom servers may tell of trouble with us ([`super::is_contact`]); sent to each.
+    pub contact: Option<String>,
 }
 
 impl Default for NetConfig {
@@ -84,6 +87,7 @@ impl Default for NetConfig {
             caps: Caps::default(),
             trust: Vec::new(),
             name_servers: Vec::new(),
+            contact: None,
         }
     }
 }
@@ -99,8 +103,11 @@ impl NetConfig {
         &mut self.networks[network.index()]
     }
 
-    /// Refuses a proxy that is not `host:port`, and any proxy for clearnet.
+    /// Refuses a proxy that is not `host:port`, any proxy for clearnet, and a contact that is none.
     pub(super) fn check(&self) -> Result<(), NetError> {
+        if let Some(text) = self.contact.as_ref().filter(|text| !is_contact(text)) {
+            return Err(NetError::BadContact { text: text.clone() });
+        }
         for &network in Network::ALL {
             let Some(text) = &self.network(network).proxy else { continue };
             if !network.is_overlay() {

@@ -13,6 +13,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
+use super::agent::user_agent;
 use super::config::{Caps, NetConfig, NetworkConfig};
 use super::failure::{DialFailure, NetError};
 use super::resolve::{DnsAnswer, Names};
@@ -41,6 +42,7 @@ struct Shared {
     names: Arc<Names>,
     tls: Arc<Tls>,
     traffic: Traffic,
+    user_agent: Arc<str>,
 }
 
 /// A relay whose addresses have passed the guard; what every further connection uses.
@@ -93,18 +95,21 @@ impl Dialer {
         config.check()?;
         let tls = Arc::new(Tls::new(&config.trust)?);
         let names = Arc::new(Names::new(&config.name_servers));
-        Ok(Self { shared: Arc::new(Shared { config, names, tls, traffic: Traffic::default() }) })
+        let user_agent = user_agent(config.contact.as_deref()).into();
+        let traffic = Traffic::default();
+        Ok(Self { shared: Arc::new(Shared { config, names, tls, traffic, user_agent }) })
     }
 
     /// The same for what an operator named: these ranges are permitted besides, and local names, which lead to permitted
     /// addresses only. Never for what strangers name.
     #[must_use]
     pub fn permitting(&self, ranges: &[IpRange]) -> Self {
-        let Shared { config, names, tls, traffic } = &*self.shared;
+        let Shared { config, names, tls, traffic, user_agent } = &*self.shared;
         let policy = config.policy.clone().with_ranges(ranges.iter().copied()).with_local_names();
         let config = NetConfig { policy, ..config.clone() };
         let (names, tls, traffic) = (Arc::clone(names), Arc::clone(tls), traffic.clone());
-        Self { shared: Arc::new(Shared { config, names, tls, traffic }) }
+        let user_agent = Arc::clone(user_agent);
+        Self { shared: Arc::new(Shared { config, names, tls, traffic, user_agent }) }
     }
 
     /// The configuration in force.
@@ -115,6 +120,11 @@ impl Dialer {
     /// The bytes its connections have moved.
     pub fn traffic(&self) -> Traffic {
         self.shared.traffic.clone()
+    }
+
+    /// How its connections present us.
+    pub(super) fn user_agent(&self) -> &str {
+        &self.shared.user_agent
     }
 
     /// Whether relays of `network` can be dialled as configured.

@@ -129,6 +129,14 @@ pub enum NetError {
         /// What was configured.
         text: String,
     },
+    /// A contact that may not stand in a header.
+    #[error(
+        "{text:?} is no contact: it must be a mail address or an https URL of at most 128 visible ASCII characters"
+    )]
+    BadContact {
+        /// What was configured.
+        text: String,
+    },
     /// Through a proxy the names of clearnet relays could not be guarded.
     #[error("clearnet relays are dialled directly, so that every address passes the guard: remove its proxy")]
     ClearnetProxy,

@@ -15,10 +15,10 @@ use reqwest::Url;
 use tokio::time::{Instant, timeout_at};
 
 use super::dial::{Dialer, Target};
+use super::elapsed_ms;
 use super::failure::DialFailure;
 use super::seen::value;
 use super::stream::Stream;
-use super::{USER_AGENT, elapsed_ms};
 use crate::clock;
 use crate::models::{AddressPolicy, Reason, RelayUrl};
 
@@ -87,7 +87,7 @@ impl Dialer {
         deadline: Instant,
     ) -> Result<HttpReply, DialFailure> {
         let started = clock::monotonic_ms();
-        let request = get_request(target, path, accept)?;
+        let request = get_request(target, path, accept, self.user_agent())?;
         let stream = self.connect_by(target, deadline, &mut None).await?;
         let exchange = Box::pin(exchange(stream, request, self.caps().header_bytes, max_bytes));
         match timeout_at(deadline, exchange).await {
@@ -121,11 +121,16 @@ fn led_to(
     Some((next, format!("{}{query}", to.path())))
 }
 
-fn get_request(target: &Target, path: &str, accept: &str) -> Result<Request<Empty<Bytes>>, DialFailure> {
+fn get_request(
+    target: &Target,
+    path: &str,
+    accept: &str,
+    user_agent: &str,
+) -> Result<Request<Empty<Bytes>>, DialFailure> {
     let url = target.url();
     Request::get(path)
         .header(header::HOST, url.authority())
-        .header(header::USER_AGENT, USER_AGENT)
+        .header(header::USER_AGENT, user_agent)
         .header(header::ACCEPT, accept)
         .header(header::ACCEPT_ENCODING, "identity")
         .header(header::CONNECTION, "close")

@@ -9,6 +9,7 @@
 //!
 //! [`AddressPolicy`]: crate::models::AddressPolicy
 
+mod agent;
 mod config;
 mod dial;
 mod failure;
@@ -30,6 +31,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use agent::is_contact;
 pub use config::{ADDRESSES_TRIED, Caps, HEADER_BYTES, MESSAGE_BYTES, NetConfig, NetworkConfig};
 pub use dial::{Dialer, Target};
 pub use failure::{DialFailure, NetError, outcome_of};
@@ -43,10 +45,6 @@ pub use traffic::Traffic;
 pub use web::{NoReply, Web, WebFailure, WebReply, check_url};
 pub use ws::{Text, WsRead, WsStream};
 pub use zone::ZoneFacts;
-
-/// How we present ourselves to every relay, with a place to complain.
-pub const USER_AGENT: &str =
-    concat!("BigBrotr/", env!("CARGO_PKG_VERSION"), " (+https://github.com/bigbrotr/bigbrotr)");
 
 /// Milliseconds since `start_ms` on the monotonic clock, capped to what a column holds.
 pub(crate) fn elapsed_ms(start_ms: u64) -> u32 {

@@ -18,7 +18,6 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::{Instant, timeout};
 
-use super::USER_AGENT;
 use super::dial::Dialer;
 use super::failure::{DialFailure, NetError};
 use crate::models::{AddressPolicy, Network, Reason, RelayUrl};
@@ -85,7 +84,7 @@ impl Web {
             .no_proxy()
             .http1_only()
             .pool_max_idle_per_host(0)
-            .user_agent(USER_AGENT)
+            .user_agent(dialer.user_agent())
             .build()
             .map_err(|error| NetError::Web(error.to_string()))?;
         Ok(Self { dialer: dialer.clone(), client, limit })

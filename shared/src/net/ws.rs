@@ -15,10 +15,10 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::dial::{Dialer, Target};
+use super::elapsed_ms;
 use super::failure::DialFailure;
 use super::seen::{HttpHead, Seen};
 use super::stream::Stream;
-use super::{USER_AGENT, elapsed_ms};
 use crate::clock;
 use crate::models::{Reason, RelayUrl};
 
@@ -86,7 +86,7 @@ impl Dialer {
         read_buffer: usize,
     ) -> Result<(WsStream, u32), DialFailure> {
         let started = clock::monotonic_ms();
-        let request = upgrade_request(target.url())?;
+        let request = upgrade_request(target.url(), self.user_agent())?;
         let deadline = self.deadline(target)?;
         let stream = self.connect_by(target, deadline, &mut seen.tls).await?;
         let max = Some(self.caps().message_bytes);
@@ -146,7 +146,7 @@ impl WsStream {
     }
 }
 
-fn upgrade_request(url: &RelayUrl) -> Result<Request<()>, DialFailure> {
+fn upgrade_request(url: &RelayUrl, user_agent: &str) -> Result<Request<()>, DialFailure> {
     let scheme = if url.is_tls() { "wss" } else { "ws" };
     let authority = url.authority();
     Request::builder()
@@ -156,7 +156,7 @@ fn upgrade_request(url: &RelayUrl) -> Result<Request<()>, DialFailure> {
         .header(http::header::UPGRADE, "websocket")
         .header(http::header::SEC_WEBSOCKET_VERSION, "13")
         .header(http::header::SEC_WEBSOCKET_KEY, generate_key())
-        .header(http::header::USER_AGENT, USER_AGENT)
+        .header(http::header::USER_AGENT, user_agent)
         .body(())
         .map_err(|error| DialFailure::new(Reason::HttpInvalid, format!("not a URI: {error}")))
 }

@@ -214,7 +214,8 @@ async fn the_pinned_address_is_dialled_with_the_name_as_host() {
         _ => Some((ResponseCode::NoError, vec![record(name, RData::AAAA(AAAA("::1".parse().unwrap())))])),
     })
     .await;
-    let dialer = Dialer::new(dns.config()).unwrap();
+    let contact = Some("ops@example.org".to_owned());
+    let dialer = Dialer::new(NetConfig { contact, ..dns.config() }).unwrap();
     let url = url(&format!("ws://relay.example.com:{}/inbox?x=1", server.addr.port()));
     let failure = fail(&dialer, &url).await;
     assert_eq!(failure.reason, Reason::Disconnected, "{failure}");
@@ -222,6 +223,7 @@ async fn the_pinned_address_is_dialled_with_the_name_as_host() {
     assert!(heard.starts_with("get /inbox?x=1 http/1.1\r\n"), "{heard}");
     assert!(heard.contains(&format!("host: relay.example.com:{}\r\n", server.addr.port())), "{heard}");
     assert!(heard.contains("user-agent: bigbrotr/"), "{heard}");
+    assert!(heard.contains("(+https://github.com/bigbrotr/bigbrotr; ops@example.org)\r\n"), "{heard}");
     assert!(!heard.contains("permessage-deflate"), "{heard}");
 }
 

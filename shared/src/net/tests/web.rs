@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::super::testing::tls::{Authority, tls_relay};
-use super::super::testing::{DnsServer, TestServer, local_config, local_dialer, request_head, silence};
+use super::super::testing::{DnsServer, TestServer, local_config, local_dialer, request_head, silence, url};
 use super::super::web::next_hop;
 use super::super::*;
 use super::a;
@@ -39,6 +39,42 @@ async fn get(web: &Web, url: &str, max_bytes: usize) -> Result<WebReply, WebFail
         NoReply::Failed(failure) => failure,
         NoReply::KeptOff(()) => unreachable!("nothing was"),
     })
+}
+
+#[tokio::test]
+async fn every_request_says_whom_to_tell_of_trouble() {
+    let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&heard);
+    let server = TestServer::tcp(move |mut stream: TcpStream| {
+        let log = Arc::clone(&log);
+        async move {
+            let request = request_head(&mut stream).await;
+            log.lock().unwrap().push(request);
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await.ok();
+        }
+    })
+    .await;
+    let dialer =
+        Dialer::new(NetConfig { contact: Some("ops@example.org".to_owned()), ..local_config() }).unwrap();
+    let target = dialer.resolve(&url(&format!("ws://{}", server.addr))).await.unwrap();
+    dialer.http_get(&target, "*/*", 10).await.unwrap();
+    dialer.websocket(&target).await.unwrap_err();
+    let page = format!("http://{}/", server.addr);
+    // What is made of it for an operator's own machines as well.
+    get(&web(&dialer.permitting(&[])), &page, 10).await.unwrap();
+    web(&dialer).post_json(&page, "{}".to_owned(), None, 10).await.unwrap();
+    let heard = heard.lock().unwrap();
+    assert_eq!(heard.len(), 4);
+    for request in heard.iter() {
+        assert!(
+            request.contains("(+https://github.com/bigbrotr/bigbrotr; ops@example.org)\r\n"),
+            "{request}"
+        );
+    }
+    for bad in ["nobody", "ops@example.org\r\nx: y"] {
+        let refused = Dialer::new(NetConfig { contact: Some(bad.to_owned()), ..local_config() });
+        assert!(matches!(refused, Err(NetError::BadContact { .. })), "{bad}");
+    }
 }
 
 async fn redirecting(to: &str) -> TestServer {
