@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{CheckKind, DataFiles, Speak};
+use crate::net::Target;
 
 /// What one look at a relay does. Cheap to clone; clones share open files.
 #[derive(Debug, Clone)]
@@ -43,6 +44,12 @@ impl Looks {
     #[must_use]
     pub fn only(self, enabled: &[CheckKind]) -> Self {
         Self { enabled: enabled.to_vec(), ..self }
+    }
+
+    /// The target as these looks dial it: with any certificate, where the operator wants that.
+    #[must_use]
+    pub fn target(&self, target: Target) -> Target {
+        if self.insecure_tls { target.with_any_certificate() } else { target }
     }
 
     pub(super) fn wants(&self, kind: CheckKind) -> bool {

@@ -74,8 +74,7 @@ pub async fn run_on(
 ) -> MonitorReport {
     let wanted = |kind: CheckKind| looks.wants(kind) && (kind.spec().applies)(url);
     let target = match resolved {
-        Ok(target) if looks.insecure_tls => target.with_any_certificate(),
-        Ok(target) => target,
+        Ok(target) => looks.target(target),
         Err(failure) => {
             return unreached(&failure, CheckKind::ALL.iter().copied().filter(|&kind| wanted(kind)));
         }

@@ -134,7 +134,7 @@ pub(super) const KEYS: &[Key] = &[
         "monitor.insecure_tls",
         Kind::Bool,
         Preset::Bool(false),
-        "Look at relays also when their certificate does not verify; the ssl check still says so.",
+        "Validate and monitor relays also when their certificate does not verify; the ssl check still says so, and syncing refuses.",
     ),
     int(
         "monitor.capability_interval_s",

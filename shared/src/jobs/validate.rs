@@ -29,6 +29,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let verdict = match ctx.dialer.resolve(&url).await {
         // A relay that takes the connection has as long again to speak.
         Ok(target) => {
+            let target = ctx.config.looks.target(target);
             ctx.permit(attempt, &target).await?;
             probe(ctx, &target).await
         }
