@@ -64,13 +64,14 @@ const STATE: &str = "SELECT string_agg(state || ' ' || failures, ',') FROM relay
 
 #[tokio::test]
 async fn a_name_reaches_a_proxy_nobody_here_wrote_and_no_name_server() {
-    for server in Server::ALL {
+    // Neither knows credentials: offered some beside none, it takes none.
+    for (server, isolate) in Server::ALL.into_iter().flat_map(|server| [(server, false), (server, true)]) {
         let Some(test) = migrated().await else { return };
         let loki = format!("{}.loki", "d".repeat(52));
         let hosts = [ONION, "relay.i2p", &loki];
         let Some(proxy) = SocksProxy::start(server, &hosts, BARRED, None).await else { return };
         let names = NameServer::start("* mute mute").await;
-        let ctx = through(&test, proxy.address, false, &names);
+        let ctx = through(&test, proxy.address, isolate, &names);
         for host in hosts {
             let relay = ScriptedRelay::start(Script::honest(&[], 10)).await;
             let here = at(host, relay.address().port());

@@ -88,8 +88,13 @@ pub(super) const fn proxy(path: &'static str) -> Key {
     )
 }
 
-pub(super) const fn isolate(path: &'static str) -> Key {
-    key(path, Kind::Bool, Preset::Bool(false), "Own proxy credentials, hence own circuits, per relay.")
+pub(super) const fn isolate(path: &'static str, preset: bool) -> Key {
+    key(
+        path,
+        Kind::Bool,
+        Preset::Bool(preset),
+        "Own proxy credentials, hence own circuits, per host, where the proxy takes any.",
+    )
 }
 
 pub(super) const fn timeout(path: &'static str, preset: i64) -> Key {

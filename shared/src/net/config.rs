@@ -39,8 +39,8 @@ pub struct NetworkConfig {
     pub enabled: bool,
     /// SOCKS5 proxy as `host:port`; required for overlays, refused for clearnet.
     pub proxy: Option<String>,
-    /// Whether each relay gets its own proxy credentials, hence (in Tor) its own circuits.
-    /// Off by default: proxies without authentication may refuse the offer.
+    /// Whether each relay gets its own proxy credentials, hence (in Tor) its own circuits. They are offered beside
+    /// going without (RFC 1928 §3), so that a proxy that knows none takes us as before.
     pub isolate: bool,
     /// Milliseconds for resolving, and again for one whole connect, upgrade or request.
     pub connect_timeout_ms: u64,
@@ -80,7 +80,7 @@ impl Default for NetConfig {
             policy: AddressPolicy::public(),
             networks: [
                 NetworkConfig::new(true, 10_000),
-                NetworkConfig::new(false, 30_000),
+                NetworkConfig { isolate: true, ..NetworkConfig::new(false, 30_000) },
                 NetworkConfig::new(false, 45_000),
                 NetworkConfig::new(false, 30_000),
             ],
