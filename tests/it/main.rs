@@ -149,6 +149,8 @@ mod skew;
 #[cfg(test)]
 mod socks;
 #[cfg(test)]
+mod spared;
+#[cfg(test)]
 mod speak;
 #[cfg(test)]
 mod strangers;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use shared::config::Config;
-use shared::models::{AddressPolicy, RelayUrl};
+use shared::models::{AddressPolicy, IpRange, RelayUrl};
 
 use super::operate::actor;
 use crate::Session;
@@ -89,6 +89,10 @@ fn parse(text: &str) -> Result<String, Fail> {
     if text.contains("://") {
         return RelayUrl::parse(text, &policy).map(|url| url.to_string()).map_err(wrong);
     }
+    if text.contains('/') && text.parse::<IpRange>().is_ok() {
+        let why = "which names lead to a range of addresses is known to the dial alone: network.deny in the configuration of the workers";
+        return Err(Fail::Usage(format!("{text}: {why}")));
+    }
     let (star, host) = text.strip_prefix("*.").map_or(("", text), |host| ("*.", host));
     let bracketed =
         if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
@@ -133,5 +137,7 @@ mod tests {
         {
             assert!(parse(text).is_err(), "{text}");
         }
+        let Err(Fail::Usage(said)) = parse("203.0.113.0/24") else { panic!("a range is no target") };
+        assert!(said.contains("network.deny"), "{said}");
     }
 }

@@ -79,6 +79,12 @@ pub(super) const KEYS: &[Key] = &[
         "Address ranges that may be dialled although they are not public, whoever names an address in them: anybody on Nostr may.",
     ),
     key(
+        "network.deny",
+        Kind::List(Item::Range),
+        Preset::Empty,
+        "Address ranges that are never dialled, whatever permits them: a relay with an address there is left alone.",
+    ),
+    key(
         "network.allow_local",
         Kind::Bool,
         Preset::Bool(false),

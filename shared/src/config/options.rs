@@ -99,7 +99,8 @@ const fn slots_key(kind: JobKind) -> &'static str {
 pub(super) fn policy(config: &Config) -> AddressPolicy {
     let base =
         if config.bool("network.allow_local") { AddressPolicy::local() } else { AddressPolicy::public() };
-    base.with_ranges(config.list("network.allow").iter().filter_map(|range| range.parse().ok()))
+    let ranges = |key| config.list(key).iter().filter_map(|range| range.parse().ok());
+    base.with_ranges(ranges("network.allow")).without_ranges(ranges("network.deny"))
 }
 
 /// Canaries of every network, each a relay of that network that the policy permits.

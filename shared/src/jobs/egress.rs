@@ -193,6 +193,7 @@ pub(super) const fn is_answer(reason: Reason) -> bool {
             | Reason::DnsNxdomain
             | Reason::DnsNoAddress
             | Reason::AddressRefused
+            | Reason::AddressDenied
             | Reason::ConnectTimeout
             | Reason::ConnectFailed
             | Reason::NoRoute

@@ -279,12 +279,17 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(86_400);
 async fn target_url(ctx: &Ctx, attempt: &Attempt) -> Result<RelayUrl, JobError> {
     match RelayUrl::from_db(&attempt.target, &ctx.policy) {
         Ok(url) => Ok(url),
-        Err(error) => {
-            ctx.db
-                .schedule_next(&attempt.fence, REFUSED_AGAIN, Duration::from_secs(3_600), "refused by policy")
-                .await?;
-            Err(JobError::cancel(format!("this worker may not dial {}: {error}", attempt.target)))
-        }
+        Err(error) => Err(refused(ctx, attempt, error).await),
+    }
+}
+
+/// Ends the job of a target that this process may not dial, which is due again tomorrow.
+async fn refused(ctx: &Ctx, attempt: &Attempt, why: impl std::fmt::Display) -> JobError {
+    let why = format!("this worker may not dial {}: {why}", attempt.target);
+    let slack = Duration::from_secs(3_600);
+    match ctx.db.schedule_next(&attempt.fence, REFUSED_AGAIN, slack, "refused by policy").await {
+        Ok(_) => JobError::cancel(why),
+        Err(error) => error.into(),
     }
 }
 

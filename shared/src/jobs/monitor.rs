@@ -30,7 +30,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let (looks, measured_before) = capability::looks(ctx, &url, relay.id).await?;
     let report = Box::pin(run_on(&ctx.dialer, &url, resolved, &looks)).await;
     if !report.up {
-        unserved(ctx, attempt, url.network(), report.reason)?;
+        unserved(ctx, attempt, url.network(), report.reason).await?;
     }
     let proved = prove(ctx, attempt, &url, &relay, &report).await?;
     let mut result = judge_report(ctx, attempt, &url, &relay, &report, proved)?;

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::egress::is_answer;
 use super::liveness::Look;
-use super::{ANSWERED, Attempt, Ctx, JobError, Report, Standing, cadence, lost, target_url};
+use super::{ANSWERED, Attempt, Ctx, JobError, Report, Standing, cadence, lost, refused, target_url};
 use crate::db::ValidateResult;
 use crate::models::{Network, Reason, RelayUrl};
 use crate::net::Target;
@@ -35,7 +35,7 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         }
         Err(failure) => ProbeVerdict::unreached(&failure),
     };
-    unserved(ctx, attempt, url.network(), verdict.reason)?;
+    unserved(ctx, attempt, url.network(), verdict.reason).await?;
     if let Some(failure) = reach_failure(&verdict) {
         ctx.egress.record(url.network(), Some(failure), false);
     }
@@ -100,7 +100,7 @@ pub(super) fn reach_failure(verdict: &ProbeVerdict) -> Option<Reason> {
 
 /// An error when this worker cannot serve a relay, and others may: it says nothing about the relay, nor about our own
 /// way into its network.
-pub(super) fn unserved(
+pub(super) async fn unserved(
     ctx: &Ctx,
     attempt: &Attempt,
     network: Network,
@@ -109,6 +109,10 @@ pub(super) fn unserved(
     match reason {
         Reason::NetworkDisabled | Reason::ProxyMissing => {
             Err(JobError::snooze(UNSERVED, format!("this worker does not serve {network}: {reason}")))
+        }
+        // Its machine's owner wants to be left alone: no look, hence neither a failure nor a state.
+        Reason::AddressDenied => {
+            Err(refused(ctx, attempt, "an address of it is in a range of network.deny").await)
         }
         // Of one family of addresses alone, which another vantage may have.
         Reason::NoRoute if ctx.dialer.has_route() => {
@@ -129,6 +133,8 @@ pub(super) async fn is_ours(ctx: &Ctx, reason: Reason) -> bool {
         // However lately something answered: a resolver that is silent for everybody says nothing about anybody.
         Reason::DnsFailure => !ctx.dialer.names_answer().await,
         Reason::NoRoute => !ctx.dialer.has_route(),
+        // Our word about this one machine.
+        Reason::AddressDenied => false,
         reason => reason.is_ours(),
     }
 }

@@ -34,6 +34,8 @@ closed_set! {
         DnsFailure = "dns_failure",
         /// An address of the relay is not global: the guard refused to dial.
         AddressRefused = "address_refused",
+        /// An address of the relay is in a range that the operator never dials. Ours.
+        AddressDenied = "address_denied",
         /// The host refused the TCP connection.
         ConnectRefused = "connect_refused",
         /// The TCP connection was not answered in time.
@@ -136,6 +138,7 @@ impl Reason {
                 | Self::ProxyDead
                 | Self::ProxyMissing
                 | Self::NetworkDisabled
+                | Self::AddressDenied
                 | Self::DataMissing
                 | Self::DataCorrupt
                 | Self::DataNoRecord

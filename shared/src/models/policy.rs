@@ -2,7 +2,7 @@
 //!
 //! One policy serves the parser (literal addresses, local names) and the dialler (every resolved
 //! address), so that a URL can never be accepted by one and mean something else to the other.
-//! Invariant: an address in no global range is permitted only when a range says so.
+//! Invariant: an address in no global range is permitted only when a range says so, and none that is denied.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -142,18 +142,19 @@ const LOCAL: [IpRange; 6] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressPolicy {
     ranges: Vec<IpRange>,
+    denied: Vec<IpRange>,
     local_names: bool,
 }
 
 impl AddressPolicy {
     /// Global unicast addresses and public names only.
     pub const fn public() -> Self {
-        Self { ranges: Vec::new(), local_names: false }
+        Self { ranges: Vec::new(), denied: Vec::new(), local_names: false }
     }
 
     /// Also loopback, the private ranges and local names (`--allow-local`, tests).
     pub fn local() -> Self {
-        Self { ranges: LOCAL.to_vec(), local_names: true }
+        Self { ranges: LOCAL.to_vec(), denied: Vec::new(), local_names: true }
     }
 
     /// The same policy with more ranges permitted (`[network] allow`). Names are not concerned.
@@ -163,9 +164,18 @@ impl AddressPolicy {
         self
     }
 
+    /// The same policy with ranges that are never permitted, public or permitted otherwise (`[network] deny`): their
+    /// owner asked to be left alone.
+    #[must_use]
+    pub fn without_ranges(mut self, ranges: impl IntoIterator<Item = IpRange>) -> Self {
+        self.denied.extend(ranges);
+        self
+    }
+
     /// For reading back what some policy once let in: permits every address and name. Never for dialling.
     pub fn any() -> Self {
-        Self { ranges: vec![IpRange::v4([0; 4], 0), IpRange::v6(0, 0, 0)], local_names: true }
+        let ranges = vec![IpRange::v4([0; 4], 0), IpRange::v6(0, 0, 0)];
+        Self { ranges, denied: Vec::new(), local_names: true }
     }
 
     /// The same policy with local names (`localhost`, `.internal`, single labels) accepted.
@@ -175,9 +185,14 @@ impl AddressPolicy {
         self
     }
 
-    /// Whether `ip` may be dialled: it is global unicast, or a range of this policy has it.
+    /// Whether `ip` may be dialled: it is global unicast, or a range of this policy has it; and it is not denied.
     pub fn permits(&self, ip: IpAddr) -> bool {
-        is_global(ip) || self.ranges.iter().any(|range| range.contains(ip))
+        !self.denies(ip) && (is_global(ip) || self.ranges.iter().any(|range| range.contains(ip)))
+    }
+
+    /// Whether the operator has said that `ip` is never dialled.
+    pub fn denies(&self, ip: IpAddr) -> bool {
+        self.denied.iter().any(|range| range.contains(ip))
     }
 
     /// Whether names that exist only on a local network are accepted.
@@ -288,6 +303,23 @@ mod tests {
         assert!(
             AddressPolicy::public().with_ranges(["::/0".parse().unwrap()]).permits(ip("::ffff:127.0.0.1"))
         );
+    }
+
+    #[test]
+    fn a_denied_range_is_shut_whatever_opens_it() {
+        let denied: Vec<IpRange> =
+            ["8.8.8.0/24", "10.1.0.0/16"].iter().map(|range| range.parse().unwrap()).collect();
+        let policy = AddressPolicy::local().without_ranges(denied).with_ranges(["8.8.8.8".parse().unwrap()]);
+        for (text, permitted) in
+            [("8.8.8.8", false), ("8.8.9.8", true), ("10.1.2.3", false), ("10.2.2.3", true)]
+        {
+            assert_eq!(
+                (policy.permits(ip(text)), policy.denies(ip(text))),
+                (permitted, !permitted),
+                "{text}"
+            );
+        }
+        assert!(!policy.denies(ip("169.254.169.254")), "refused, and by nobody's word");
     }
 
     #[test]

@@ -150,10 +150,24 @@ impl Dialer {
             let answer = self.shared.names.lookup(url.host(), network.timeout()).await?;
             (answer.addresses(), Some(answer))
         };
-        if let Some(ip) = addresses.iter().find(|&&ip| !self.shared.config.policy.permits(ip)) {
+        self.guard(&addresses)?;
+        Ok(Target { url: url.clone(), addresses: interleave(&addresses), dns, any_certificate: false })
+    }
+
+    /// The guard: refuses a relay for any one of its addresses. In a range that the operator never dials: a reason of
+    /// ours, which says nothing about the relay.
+    pub(super) fn guard(&self, addresses: &[IpAddr]) -> Result<(), DialFailure> {
+        let policy = &self.shared.config.policy;
+        if let Some(ip) = addresses.iter().find(|&&ip| policy.denies(ip)) {
+            return Err(DialFailure::new(
+                Reason::AddressDenied,
+                format!("{ip} is in a range of network.deny"),
+            ));
+        }
+        if let Some(ip) = addresses.iter().find(|&&ip| !policy.permits(ip)) {
             return Err(DialFailure::new(Reason::AddressRefused, format!("{ip} may not be dialled")));
         }
-        Ok(Target { url: url.clone(), addresses: interleave(&addresses), dns, any_certificate: false })
+        Ok(())
     }
 
     /// Whether our name servers answer anything now: a name that fails while they do is its owner's fault.

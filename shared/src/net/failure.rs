@@ -58,6 +58,7 @@ pub const fn outcome_of(reason: Reason) -> Outcome {
         | Reason::ProxyDead
         | Reason::ProxyMissing
         | Reason::NetworkDisabled
+        | Reason::AddressDenied
         | Reason::DataMissing
         | Reason::DataCorrupt
         | Reason::DataNoRecord

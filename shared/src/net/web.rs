@@ -330,10 +330,8 @@ impl Resolve for Guarded {
 async fn guarded(dialer: &Dialer, host: &str) -> Result<Vec<IpAddr>, DialFailure> {
     let limit = dialer.config().network(Network::Clearnet).timeout();
     let addresses = dialer.names().lookup(host.trim_end_matches('.'), limit).await?.addresses();
-    match addresses.iter().find(|ip| !dialer.config().policy.permits(**ip)) {
-        Some(ip) => Err(unfit(format!("{ip} may not be dialled"))),
-        None => Ok(addresses),
-    }
+    dialer.guard(&addresses)?;
+    Ok(addresses)
 }
 
 /// A guard's word on its way through reqwest's errors.

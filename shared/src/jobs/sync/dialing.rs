@@ -25,7 +25,7 @@ pub(super) async fn connect(
     };
     let failure = opened.as_ref().err().map(|failure| failure.reason);
     if let Some(reason) = failure {
-        unserved(ctx, attempt, url.network(), reason)?;
+        unserved(ctx, attempt, url.network(), reason).await?;
     }
     ctx.egress.record(url.network(), failure, was_alive);
     if let Err(failure) = &opened {

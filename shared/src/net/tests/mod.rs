@@ -47,6 +47,25 @@ async fn the_guard_refuses_loopback_unless_the_policy_allows_it() {
 }
 
 #[tokio::test]
+async fn one_address_in_a_denied_range_refuses_the_name_for_a_reason_of_ours() {
+    let dns = DnsServer::start(|name, kind| match kind {
+        RecordType::A => {
+            Some((ResponseCode::NoError, vec![a(name, [127, 0, 0, 2]), a(name, [127, 0, 0, 1])]))
+        }
+        _ => Some((ResponseCode::NoError, Vec::new())),
+    })
+    .await;
+    let policy = AddressPolicy::local().without_ranges(["127.0.0.2/32".parse().unwrap()]);
+    let dialer = Dialer::new(NetConfig { policy, ..dns.config() }).unwrap();
+    // What an operator names is no exception.
+    for dialer in [dialer.permitting(&["127.0.0.0/8".parse().unwrap()]), dialer] {
+        let failure = dialer.resolve(&url("ws://relay.example.com")).await.unwrap_err();
+        assert_eq!((failure.outcome, failure.reason), (Outcome::Skipped, Reason::AddressDenied), "{failure}");
+        assert!(dialer.resolve(&url("ws://127.0.0.1")).await.is_ok());
+    }
+}
+
+#[tokio::test]
 async fn one_private_address_among_public_ones_refuses_the_name() {
     let dns = DnsServer::start(|name, kind| match kind {
         RecordType::A => {
