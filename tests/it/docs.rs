@@ -16,15 +16,11 @@ const RELATIONS: &str = "SELECT c.relname::text, c.relkind::text FROM pg_class c
 const FUNCTIONS: &str = "SELECT p.proname::text, 'f' FROM pg_proc p
     WHERE p.pronamespace = 'public'::regnamespace
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')";
-/// A view, its columns in order, and the columns of its unique index, as the document writes them.
+/// A view and its columns in order, as the document writes them.
 const VIEWS: &str = "SELECT c.relname::text, ' ' || (
         SELECT string_agg('`' || a.attname || '`', ', ' ORDER BY a.attnum) FROM pg_attribute a
-        WHERE a.attrelid = c.oid AND a.attnum > 0) || ' | ' || (
-        SELECT string_agg('`' || a.attname || '`', ', ' ORDER BY k.o)
-        FROM pg_index i CROSS JOIN unnest(i.indkey) WITH ORDINALITY k(n, o)
-        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.n
-        WHERE i.indrelid = c.oid AND i.indisunique) || ' '
-    FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'm'";
+        WHERE a.attrelid = c.oid AND a.attnum > 0) || ' '
+    FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('v', 'm')";
 
 fn read(path: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

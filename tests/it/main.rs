@@ -71,6 +71,8 @@ mod kept;
 #[cfg(test)]
 mod known;
 #[cfg(test)]
+mod latest;
+#[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod locks;

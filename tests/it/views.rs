@@ -3,7 +3,7 @@
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tests::pg::{Role, TestDb};
 
-use super::support::{polite, value};
+use super::support::polite;
 
 /// 50,000 relays, all of them overdue, and a backlog of 20,000 jobs: a fleet that was away for a day.
 async fn away_for_a_day() -> Option<TestDb> {
@@ -28,7 +28,7 @@ async fn plan(reader: &mut PgConnection, sql: &str) -> String {
 }
 
 /// Pages of tables and indexes that an answer takes.
-async fn pages(reader: &mut PgConnection, sql: &str) -> u64 {
+pub(crate) async fn pages(reader: &mut PgConnection, sql: &str) -> u64 {
     let explain = format!("EXPLAIN (ANALYZE, BUFFERS, TIMING off) {sql}");
     let lines = sqlx::query(AssertSqlSafe(explain)).persistent(false).fetch_all(reader).await.unwrap();
     let lines: Vec<String> = lines.iter().map(|row| row.get(0)).collect();
@@ -39,16 +39,6 @@ async fn pages(reader: &mut PgConnection, sql: &str) -> u64 {
         found.map_or(0, |number| number.unwrap())
     };
     number("hit=") + number("read=")
-}
-
-#[tokio::test]
-async fn a_mark_that_came_from_another_server_marks_nothing() {
-    let Some(test) = polite().await else { return };
-    test.execute("INSERT INTO relay (url, network, discovered_at) VALUES ('wss://a.example', 'clearnet', 1)")
-        .await;
-    let asks = "WITH mark AS MATERIALIZED (SELECT view_watermark('relay_rtt_recent', NULL) AS here)
-                SELECT (view_watermark('relay_rtt_recent', '9000000000 ' || split_part(here, ' ', 2)) IS NULL)::text FROM mark";
-    assert_eq!(value(&test, asks).await, "false", "whether anything moved since, nobody knows");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use super::rows::{count, get};
 use super::{Db, DbError};
 
-/// Every view with its refresh, in dependency order: `relay_metadata_latest` feeds three others.
+/// Every view with its refresh, in the order in which they are refreshed.
 pub const VIEWS: [(&str, &str); 13] = [
     ("relay_metadata_latest", "SELECT relay_metadata_latest_refresh()"),
     ("event_stats", "SELECT event_stats_refresh()"),

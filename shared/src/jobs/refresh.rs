@@ -1,7 +1,7 @@
 //! Closes the gap: views that are older than the data under them.
 //!
 //! First what writers logged is counted into the rollups, in small transactions, so that no timeout takes more
-//! than a step; then view by view, each in its own transaction over the direct connection, in dependency order.
+//! than a step; then view by view, each in its own transaction over the direct connection, in one order.
 //! What fails never stops the rest, and two refreshes never run at once.
 
 use std::time::Duration;

@@ -97,15 +97,15 @@ impl Db {
         Ok(lines)
     }
 
-    /// Each row of `rollup_check()` is a disagreement.
+    /// Each row of `rollup_check()` and of `relay_latest_check()` is a disagreement.
     async fn verify_rollups(&self) -> Result<Option<SetLine>, DbError> {
         let there = "SELECT to_regprocedure('public.rollup_check()') IS NOT NULL AS there";
         if !get::<bool>(&self.one(sqlx::query(there)).await?, "there")? {
             return Ok(None);
         }
-        let query =
-            sqlx::query("SELECT to_jsonb(r)::text AS row FROM rollup_check() r LIMIT $1").bind(ROLLUPS);
-        let rows = self.all(query).await?;
+        let both = "SELECT to_jsonb(r)::text AS row FROM rollup_check() r
+                    UNION ALL SELECT to_jsonb(l)::text FROM relay_latest_check() l LIMIT $1";
+        let rows = self.all(sqlx::query(both).bind(ROLLUPS)).await?;
         let sample = rows.first().map(|row| get(row, "row")).transpose()?;
         let problem = "rollups that do not agree with the archive".to_owned();
         Ok(Some(SetLine { problem, bad: true, n: rows.len() as u64, sample }))
