@@ -9,7 +9,7 @@ use super::ours::{Fed, Ours, bytes_per_row, count};
 use super::peer::{CASCADE, Peer, copy};
 use super::refresh::{Refreshed, change};
 use super::workload::{Plan, Slice};
-use super::{Group, Options, ask, figure, key, layout, lifecycle, refresh};
+use super::{Group, Options, ask, figure, key, layout, lifecycle, refresh, relays};
 
 const PEER: &str = "bigbrotr 6.6.9 on the same server and data";
 const NOTHING: &str = "nothing";
@@ -173,8 +173,10 @@ impl Growth<'_> {
         }
         if self.options.wants(Group::Refresh) {
             let change = change(at, self.options.events() * self.options.middle() / 100, 7_001)?;
-            let mine = refresh::ours(self.cluster, &self.ours, &change).await?;
-            let none = Refreshed { first: f64::NAN, changed: f64::NAN, unchanged: f64::NAN };
+            relays::fill(&self.ours.test, relays::relays(self.options.quick)).await;
+            let mine = refresh::ours(self.cluster, &self.ours, &change, 0).await?;
+            let none =
+                Refreshed { first: f64::NAN, changed: f64::NAN, looked: f64::NAN, unchanged: f64::NAN };
             let theirs = match &mut self.peer {
                 Some(peer) => refresh::peer(self.cluster, peer, &change).await?,
                 None => none,
@@ -182,6 +184,7 @@ impl Growth<'_> {
             for figure in [
                 figure("first_refresh_cpu_s", mine.first, theirs.first, PEER, "s", Goal::Stated),
                 figure("changed_1pct_cpu_s", mine.changed, theirs.changed, PEER, "s", Goal::AtMost(1.0)),
+                figure("relays_changed_1pct_cpu_s", mine.looked, f64::NAN, NOTHING, "s", Goal::AtMost(0.1)),
                 figure("unchanged_cpu_s", mine.unchanged, theirs.unchanged, PEER, "s", Goal::AtMost(0.1)),
             ] {
                 report.add(&figure);
@@ -224,7 +227,7 @@ impl Growth<'_> {
         }
         if self.options.wants(Group::Refresh) {
             let change = change(at, self.options.events() * self.options.middle() / 100, 7_002)?;
-            let now = refresh::ours(self.cluster, &self.ours, &change).await?;
+            let now = refresh::ours(self.cluster, &self.ours, &change, refresh::LOOKS + 1).await?;
             let before = self.refreshed.map_or(f64::NAN, |before| before.changed);
             let against = "the same new observations at 3 M";
             report.add(&figure(
@@ -234,6 +237,14 @@ impl Growth<'_> {
                 against,
                 "s",
                 Goal::RatioAtMost(1.3),
+            ));
+            report.add(&figure(
+                "relays_changed_10m_cpu_s",
+                now.looked,
+                self.refreshed.map_or(f64::NAN, |before| before.looked),
+                against,
+                "s",
+                Goal::AtMost(0.1),
             ));
             report.add(&figure(
                 "unchanged_10m_cpu_s",

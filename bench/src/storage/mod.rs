@@ -14,6 +14,7 @@ mod lifecycle;
 mod ours;
 mod peer;
 mod refresh;
+mod relays;
 mod workload;
 
 use anyhow::Context as _;
