@@ -308,3 +308,126 @@ CREATE TRIGGER relay_metadata_removed AFTER DELETE ON relay_metadata
 CREATE TRIGGER relay_check_added AFTER INSERT ON relay_check
     REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION relay_check_note();
 INSERT INTO relay_delta (checked, told) SELECT array_agg(r.id), array_agg(r.id) FROM relay r HAVING count(*) > 0;
+
+-- When an event expires is forgotten with the event, whatever takes it; what expires in the year 2286 stayed for as long. --------------
+
+CREATE OR REPLACE FUNCTION event_remove(p_keys bigint[], OUT events integer, OUT observations integer)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    lo bigint;
+    hi bigint;
+BEGIN
+    SELECT min(x), max(x) INTO lo, hi FROM unnest(p_keys) x;
+    -- Only what is archived is counted anywhere.
+    PERFORM rollup_forget_events(ARRAY(
+        SELECT e.event_key FROM event e WHERE e.event_key = ANY (p_keys) AND e.event_key BETWEEN lo AND hi AND e.fate = 0 ORDER BY 1));
+    DELETE FROM event_relay o WHERE o.event_key = ANY (p_keys) AND o.event_key BETWEEN lo AND hi;
+    GET DIAGNOSTICS observations = ROW_COUNT;
+    PERFORM FROM event_unmined u WHERE u.event_key = ANY (p_keys) ORDER BY u.event_key FOR UPDATE;
+    DELETE FROM event_unmined u WHERE u.event_key = ANY (p_keys);
+    DELETE FROM event_collision c WHERE c.event_key = ANY (p_keys);
+    DELETE FROM event_gone g WHERE g.event_key = ANY (p_keys);
+    DELETE FROM event_expiry x WHERE x.event_key = ANY (p_keys);
+    DELETE FROM event e WHERE e.event_key = ANY (p_keys) AND e.event_key BETWEEN lo AND hi;
+    GET DIAGNOSTICS events = ROW_COUNT;
+END $$;
+
+CREATE OR REPLACE FUNCTION event_strip(p_keys bigint[], p_fate smallint) RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    lo bigint;
+    hi bigint;
+    v_keys bigint[];
+    n integer;
+BEGIN
+    IF p_fate NOT IN (1, 2, 3) THEN
+        RAISE EXCEPTION 'fate % is none: 1 skipped, 2 deleted, 3 expired', p_fate USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT min(x), max(x) INTO lo, hi FROM unnest(p_keys) x;
+    v_keys := ARRAY(SELECT e.event_key FROM event e WHERE e.event_key = ANY (p_keys) AND e.event_key BETWEEN lo AND hi AND e.fate = 0 ORDER BY 1);
+    IF cardinality(v_keys) = 0 THEN RETURN 0; END IF;
+    PERFORM rollup_forget_events(v_keys);
+    PERFORM FROM event_unmined u WHERE u.event_key = ANY (v_keys) ORDER BY u.event_key FOR UPDATE;
+    DELETE FROM event_unmined u WHERE u.event_key = ANY (v_keys);
+    DELETE FROM event_expiry x WHERE x.event_key = ANY (v_keys);
+    UPDATE event e SET fate = p_fate, sig = NULL, d_tag = NULL, tags = NULL, content = NULL, tag_hashes = NULL
+    WHERE e.event_key = ANY (v_keys) AND e.event_key BETWEEN lo AND hi;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
+END $$;
+
+CREATE OR REPLACE FUNCTION archive_review_store(
+    p_after bigint, p_next bigint, p_pubkeys bytea[], p_whats smallint[], p_kinds integer[], p_targets bytea[], p_untils bigint[], p_requests bytea[])
+RETURNS TABLE (stones integer, expiries integer)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    -- As writers do, and before the look: whoever takes events away is through with it, or what is noted of one would outlive it.
+    PERFORM pg_advisory_xact_lock_shared(7310);
+    LOCK TABLE ONLY event_relay IN ROW EXCLUSIVE MODE;
+    PERFORM month_hold();
+    stones := tombstone_add(p_pubkeys, p_whats, p_kinds, p_targets, p_untils, p_requests);
+    INSERT INTO event_expiry
+    SELECT x.at, x.event_key FROM (
+        SELECT expiry_of(e.kind, e.tags) AS at, e.event_key FROM event e
+        WHERE e.event_key > p_after AND e.event_key <= p_next AND e.fate = 0 AND e.tags IS NOT NULL OFFSET 0) x
+    WHERE x.at IS NOT NULL ORDER BY 1, 2
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS expiries = ROW_COUNT;
+    INSERT INTO archive_cursor VALUES ('review', p_next) ON CONFLICT (name) DO UPDATE SET cursor_key = excluded.cursor_key;
+    RETURN NEXT;
+END $$;
+
+CREATE OR REPLACE FUNCTION archive_check(p_from bigint, p_to bigint) RETURNS TABLE (problem text, bad boolean, n bigint, first_key bigint)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT x.problem, true, x.n, x.first_key FROM (
+            SELECT count(*) FILTER (WHERE e.event_key IS NULL) AS lost, min(o.event_key) FILTER (WHERE e.event_key IS NULL) AS lost_key,
+                   count(*) FILTER (WHERE r.id IS NULL) AS strange, min(o.event_key) FILTER (WHERE r.id IS NULL) AS strange_key
+            FROM event_relay o
+            LEFT JOIN event e ON e.event_key = o.event_key AND e.event_key BETWEEN p_from AND p_to
+            LEFT JOIN relay r ON r.id = o.relay_id
+            WHERE o.event_key BETWEEN p_from AND p_to) c
+        CROSS JOIN LATERAL (VALUES ('observations without their event', c.lost, c.lost_key), ('observations without their relay', c.strange, c.strange_key)) x(problem, n, first_key);
+    RETURN QUERY
+        SELECT x.problem, x.bad, x.n, x.first_key FROM (
+            SELECT count(*) FILTER (WHERE e.wrong) AS wrong, min(e.event_key) FILTER (WHERE e.wrong) AS wrong_key,
+                   count(*) FILTER (WHERE e.fate <> 0 AND e.body) AS body, min(e.event_key) FILTER (WHERE e.fate <> 0 AND e.body) AS body_key,
+                   count(*) FILTER (WHERE e.fate = 0 AND e.orphan) AS orphan, min(e.event_key) FILTER (WHERE e.fate = 0 AND e.orphan) AS orphan_key
+            FROM (SELECT y.event_key, y.fate,
+                         coalesce(y.sig, y.d_tag, y.tags, y.content) IS NOT NULL OR y.tag_hashes IS NOT NULL AS body,
+                         y.event_key <> natural_key(y.created_at, y.id) AND NOT EXISTS (SELECT FROM event_collision c WHERE c.id = y.id AND c.event_key = y.event_key) AS wrong,
+                         NOT EXISTS (SELECT FROM event_relay o WHERE o.event_key = y.event_key AND o.event_key BETWEEN p_from AND p_to) AS orphan
+                  FROM event y WHERE y.event_key BETWEEN p_from AND p_to) e) c
+        CROSS JOIN LATERAL (VALUES ('events under a key that is not theirs', true, c.wrong, c.wrong_key), ('events that are not kept, and have a body', true, c.body, c.body_key),
+                                   ('archived events seen on no relay', true, c.orphan, c.orphan_key)) x(problem, bad, n, first_key);
+    RETURN QUERY
+        SELECT 'events waiting to be mined that are not there', true, count(*), min(u.event_key) FROM event_unmined u
+        WHERE u.event_key BETWEEN p_from AND p_to AND NOT EXISTS (SELECT FROM event e WHERE e.event_key = u.event_key AND e.event_key BETWEEN p_from AND p_to);
+    RETURN QUERY
+        SELECT 'collisions whose event is not there', true, count(*), min(c.event_key) FROM event_collision c
+        WHERE c.event_key BETWEEN p_from AND p_to AND NOT EXISTS (
+            SELECT FROM event e WHERE e.event_key = c.event_key AND e.id = c.id AND e.event_key BETWEEN p_from AND p_to);
+    RETURN QUERY
+        SELECT 'events gone from a relay that are not there', true, count(*), min(g.event_key) FROM event_gone g
+        WHERE g.event_key BETWEEN p_from AND p_to AND NOT EXISTS (SELECT FROM event e WHERE e.event_key = g.event_key AND e.event_key BETWEEN p_from AND p_to);
+    RETURN QUERY
+        SELECT 'times to expire of events that are not archived', false, count(*), min(x.event_key) FROM event_expiry x
+        WHERE x.event_key BETWEEN p_from AND p_to AND NOT EXISTS (
+            SELECT FROM event e WHERE e.event_key = x.event_key AND e.event_key BETWEEN p_from AND p_to AND e.fate = 0);
+END $$;
+
+CREATE INDEX event_expiry_key ON event_expiry (event_key);
+COMMENT ON TABLE event_expiry IS 'When archived events that say so themselves expire (NIP-40); written with the event, deleted with it or when the time has come.';
+-- An event is looked up by its key, in its month: reading all of them would take longer than there are times.
+SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_mergejoin = off;
+SET LOCAL enable_seqscan = off;
+DELETE FROM event_expiry x WHERE NOT EXISTS (SELECT FROM event e WHERE e.event_key = x.event_key AND e.fate = 0);
+RESET enable_hashjoin;
+RESET enable_mergejoin;
+RESET enable_seqscan;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nostr::event::Event;
+use shared::db::{Fate, SetLine};
 use shared::jobs::JobsConfig;
 use shared::models::JobKind;
 use tests::factory::Factory;
@@ -171,4 +172,57 @@ async fn many_requests_are_looked_through_in_pieces_of_a_hundred() {
     }
     assert_eq!(sizes, [100, 100, 50, 0]);
     assert_eq!(value(&test, "SELECT count(*)::text FROM tombstone").await, "250");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_time_to_expire_goes_with_its_event_whatever_takes_it() {
+    let Some(test) = migrated().await else { return };
+    let db = handle(&test, Role::Writer);
+    let factory = Factory::new(94);
+    let now = shared::clock::unix_now();
+    // In the year 2286: nobody would come by before.
+    let never = || vec![expiration(9_999_999_999)];
+    let events: Vec<Event> =
+        (0..6).map(|i| factory.sign(i, 1, never(), "held", now - 10 - i64::try_from(i).unwrap())).collect();
+    archive(&db, RELAY, &events).await;
+    let noted = "SELECT count(*)::text FROM event_expiry";
+    assert_eq!(value(&test, noted).await, "6");
+    let of = |event: &Event| {
+        let event = shared::models::Event::parse(&event.as_json()).unwrap();
+        (event.id(), event.created_at())
+    };
+    assert_eq!(db.event_fate_set(&[of(&events[0])], Fate::Deleted).await.unwrap(), 1);
+    assert_eq!(value(&test, noted).await, "5");
+    test.execute(
+        "DELETE FROM event_relay WHERE event_key = (SELECT max(event_key) FROM event WHERE fate = 0)",
+    )
+    .await;
+    assert_eq!(db.orphan_event_delete(100).await.unwrap(), 1);
+    assert_eq!(value(&test, noted).await, "4");
+    // One that goes while the review notes it again.
+    test.execute("DELETE FROM event_relay WHERE event_key = (SELECT min(event_key) FROM event); DELETE FROM archive_cursor WHERE name = 'review'").await;
+    let piece = db.archive_review_take(100).await.unwrap().unwrap();
+    let mut remover = test.connect(Role::Superuser).await;
+    sqlx::raw_sql("BEGIN; SELECT orphan_event_delete(100)").execute(&mut remover).await.unwrap();
+    let (reviewed, ()) = tokio::join!(db.archive_review_store(&piece, &[]), async {
+        let waiting = "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        for _ in 0..50 {
+            if value(&test, waiting).await != "0" {
+                break;
+            }
+            // bound: 50 × 20 ms; or it has not waited, and what comes of that is told below
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        sqlx::raw_sql("COMMIT").execute(&mut remover).await.unwrap();
+    });
+    assert_eq!(reviewed.unwrap(), (0, 0));
+    assert_eq!(value(&test, noted).await, "3");
+    let strays = |sets: Vec<SetLine>| {
+        let strays = sets.into_iter().find(|set| set.problem.starts_with("times to expire")).unwrap();
+        (strays.n, strays.bad)
+    };
+    let reader = handle(&test, Role::Reader);
+    assert_eq!(strays(reader.verify_sets(&mut |_| {}).await.unwrap()), (0, false));
+    test.execute("INSERT INTO event_expiry SELECT 5, event_key FROM event WHERE fate = 2").await;
+    assert_eq!(strays(reader.verify_sets(&mut |_| {}).await.unwrap()), (1, false));
 }
