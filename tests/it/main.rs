@@ -155,6 +155,8 @@ mod spared;
 #[cfg(test)]
 mod speak;
 #[cfg(test)]
+mod storm;
+#[cfg(test)]
 mod strangers;
 #[cfg(test)]
 mod support;
