@@ -179,6 +179,8 @@ mod upgrade17;
 #[cfg(test)]
 mod upgrade28;
 #[cfg(test)]
+mod upgrade46;
+#[cfg(test)]
 mod upkeep;
 #[cfg(test)]
 mod uptime;

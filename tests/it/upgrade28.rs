@@ -34,12 +34,13 @@ const POPULATE: &str = "
     CREATE TABLE kept.tombstone AS SELECT pubkey, what, kind, target, until_at, request_id FROM tombstone;
     CREATE TABLE kept.rollup AS SELECT relay_id, events, unique_events FROM rollup_relay";
 
-async fn version_twenty_eight() -> Option<TestDb> {
+/// An empty database as the first so many migrations left it, with the queue's tables and the roles.
+pub(crate) async fn version(version: usize) -> Option<TestDb> {
     let test = TestDb::empty().await?;
     let options = MigrateOptions::default();
     let mut connection = shared::db::connect_direct(&test.url(Role::Superuser)).await.unwrap();
     shared::db::prepare_roles(&mut connection, &options).await.unwrap();
-    let old = MIGRATOR.iter().take(VERSION).cloned().collect();
+    let old = MIGRATOR.iter().take(version).cloned().collect();
     Migrator::with_migrations(old).run(&mut connection).await.unwrap();
     queue::set_up_apalis(&mut connection).await.unwrap();
     for sql in [TABLES, VIEWS] {
@@ -47,6 +48,11 @@ async fn version_twenty_eight() -> Option<TestDb> {
     }
     shared::db::apply_grants(&mut connection, &options).await.unwrap();
     connection.close().await.unwrap();
+    Some(test)
+}
+
+async fn version_twenty_eight() -> Option<TestDb> {
+    let test = version(VERSION).await?;
     let db = handle(&test, Role::Writer);
     let events = Factory::new(81).over(180 * 86_400).events(200);
     archive(&db, "wss://one.example", &events[..150]).await;
