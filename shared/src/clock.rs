@@ -37,6 +37,16 @@ pub fn boot_ms() -> u64 {
     }
 }
 
+/// An unpredictable number.
+///
+/// # Panics
+/// As [`random_hex`].
+pub fn random() -> u64 {
+    let mut buffer = [0; 8];
+    getrandom::fill(&mut buffer).expect("the operating system provides entropy");
+    u64::from_ne_bytes(buffer)
+}
+
 /// `bytes` unpredictable bytes as lower-case hex.
 ///
 /// # Panics

@@ -150,7 +150,7 @@ async fn a_relay_that_drips_does_not_have_its_slot_back_at_once() {
         let report = sync(&ctx, &url).await;
         assert_eq!(report["end"], "interrupted", "from {from}: {report}");
         assert!(report["new_observations"].as_u64() > Some(3), "what came is kept: {report}");
-        assert!(relay.counts().reqs <= 3 + from, "from {from}: {:?}", relay.counts());
+        assert!(relay.counts().reqs <= 5 + from, "from {from}: {:?}", relay.counts());
     }
 }
 
@@ -216,7 +216,7 @@ async fn a_relay_that_wants_to_be_asked_less_is_asked_less_each_time() {
 }
 
 #[tokio::test]
-async fn one_request_without_an_answer_costs_what_is_older_and_the_next_pass_reads_that() {
+async fn one_request_without_an_answer_costs_shorter_ones_and_leaves_nothing_unread() {
     let Some(test) = migrated().await else { return };
     let ctx = context(&test, whole());
     let events = Factory::new(215).events(200);
@@ -224,11 +224,13 @@ async fn one_request_without_an_answer_costs_what_is_older_and_the_next_pass_rea
         let script = Script { unanswered: Some(silent), ..Script::honest(&events, 50) };
         let (relay, url) = start(&ctx, script).await;
         let report = sync(&ctx, &url).await;
-        assert_eq!((&report["end"], relay.counts().reqs), (&"interrupted".into(), silent), "{report}");
-        let gap = gaps(&test).await;
-        assert!(left_open(&gap, "unknown/timeout "), "{silent}: {gap}");
-        let share = sync(&ctx, &url).await["proved_share"].clone();
-        assert_eq!((share, gaps(&test).await.as_str()), (1.0.into(), ""), "{silent}");
+        assert_eq!(
+            (&report["end"], &report["proved_share"]),
+            (&"up to date".into(), &1.0.into()),
+            "{report}"
+        );
+        assert_eq!(gaps(&test).await, "", "{silent}");
+        assert!(relay.counts().reqs <= 50, "{silent}: {:?}", relay.counts());
     }
     assert_eq!(value(&test, "SELECT count(*)::text FROM event_relay").await, "800");
 }
@@ -355,8 +357,9 @@ async fn a_relay_that_limits_our_rate_when_time_is_up_is_not_asked_again_at_once
         assert_eq!(sync(&ctx, &url).await["end"], end);
         let asked = relay.requests();
         let gap = asked.iter().position(|filter| filter["limit"] == 1).expect("the widest gap is asked");
-        assert_eq!(gap + 1, asked.len(), "{asked:?}");
-        probe = u64::try_from(asked.len()).unwrap();
+        // And a sample, unless it wants to be asked less.
+        assert_eq!(asked.len() - gap, if probe == 0 { 2 } else { 1 }, "{asked:?}");
+        probe = u64::try_from(gap).unwrap() + 1;
     }
 }
 

@@ -65,7 +65,9 @@ async fn events_that_cannot_be_read_are_no_empty_page() {
     };
     let (_of_no_kind, url) = scripted(&ctx, Script::of_stored(stored(of_no_kind), 500)).await;
     let report = sync(&ctx, &url).await;
-    assert_eq!((&report["new_events"], &report["bad"]["range"]), (&100.into(), &601.into()), "{report}");
+    // Some of them come again in a sample.
+    let unreadable = report["bad"]["range"].as_u64().unwrap();
+    assert!(report["new_events"] == 100 && (601..=650).contains(&unreadable), "{report}");
     let known = coverage(&ctx, &url).await;
     assert!(events[..600].iter().all(|event| !proves(&known, second(event))), "{known:?}");
     assert!(events[600..].iter().all(|event| proves(&known, second(event))), "{known:?}");

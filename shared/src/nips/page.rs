@@ -5,7 +5,7 @@
 
 use super::filter::Filter;
 use super::frame::EoseHint;
-use super::refusal::{CloseClass, classify};
+use super::refusal::{CloseClass, classify, is_too_broad};
 use crate::models::{EventError, EventId, GapReason, Grade, Reason};
 
 /// What one REQ brought, valid or not: a forged event fills a page like any other.
@@ -119,6 +119,16 @@ impl PageEnd {
     /// Whether less would perhaps have come to its end.
     pub const fn is_too_much(&self) -> bool {
         matches!(self, Self::Oversize | Self::TooMany | Self::Timeout { idle: false })
+    }
+
+    /// Whether the relay calls the request too broad, in its own words.
+    pub fn is_too_broad(&self) -> bool {
+        matches!(self, Self::Closed { message, .. } | Self::Notice { message } if is_too_broad(message))
+    }
+
+    /// Whether less time would perhaps have been answered: more than we take, none in time, or more than the relay takes.
+    pub fn asks_for_less(&self) -> bool {
+        self.is_too_much() || matches!(self, Self::Timeout { .. }) || self.is_too_broad()
     }
 
     /// The end in the words of a check.

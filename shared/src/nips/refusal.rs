@@ -67,6 +67,25 @@ const PHRASES: &[(&str, CloseClass)] = &[
     ("could not parse", CloseClass::InvalidRequest),
 ];
 
+/// Words of a refusal that a request for less time would not meet.
+const BROAD_PHRASES: &[&str] = &[
+    "too broad",
+    "range too",
+    "range is too",
+    "range exceeds",
+    "too wide",
+    "smaller range",
+    "too many results",
+    "too many events",
+    "too expensive",
+    "too slow",
+    "too long",
+    "timed out",
+    "timeout",
+    "deadline exceeded",
+    "canceling statement",
+];
+
 /// Words that make a NOTICE an answer to a request, besides the refusals above. Whole words:
 /// "be kindly welcome" and "blockchain" are greetings.
 const NOTICE_WORDS: &[&str] = &[
@@ -134,6 +153,16 @@ pub fn classify(message: &str) -> CloseClass {
         .map_or(CloseClass::Error, |(_, class)| *class)
 }
 
+/// Whether a CLOSED or NOTICE says that the request covers too much, or takes the relay too long: less time may be answered.
+/// What says by its prefix that it is about us, our rate or what the relay does is none.
+pub fn is_too_broad(message: &str) -> bool {
+    let message = message.trim().to_ascii_lowercase();
+    let prefix = message.split_once(':').map_or("", |(prefix, _)| prefix.trim());
+    let known = PREFIXES.iter().find(|(word, _)| *word == prefix);
+    known.is_none_or(|(_, class)| *class == CloseClass::InvalidRequest)
+        && BROAD_PHRASES.iter().any(|words| message.contains(words))
+}
+
 /// Whether a NOTICE only greets: it speaks neither of a request nor of anything that went wrong.
 pub fn is_greeting(sub: &str, message: &str) -> bool {
     let lower = message.to_ascii_lowercase();
@@ -184,6 +213,29 @@ mod tests {
         ];
         for (message, class) in table {
             assert_eq!(classify(message), class, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_much_is_told_from_a_refusal() {
+        for broad in [
+            "error: time range too large",
+            "invalid: filter too broad",
+            "ERROR: query timed out",
+            "error: too many results",
+            "pq: canceling statement due to statement timeout",
+        ] {
+            assert!(is_too_broad(broad), "{broad}");
+        }
+        for other in [
+            "rate-limited: too many events",
+            "restricted: too broad for strangers",
+            "auth-required: timeout",
+            "error: shutting down",
+            "ERROR: bad req: too many kinds in filter: 60",
+            "",
+        ] {
+            assert!(!is_too_broad(other), "{other}");
         }
     }
 

@@ -37,7 +37,7 @@ impl Pass<'_> {
         let silence_is_known = self.tally.delivered > 0 || known.iter().all(|(at, _)| doubted(*at));
         let missed = !known.is_empty();
         let echo = if !missed || self.tally.delivered > 0 { self.echo(window, missed).await? } else { None };
-        walk = walk.knowing(known, silence_is_known).listening(echo);
+        walk = walk.knowing(known, silence_is_known).listening(echo).sampling(clock::random());
         let mut gap = None;
         let mut stopped = false;
         let mut served = Served::begin();
@@ -76,7 +76,7 @@ impl Pass<'_> {
             // time, and stops nothing.
             let limited = page.end.gap() == GapReason::RateLimited;
             let refuses_ids = by_ids && !limited && matches!(page.end, PageEnd::Closed { .. });
-            let goes_on = page.end.is_too_much() && !walk.is_stopped();
+            let goes_on = page.end.asks_for_less() && !walk.is_stopped();
             let ended = !page.end.is_eose() && !refuses_ids && !goes_on;
             gap = ended.then(|| (page.end.grade(), page.end.gap()));
             // Who refused, or wants to be asked less, is asked nothing more, not even what is left to check.

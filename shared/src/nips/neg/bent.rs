@@ -43,7 +43,7 @@ fn pages_that_lack_what_was_compared_bear_nothing_out() {
     assert_eq!((story.rest, story.claims.len()), (WHOLE, 0));
     // Who takes `until` as exclusive is asked so, known for it or not.
     let exclusive = ModelRelay { until_exclusive: true, ..relay.clone() };
-    for (until_exclusive, pages) in [(false, 7), (true, 6)] {
+    for (until_exclusive, pages) in [(false, 8), (true, 7)] {
         let spec = ReconcileSpec { until_exclusive, ..SPEC };
         let story = exclusive.clone().reconcile(spec, &[], &HashMap::new());
         assert_eq!((story.rest, story.pages), (Rest::None, pages));
@@ -70,11 +70,11 @@ fn what_would_be_gone_is_asked_for_first() {
     assert_eq!((story.rest, story.gone.len()), (WHOLE, 0), "it hands out what it does not list");
     let honest = ModelRelay::honest(relay);
     let story = honest.clone().reconcile(SPEC, &ours, &HashMap::new());
-    assert_eq!((story.rest, story.gone.len(), story.pages), (Rest::None, 5, 4));
+    assert_eq!((story.rest, story.gone.len(), story.pages), (Rest::None, 5, 5));
     // Who does not answer for ids has said nothing of them.
     let refusing =
         PageEnd::Closed { class: CloseClass::Error, message: "error: no requests by ids".to_owned() };
-    let mut relay = ModelRelay { page_end: Some((4, refusing)), ..honest };
+    let mut relay = ModelRelay { page_end: Some((5, refusing)), ..honest };
     let story = relay.reconcile(SPEC, &ours, &HashMap::new());
     assert_eq!((story.rest, story.gone.len(), story.proves(100)), (Rest::None, 0, true));
 }
@@ -139,4 +139,25 @@ fn a_second_of_which_more_is_held_than_is_compared_is_a_gap_and_paged() {
     let story = ModelRelay::honest(relay.clone()).reconcile(spec, &relay, &HashMap::new());
     assert_eq!((story.rest, story.aside.as_slice()), (Rest::None, [(500, 500)].as_slice()));
     assert!(!story.proves(500) && story.proves(501) && story.proves(499));
+}
+
+#[test]
+fn what_a_comparison_leaves_out_here_and_there_is_found_by_a_sample() {
+    // The widest gap is another one, in which there is nothing.
+    let events = events_at((0..400).map(|n| n * 10 + if n < 200 { 0 } else { 3_000 }));
+    for (skips, least) in [(3, 190), (20, 50), (100, 5)] {
+        let caught = (0..200).filter(|seed| {
+            let relay = ModelRelay { skips, seed: seed * 0x9e37_79b9, ..ModelRelay::honest(events.clone()) };
+            let story = relay.clone().reconcile(SPEC, &[], &HashMap::new());
+            assert!(story.rest == WHOLE || story.claims.len() == 1, "{story:?}");
+            story.rest == WHOLE
+        });
+        let caught = caught.count();
+        assert!(caught >= least, "{caught} of 200 where one in {skips} is left out");
+    }
+    let honest = ModelRelay::honest(events);
+    for seed in 0..50 {
+        let story = ModelRelay { seed, ..honest.clone() }.reconcile(SPEC, &[], &HashMap::new());
+        assert_eq!((story.rest, story.claims.len()), (Rest::None, 1));
+    }
 }

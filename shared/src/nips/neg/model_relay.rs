@@ -34,11 +34,15 @@ pub(super) struct ModelRelay {
     pub(super) heavy: HashSet<EventId>,
     /// Leaves these seconds out of the comparison.
     pub(super) hides: Option<(i64, i64)>,
+    /// Leaves one in so many out of the comparison, by number. 0: none.
+    pub(super) skips: usize,
     /// From the n-th request on, comparisons end so.
     pub(super) neg_end: Option<(u32, NegEnd)>,
     /// From the n-th request on, pages end so.
     pub(super) page_end: Option<(u32, PageEnd)>,
     pub(super) asked: u32,
+    /// By which it is sampled.
+    pub(super) seed: u64,
 }
 
 /// All that came of a reconciliation.
@@ -83,9 +87,11 @@ impl ModelRelay {
             invents: Vec::new(),
             heavy: HashSet::new(),
             hides: None,
+            skips: 0,
             neg_end: None,
             page_end: None,
             asked: 0,
+            seed: 0,
         }
     }
 
@@ -98,7 +104,9 @@ impl ModelRelay {
         }
         let window = filter.since.unwrap()..=filter.until.unwrap() - i64::from(self.until_exclusive);
         let hidden = |second: i64| self.hides.is_some_and(|(low, high)| (low..=high).contains(&second));
-        let mut set: Vec<_> = self.events.iter().chain(&self.invents).copied().collect();
+        let listed = self.events.iter().enumerate();
+        let listed = listed.filter(|(number, _)| self.skips == 0 || !(number + 1).is_multiple_of(self.skips));
+        let mut set: Vec<_> = listed.map(|(_, event)| event).chain(&self.invents).copied().collect();
         set.retain(|(second, _)| window.contains(second) && !hidden(*second));
         if set.len() > self.refuses_above {
             return NegEnd::TooMany { most: Some(self.refuses_above as u64) };
@@ -152,7 +160,7 @@ impl ModelRelay {
         ours: &[(i64, EventId)],
         archived: &HashMap<EventId, i64>,
     ) -> Story {
-        let mut planner = Reconcile::new(spec);
+        let mut planner = Reconcile::new(spec).sampling(self.seed);
         let mut story = Story {
             claims: Vec::new(),
             held: ours.iter().map(|(_, id)| *id).collect(),

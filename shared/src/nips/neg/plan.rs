@@ -16,8 +16,8 @@
 //! 3. **Truncation.** Some relays compare only the newest of a window, and say nothing. One event more asked for from
 //!    the oldest second of the relay's set down shows it: what lies above that second is reconciled, and the next
 //!    window begins there. No progress that way leaves the rest to paging.
-//! 4. **Liars.** One event asked for in the widest gap of the relay's set shows that the comparison leaves things out:
-//!    nothing is claimed, and paging takes over. So does an answer to a probe that lacks what the set has there, in either
+//! 4. **Liars.** One event asked for in the widest gap of the relay's set, or one more than it has in a stretch of it drawn at
+//!    random (ten of its gaps), shows that the comparison leaves things out: nothing is claimed, and paging takes over. So does an answer to a probe that lacks what the set has there, in either
 //!    reading of `until`, or that brings what was not asked for. A set said to be empty is what a relay has, too, whose store
 //!    does not answer, and so is the empty page that bears it out. So one event is asked for anywhere in such a window, and
 //!    one where a probe above was last served some. Where none was, and anything is known of the relay
@@ -31,8 +31,10 @@
 //!
 //! # Bound
 //! At most `max_requests` comparisons and pages, and [`TOO_MUCH_MAX`] pages that are more than we take. An honest relay
-//! that compares `c` ids at once and hands out pages of `p`: `2·n/c` comparisons and `n/p` pages for `n` ids, three
+//! that compares `c` ids at once and hands out pages of `p`: `2·n/c` comparisons and `n/p` pages for `n` ids, four
 //! probes a window, and one page where something is gone.
+
+use std::hash::{BuildHasher as _, RandomState};
 
 use super::compare::NegEnd;
 use super::probe::range;
@@ -82,6 +84,8 @@ pub struct Reconcile {
     pub(super) stage: Stage,
     pub(super) fetching: Option<Vec<EventId>>,
     pub(super) left: Option<Left>,
+    /// By which stretches are drawn; not to be foreseen by the relay.
+    pub(super) draw: u64,
 }
 
 impl Reconcile {
@@ -108,9 +112,16 @@ impl Reconcile {
             stage: Stage::Items,
             fetching: None,
             left: None,
+            draw: RandomState::new().hash_one(spec.ceiling),
         };
         planner.open_window();
         planner
+    }
+
+    /// The same, with stretches drawn by this seed.
+    #[must_use]
+    pub fn sampling(self, seed: u64) -> Self {
+        Self { draw: seed, ..self }
     }
 
     /// What to do now; the same again until it is reported.

@@ -26,6 +26,8 @@ pub(super) enum Probe {
     Below { oldest: i64, known: usize, again: bool },
     /// Between two neighbours of the set.
     Gap { since: i64, until: i64 },
+    /// In a stretch of the set drawn at random, which has so many there.
+    Sample { since: i64, until: i64, known: usize },
     /// Above the newest second of the set.
     Above { newest: i64 },
 }
@@ -44,6 +46,7 @@ impl Reconcile {
             Probe::Echo { at } => (at, at, 0),
             Probe::Below { oldest, known, .. } => (since, oldest, known),
             Probe::Gap { since, until } => (since, until, 0),
+            Probe::Sample { since, until, known } => (since, until, known),
             Probe::Above { newest } => (newest + 1, until, 0),
         }
     }
@@ -104,7 +107,7 @@ impl Reconcile {
             return self.leave_to_paging();
         }
         match probe {
-            Probe::Empty | Probe::Gap { .. } if hit => self.leave_to_paging(),
+            Probe::Empty | Probe::Gap { .. } | Probe::Sample { .. } if hit => self.leave_to_paging(),
             Probe::Echo { .. } if !hit => self.leave_to_paging(),
             Probe::Empty => match self.heard {
                 Some(at) => {
@@ -114,7 +117,8 @@ impl Reconcile {
                 None => self.confirm(),
             },
             Probe::Echo { .. } | Probe::Above { .. } => self.confirm(),
-            Probe::Gap { .. } => self.probe_above(),
+            Probe::Gap { .. } => self.probe_sample(),
+            Probe::Sample { .. } => self.probe_above(),
             Probe::Below { oldest, .. } if hit => self.probe_gap(oldest + 1),
             Probe::Below { oldest, again, .. } if !self.window.is_borne_out_by(&facts.seen, oldest) => {
                 if again {
@@ -135,8 +139,18 @@ impl Reconcile {
     /// What is whole from `whole` on is asked for one more event, in its widest gap.
     fn probe_gap(&mut self, whole: i64) -> Settlement {
         self.window.whole = whole;
-        let Some((since, until)) = self.window.widest_gap() else { return self.probe_above() };
+        let Some((since, until)) = self.window.widest_gap() else { return self.probe_sample() };
         self.stage = Stage::Probe(Probe::Gap { since, until });
+        Settlement::default()
+    }
+
+    /// The same somewhere, since what is left out need not lie in the widest gap.
+    fn probe_sample(&mut self) -> Settlement {
+        self.draw = self.draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let Some((since, until, known)) = self.window.stretch(self.draw >> 16, self.ids_per_page) else {
+            return self.probe_above();
+        };
+        self.stage = Stage::Probe(Probe::Sample { since, until, known });
         Settlement::default()
     }
 

@@ -201,6 +201,6 @@ proptest! {
         prop_assert_eq!(story.gone.len(), gone);
         prop_assert_eq!(story.comparisons, 1);
         let missing = relay.events.len() + gone - known.len() - archived.len();
-        prop_assert!(story.pages as usize <= missing.div_ceil(50) + 3 + usize::from(gone > 0), "{} pages for {missing}", story.pages);
+        prop_assert!(story.pages as usize <= missing.div_ceil(50) + 4 + usize::from(gone > 0), "{} pages for {missing}", story.pages);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::models::EventId;
+use crate::nips::walk::SMALLEST_CAP;
 
 /// Ids asked for at once in the second try: small enough for every page cap known.
 pub(super) const SECOND_TRY: usize = 10;
@@ -158,6 +159,29 @@ impl Window {
         seconds.sort_unstable();
         let gaps = seconds.windows(2).map(|pair| (pair[0] + 1, pair[1] - 1));
         gaps.filter(|(low, high)| low <= high).max_by_key(|(low, high)| high - low)
+    }
+
+    /// A stretch of the relay's set, drawn by this number: ten of the gaps between its seconds, and the events within them,
+    /// fewer than `most`. None of a set of fewer gaps.
+    pub(super) fn stretch(&self, draw: u64, most: usize) -> Option<(i64, i64, usize)> {
+        let mut seconds: Vec<i64> = self.set.iter().map(|(second, _)| *second).collect();
+        seconds.sort_unstable();
+        seconds.dedup();
+        let gaps = seconds.len().saturating_sub(1);
+        if gaps < SMALLEST_CAP {
+            return None;
+        }
+        let mut wide = SMALLEST_CAP;
+        while wide > 0 {
+            let first = usize::try_from(draw % (gaps - wide + 1) as u64).unwrap_or(0);
+            let (since, until) = (seconds[first] + 1, seconds[first + wide] - 1);
+            let known = self.set.iter().filter(|(second, _)| (since..=until).contains(second)).count();
+            if known < most && since <= until {
+                return Some((since, until, known));
+            }
+            wide /= 2;
+        }
+        None
     }
 
     /// Ours from `since` up to the end of the window that the relay serves no more.

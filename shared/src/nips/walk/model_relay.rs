@@ -16,6 +16,8 @@ pub(crate) enum Order {
     OldestFirst,
     /// Any `cap` of the matches, in no order (and visibly so wherever something is left out).
     Subset(u64),
+    /// The same, sorted before it is sent: newest first, and no order to see that by.
+    SortedSubset(u64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +76,12 @@ pub(crate) struct ModelRelay {
     pub(crate) mutes: u64,
     /// From the n-th request for a stretch of time on all of them are.
     pub(crate) mute_from: Option<u32>,
+    /// Ranges longer than so many seconds, open ones, and those with one of these seconds in them end so, and bring nothing.
+    pub(crate) widest: i64,
+    pub(crate) stuck: HashSet<i64>,
+    pub(crate) balk: PageEnd,
+    /// Of so many pages of twenty and more about one lacks a third of its events, in one piece. 0: none.
+    pub(crate) drops: u64,
     /// Nor are requests by ids served.
     pub(crate) mutes_ids: bool,
     /// Requests after which whoever walks it stops, with the next one planned and not sent.
@@ -92,8 +100,10 @@ pub(crate) struct Story {
     pub(crate) gone: Vec<(i64, EventId)>,
     /// Distinct seconds in which anything was delivered.
     pub(crate) seconds: usize,
-    /// Pages that were too much.
+    /// Pages that were too much, or too full of a relay that leaves out.
     pub(crate) failed: usize,
+    /// The relay was found to leave out.
+    pub(crate) caught: bool,
 }
 
 pub(crate) fn id(number: usize) -> EventId {
@@ -135,6 +145,10 @@ impl ModelRelay {
             disorder_shows_up_to: i64::MAX,
             mutes: 0,
             mute_from: None,
+            widest: i64::MAX,
+            stuck: HashSet::new(),
+            balk: PageEnd::Timeout { idle: true },
+            drops: 0,
             mutes_ids: false,
             stops_after: None,
         }
@@ -163,6 +177,12 @@ impl ModelRelay {
             && !hidden
     }
 
+    fn balks(&self, filter: &Filter) -> bool {
+        let (since, until) = (filter.since.unwrap_or(0), filter.until.unwrap_or(i64::MAX));
+        let long = self.widest < i64::MAX && until.saturating_sub(since) >= self.widest;
+        filter.ids.is_empty() && (long || self.stuck.iter().any(|second| (since..=until).contains(second)))
+    }
+
     fn is_mute(&self, filter: &Filter) -> bool {
         let draw = scramble(self.mutes, id(usize::try_from(self.asked).unwrap() + 1));
         let fell_silent = self.mute_from.is_some_and(|from| self.asked >= from);
@@ -189,9 +209,19 @@ impl ModelRelay {
         match self.order {
             Order::NewestFirst => page.sort_by_key(|&(second, id)| (std::cmp::Reverse(second), id)),
             Order::OldestFirst => page.sort_unstable(),
-            Order::Subset(seed) => page.sort_by_key(|&(_, id)| scramble(seed ^ u64::from(self.asked), id)),
+            Order::Subset(seed) | Order::SortedSubset(seed) => {
+                page.sort_by_key(|&(_, id)| scramble(seed ^ u64::from(self.asked), id));
+            }
         }
         page.truncate(size);
+        if matches!(self.order, Order::SortedSubset(_)) {
+            page.sort_by_key(|&(second, id)| (std::cmp::Reverse(second), id));
+        }
+        let draw = scramble(self.drops, id(usize::try_from(self.asked).unwrap() + 1));
+        if self.drops > 0 && page.len() >= 20 && draw.is_multiple_of(self.drops) {
+            let third = page.len() / 3;
+            page.drain(third..2 * third);
+        }
         let cut = page.len() < matching;
         let hint = match self.hint {
             Hint::None => None,
@@ -199,6 +229,10 @@ impl ModelRelay {
             Hint::Honest | Hint::AlwaysFinish => Some(EoseHint::Finish),
         };
         let mut end = PageEnd::Eose { hint };
+        if self.balks(filter) {
+            end = self.balk.clone();
+            page.clear();
+        }
         if let Some(failure) = self.failure.as_ref().filter(|failure| self.asked >= failure.at) {
             end = failure.end.clone();
             page.truncate(page.len() / 2);
@@ -247,8 +281,16 @@ impl ModelRelay {
         known: Vec<(i64, EventId)>,
         silence_is_known: bool,
     ) -> Story {
+        self.go(spec, Walk::new(spec).knowing(known, silence_is_known))
+    }
+
+    /// The same, by another seed.
+    pub(crate) fn walk_sampling(&mut self, spec: WalkSpec, seed: u64) -> Story {
+        self.go(spec, Walk::new(spec).sampling(seed))
+    }
+
+    fn go(&mut self, spec: WalkSpec, mut walk: Walk) -> Story {
         self.disorder_shows_up_to = spec.ceiling;
-        let mut walk = Walk::new(spec).knowing(known, silence_is_known);
         let mut story = Story {
             claims: Vec::new(),
             delivered: HashSet::new(),
@@ -257,6 +299,7 @@ impl ModelRelay {
             gone: Vec::new(),
             seconds: 0,
             failed: 0,
+            caught: false,
         };
         let mut seconds = HashSet::new();
         while let Next::Request(filter) = walk.next() {
@@ -269,13 +312,14 @@ impl ModelRelay {
             seconds.extend(facts.in_wire_order().flatten().map(|(second, _)| second));
             story.doubts.extend(&facts.doubts);
             story.filters.push(filter);
-            story.failed += usize::from(end.is_too_much());
+            story.failed += usize::from(end.asks_for_less());
             let claims = walk.on_page(&facts, &end);
             assert!(end.is_eose() || !claims.iter().any(|claim| claim.grade.is_proof()), "{end:?} proved");
             story.claims.extend(claims);
             story.gone.extend(walk.take_gone());
             assert!(story.filters.len() < RUNAWAY, "the walk runs away");
         }
+        (story.caught, story.failed) = (walk.caught.is_some(), story.failed + walk.fulls());
         story.claims.extend(walk.finish(GapReason::Stopped));
         story.seconds = seconds.len();
         story

@@ -164,15 +164,13 @@ impl Walk {
 
     /// Rule 8: a hit is a hit however the page ended; without an EOSE nothing found clears nothing.
     pub(super) fn on_gap(&mut self, page: &PageView, suspect: Suspect, end: &PageEnd) -> Vec<Claim> {
-        let (low, top) = suspect.span;
         if page.low().is_none() {
             self.suspect = (end.is_eose() && page.beyond > 0).then_some(suspect);
             let (since, until) = suspect.gap;
             let open = Claim::over(since, until, Grade::Unknown, end.gap()).map(Claim::overriding);
             return open.filter(|_| !end.is_eose()).into_iter().collect();
         }
-        let hidden = Claim::over(low, top, Grade::Partial, GapReason::NotServed);
-        hidden.map(Claim::overriding).into_iter().collect()
+        self.catch(suspect.span)
     }
 
     /// Moves the frontier to `low` and says what is above it.
@@ -190,11 +188,16 @@ impl Walk {
     fn take_back(&mut self) -> Option<Claim> {
         self.order = Order::Broken;
         self.suspect = None;
+        self.sampler.forget();
         let proved = Claim::over(self.frontier + 1, self.ceiling, Grade::Partial, GapReason::Unordered);
         proved.map(Claim::overriding)
     }
 
     fn suspect_gap(&mut self, page: &PageView, low: i64) {
+        if self.caught.is_some() {
+            return;
+        }
+        self.sampler.offer(page, (low + 1, self.frontier));
         let Some(gap) = page.widest_gap() else { return };
         let suspect = Suspect { gap, span: (low + 1, self.frontier) };
         if self.suspect.is_none_or(|known| known.width() < suspect.width()) {

@@ -52,6 +52,20 @@ impl Silence {
         self.rests
     }
 
+    /// Listens in the first second alone, in which something was served; whether that is less than before.
+    fn listen_in_less(&mut self) -> bool {
+        let Some((since, _)) = self.echo.filter(|(since, until)| *until != Some(*since)) else {
+            return false;
+        };
+        self.echo = Some((since, Some(since)));
+        true
+    }
+
+    /// Nothing rests on silence any more.
+    pub(super) const fn settle(&mut self) {
+        self.rests = None;
+    }
+
     /// What so rests on silence is proved no more.
     pub(super) fn take_back(&mut self, grade: Grade, reason: GapReason) -> Option<Claim> {
         let (since, until) = self.rests.take()?;
@@ -71,6 +85,10 @@ impl Walk {
 
     /// Takes what came in answer.
     pub(super) fn on_echo(&mut self, page: &PageView, flaw: Option<GapReason>, end: &PageEnd) -> Vec<Claim> {
+        if end.asks_for_less() && page.is_silent() && self.silence.listen_in_less() {
+            self.plan = Some(Ask::Echo { flaw });
+            return Vec::new();
+        }
         if !end.is_eose() {
             return self.stop(end.grade(), end.gap());
         }

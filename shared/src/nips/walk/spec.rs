@@ -102,6 +102,8 @@ pub(super) enum Ask {
     Above { low: i64 },
     /// One event strictly inside a gap that a page showed.
     Gap(Suspect),
+    /// A stretch of a page once more, with room for one event more than it had there.
+    Sample,
     /// Events by their ids, which what was proved lacks.
     Known,
     /// Something that the relay is known to serve, before an empty page is believed; `flaw` as below.

@@ -120,6 +120,25 @@ impl PageView {
         self.entries.iter().any(|(_, id)| !known.contains(id))
     }
 
+    /// The distinct seconds inside the window, oldest first.
+    pub(super) fn seconds(&self) -> Vec<i64> {
+        let mut seconds: Vec<i64> = self.entries.iter().map(|&(second, _)| second).collect();
+        seconds.sort_unstable();
+        seconds.dedup();
+        seconds
+    }
+
+    /// The events of a stretch, both ends included.
+    pub(super) fn ids_within(&self, (since, until): (i64, i64)) -> Vec<EventId> {
+        let inside = self.entries.iter().filter(|(second, _)| (since..=until).contains(second));
+        inside.map(|&(_, id)| id).collect()
+    }
+
+    /// Whether an event is here that is none of these.
+    pub(super) fn brings_beside(&self, known: &[EventId]) -> bool {
+        self.entries.iter().any(|(_, id)| !known.contains(id))
+    }
+
     /// The widest stretch between two neighbouring seconds of the page, both ends exclusive of events.
     pub(super) fn widest_gap(&self) -> Option<(i64, i64)> {
         let mut seconds: Vec<i64> = self.entries.iter().map(|&(second, _)| second).collect();
