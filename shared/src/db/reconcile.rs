@@ -190,6 +190,13 @@ impl Db {
         Ok(pause.and_then(|pause| u64::try_from(pause).ok()))
     }
 
+    /// How long syncing paused before this pass because a fault ended the one before, seconds; `None` where it did not.
+    pub async fn sync_interrupted_s(&self, relay_id: i32) -> Result<Option<u64>, DbError> {
+        let row = self.one(sqlx::query("SELECT sync_interrupted_s($1) AS pause").bind(relay_id)).await?;
+        let pause: Option<i32> = get(&row, "pause")?;
+        Ok(pause.and_then(|pause| u64::try_from(pause).ok()))
+    }
+
     /// How long gaps of this relay in this class rest, seconds; `None`: as short as any.
     pub async fn gap_rest(&self, relay_id: i32, class: &str) -> Result<Option<i64>, DbError> {
         let query = sqlx::query("SELECT gap_rest($1, $2) AS rest").bind(relay_id).bind(class);

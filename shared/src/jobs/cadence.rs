@@ -21,7 +21,7 @@ const DOWN_MAX: u64 = DAY;
 const REFUSED: u64 = 6 * HOUR;
 /// A relay that changed state this recently is looked at more often.
 const FRESH: i64 = 6 * 3_600;
-/// Longest pause that a relay's rate limit earns it. A job's slack, by which the pause before is known, is a quarter of it.
+/// Longest pause that a relay's rate limit, or a fault that lasts, earns it. A job's slack, by which the pause before is known, is a quarter of it.
 const LIMITED_MAX: u64 = 4 * HOUR;
 
 /// A due time: from now, how late it may be, and what set it.
@@ -143,7 +143,7 @@ pub fn sync(end: SyncEnd, base: Duration, url: &str) -> Due {
         SyncEnd::More => {
             Due { after: Duration::ZERO, slack: Duration::from_secs(MINUTE), why: "more to read" }
         }
-        SyncEnd::Interrupted => due((base / 3).max(1), url, "interrupted"),
+        SyncEnd::Interrupted => interrupted(None, Duration::from_secs(base), url),
         SyncEnd::RateLimited => limited(None, Duration::from_secs(base), url),
         SyncEnd::Refused => due(base.max(6 * HOUR), url, "refused"),
         SyncEnd::Down => due(base.max(HOUR), url, "down"),
@@ -159,6 +159,14 @@ pub fn limited(before: Option<u64>, base: Duration, url: &str) -> Due {
     // The interval of others is spread to both sides.
     due.after = due.after.max(Duration::from_secs(base));
     due
+}
+
+/// After a pass that a fault ended: soon, for faults pass; and where the pass before was so and this one brought nothing, twice
+/// as long after it as that one had been put off (seconds).
+pub fn interrupted(before: Option<u64>, base: Duration, url: &str) -> Due {
+    let least = (base.as_secs() / 3).max(1);
+    let pause = before.map_or(least, |before| before.saturating_mul(2));
+    due(pause.clamp(least, LIMITED_MAX.max(least)), url, "interrupted")
 }
 
 /// Of a relay that is set aside for so many more seconds: looked after once a day, and when that is over.
@@ -299,6 +307,25 @@ mod tests {
         );
         let long = Duration::from_secs(10 * HOUR);
         assert!(limited(Some(4 * HOUR), long, "wss://a.example").after >= long);
+    }
+
+    #[test]
+    fn a_fault_that_lasts_is_looked_at_ever_more_seldom() {
+        let base = Duration::from_secs(900);
+        let mut before = None;
+        let pauses: Vec<Duration> = (0..9)
+            .map(|_| {
+                let due = interrupted(before, base, "wss://a.example");
+                before = Some(4 * due.slack.as_secs());
+                due.after
+            })
+            .collect();
+        assert_eq!(pauses[0], sync(SyncEnd::Interrupted, base, "wss://a.example").after);
+        assert!(pauses[0] < base && pauses.is_sorted() && pauses[2] > base, "{pauses:?}");
+        assert!(
+            pauses[8] == pauses[7] && pauses[8] <= Duration::from_secs(LIMITED_MAX * 11 / 10),
+            "{pauses:?}"
+        );
     }
 
     #[test]

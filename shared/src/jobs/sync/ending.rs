@@ -142,6 +142,8 @@ impl Pass<'_> {
             cadence::aside(until - now, url.as_str())
         } else if end == SyncEnd::RateLimited {
             cadence::limited(self.ctx.db.sync_limited_s(self.relay_id).await?, base, url.as_str())
+        } else if end == SyncEnd::Interrupted && self.tally.new_observations == 0 {
+            cadence::interrupted(self.ctx.db.sync_interrupted_s(self.relay_id).await?, base, url.as_str())
         } else {
             let due = cadence::sync(end, base, url.as_str());
             cadence::by_worth(due, end, self.tally.requests, self.tally.new_observations)

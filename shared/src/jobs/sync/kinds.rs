@@ -16,6 +16,9 @@ use crate::relay::RelaySocket;
 /// A search that found nothing, or broke off, is not made again for so long, seconds: it is some eighty requests.
 const REST_S: i64 = 86_400;
 
+/// Classes in a row that may break off in one pass: what breaks off may be of one class alone, or the relay.
+const BROKEN_MAX: u32 = 3;
+
 /// What came of asking a relay which kinds it allows.
 enum Found {
     /// The classes by which it is read from now on.
@@ -27,7 +30,7 @@ enum Found {
 }
 
 impl Pass<'_> {
-    /// Reads one class after another, until all is read or one ends otherwise. Where the kinds of one are refused, it is found
+    /// Reads one class after another, until all is read, the relay will have no more of it, or some in a row broke off. Where the kinds of one are refused, it is found
     /// out, once in a pass, which are not.
     pub(super) async fn read_classes(
         &mut self,
@@ -37,6 +40,7 @@ impl Pass<'_> {
         now: i64,
     ) -> Result<SyncEnd, JobError> {
         let mut searched = false;
+        let (mut worst, mut broken) = (SyncEnd::UpToDate, 0);
         loop {
             let end = self.read_class(socket, floor, now).await?;
             let refused = self.filter_refused == Some(true) && !self.class.kinds.is_empty();
@@ -52,10 +56,17 @@ impl Pass<'_> {
                 self.begin(class, floor, now).await?;
                 continue;
             }
-            if end != SyncEnd::UpToDate {
-                return Ok(end);
+            match end {
+                SyncEnd::UpToDate => broken = 0,
+                SyncEnd::Interrupted => (worst, broken) = (end, broken + 1),
+                // Whose time is up after a fault waits as after a fault.
+                SyncEnd::More if worst == SyncEnd::Interrupted => return Ok(worst),
+                _ => return Ok(end),
             }
-            let Some(class) = others.next() else { return Ok(end) };
+            if broken >= BROKEN_MAX {
+                return Ok(worst);
+            }
+            let Some(class) = others.next() else { return Ok(worst) };
             self.turn_to(class, floor, now).await?;
         }
     }

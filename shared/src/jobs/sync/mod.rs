@@ -146,7 +146,13 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
     let now = clock::unix_now();
     let measured = measured.unwrap_or_default();
     let narrowed = measured.narrowed();
-    let mut classes = Class::of_relay(&ctx.db, &attempt.fence, relay.id, narrowed, now).await?.into_iter();
+    let mut classes = Class::of_relay(&ctx.db, &attempt.fence, relay.id, narrowed, now).await?;
+    if classes.len() > 1 && ctx.db.sync_interrupted_s(relay.id).await?.is_some() {
+        // Another one first, so that those that break off do not keep the others from their turn.
+        let first = clock::random() % classes.len() as u64;
+        classes.rotate_left(usize::try_from(first).unwrap_or(0));
+    }
+    let mut classes = classes.into_iter();
     let Some(class) = classes.next() else { return Err(JobError::cancel("there is nothing to ask for")) };
     // What it begins with is of the class of most relays.
     let facts = if class.is_all() { facts } else { ctx.db.sync_facts(relay.id, &class.name).await? };
