@@ -7,6 +7,8 @@ mod archive;
 #[cfg(test)]
 mod backup;
 #[cfg(test)]
+mod bent;
+#[cfg(test)]
 mod beside;
 #[cfg(test)]
 mod beyond;

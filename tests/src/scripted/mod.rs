@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 pub use neg::{Endless, Sets};
 pub use raw::Raw;
 pub use script::{Answer, Exception, HttpBody, Script, Stored, Writes};
-pub use speech::{AuthScript, Extra, Speech, When};
+pub use speech::{AuthScript, Balk, Extra, Speech, When};
 
 /// A running scripted relay; it and its connections end when it is dropped.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::script::{Answer, Script, Stored};
+use super::speech::Speech;
 
 /// The events a REQ gets: those any of its filters asks for, at most the smallest of limit and cap.
 pub(super) fn page<'a>(script: &'a Script, frame: &Value) -> Vec<&'a Stored> {
@@ -25,7 +26,7 @@ pub(super) fn page<'a>(script: &'a Script, frame: &Value) -> Vec<&'a Stored> {
     if speech.searches && filters.iter().any(|filter| filter["search"].is_string()) {
         return vec![];
     }
-    let filters: Vec<Value> = filters.iter().map(|filter| older(filter, speech.exclusive_until)).collect();
+    let filters: Vec<Value> = filters.iter().map(|filter| read(filter, speech)).collect();
     let ignores = script.answer == Answer::IgnoreFilter;
     let asked = |event: &&Stored| ignores || filters.iter().any(|filter| event.matches(filter));
     if script.answer == Answer::OldestFirst {
@@ -37,18 +38,28 @@ pub(super) fn page<'a>(script: &'a Script, frame: &Value) -> Vec<&'a Stored> {
     {
         events.retain(|event| !event.id().is_some_and(|id| hidden.contains(&hex::encode(id))));
     }
-    if let Answer::Subset(seed) = script.answer {
+    if let Answer::Subset(seed) | Answer::SortedSubset(seed) = script.answer {
         events.sort_by_cached_key(|event| Sha256::digest(format!("{seed} {frame} {}", event.json)));
     }
     events.truncate(limit);
+    if matches!(script.answer, Answer::SortedSubset(_)) {
+        events.sort_by_key(|event| std::cmp::Reverse(event.created_at()));
+    }
+    if script.answer == Answer::DropMiddle && events.len() >= 10 {
+        let third = events.len() / 3;
+        events.drain(third..2 * third);
+    }
     events
 }
 
-/// The filter as a relay reads it that takes `until` as exclusive, or as it is.
-fn older(filter: &Value, exclusive: bool) -> Value {
+/// The filter as the relay reads it: `until` as exclusive, without what it ignores, or as it is.
+fn read(filter: &Value, speech: &Speech) -> Value {
     let mut filter = filter.clone();
-    if let Some(until) = filter["until"].as_i64().filter(|_| exclusive) {
+    if let Some(until) = filter["until"].as_i64().filter(|_| speech.exclusive_until) {
         filter["until"] = json!(until - 1);
+    }
+    if let Some(fields) = filter.as_object_mut() {
+        fields.retain(|name, _| !speech.ignores.contains(&name.as_str()));
     }
     filter
 }

@@ -94,6 +94,14 @@ pub enum Answer {
     ByIdOnly(Vec<String>),
     /// As many matching events as a page holds, any of them and in any order, by this number and the REQ; then EOSE.
     Subset(u64),
+    /// The same, sorted newest first before they are sent.
+    SortedSubset(u64),
+    /// Pages in order, of which every one of ten events and more lacks its middle third (a queue that was full); then EOSE.
+    DropMiddle,
+    /// Matching events, and the EOSE of another subscription.
+    EoseOfAnother,
+    /// The connection is cut as soon as a page is more than so many bytes, as one that reads too slowly is.
+    CutSlow(usize),
 }
 
 /// A REQ answered by CLOSED.

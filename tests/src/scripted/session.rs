@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use super::neg::Open;
 use super::page::{forge_repeats, page};
 use super::script::{Answer, HttpBody, Script, Stored, Writes};
-use super::speech::{AuthScript, CHALLENGE, When, answers, judge_auth};
+use super::speech::{AuthScript, Balk, CHALLENGE, When, answers, judge_auth};
 use super::{Shared, Socket};
 
 /// A request head longer than this is no client of ours.
@@ -139,6 +139,11 @@ impl Session<'_> {
         if let Some(refusal) = self.refusal(script, frame) {
             return self.refuse(script, refusal, |message| json!(["CLOSED", sub, message])).await;
         }
+        match script.speech.balks(frame) {
+            Some(Balk::Closed(message)) => return self.closed(sub, message).await,
+            Some(Balk::Silent) => return Ok(()),
+            None => {}
+        }
         match &script.answer {
             Answer::AuthRequired if !self.authenticated => {
                 self.closed(sub, "auth-required: who are you").await
@@ -155,6 +160,19 @@ impl Session<'_> {
             Answer::CloseMidPage(count) => {
                 self.send_events(sub, page(script, frame).into_iter().take(*count)).await?;
                 bail!("the script says: drop the connection here")
+            }
+            Answer::EoseOfAnother => {
+                self.send_events(sub, page(script, frame)).await?;
+                self.send(json!(["EOSE", "nobody-asked"]).to_string()).await
+            }
+            Answer::CutSlow(bytes) if page_bytes(&page(script, frame)) > *bytes => {
+                let mut room = *bytes;
+                let fits = |event: &&Stored| {
+                    room = room.saturating_sub(event.json.len());
+                    room > 0
+                };
+                self.send_events(sub, page(script, frame).into_iter().take_while(fits)).await?;
+                bail!("the script says: cut who reads so slowly")
             }
             Answer::EoseNever => self.send_events(sub, page(script, frame)).await,
             Answer::Drip(ms, from) if request >= *from => {
@@ -327,6 +345,11 @@ impl Session<'_> {
         self.shared.counters.bytes_out.fetch_add(bytes, Ordering::SeqCst);
         Ok(())
     }
+}
+
+/// What these events weigh, as text.
+fn page_bytes(events: &[&Stored]) -> usize {
+    events.iter().map(|event| event.json.len()).sum()
 }
 
 /// Whether an event's id begins with so many zero bits.

@@ -34,6 +34,12 @@ pub struct Speech {
     pub allows_kinds: Vec<u16>,
     /// Most kinds a filter may name; `None` is any number.
     pub kinds_most: Option<usize>,
+    /// Fields of a filter that it does not look at, such as `until`.
+    pub ignores: Vec<&'static str>,
+    /// The longest range of a filter, seconds, that it answers; what happens to a longer one, or an open one.
+    pub widest: Option<(i64, Balk)>,
+    /// Public keys (hex): a filter that names one as an author gets no answer.
+    pub stuck: Vec<String>,
     /// Whether `until` means older than.
     pub exclusive_until: bool,
     /// Events for a filter without `limit`; `None` is the cap.
@@ -43,6 +49,20 @@ pub struct Speech {
 }
 
 impl Speech {
+    /// What a REQ gets that asks for more than is answered; one by ids asks for no range.
+    pub(super) fn balks(&self, frame: &Value) -> Option<&Balk> {
+        let filter = &frame[2];
+        let names =
+            |key: &String| filter["authors"].as_array().is_some_and(|authors| authors.contains(&json!(key)));
+        if self.stuck.iter().any(names) {
+            return Some(&Balk::Silent);
+        }
+        let (most, balk) = self.widest.as_ref()?;
+        let span = filter["until"].as_i64().zip(filter["since"].as_i64()).map(|(until, since)| until - since);
+        let long = filter["ids"].is_null() && span.is_none_or(|span| span > *most);
+        long.then_some(balk)
+    }
+
     /// Why a message with this filter is refused, if it is; an EVENT has none.
     pub(super) fn displeased(&self, frame: &Value) -> Option<String> {
         let filter = &frame[2];
@@ -67,6 +87,15 @@ impl Speech {
         let kindless = frame[0] == "REQ" && filter["kinds"].is_null();
         (self.needs_kinds && kindless).then(|| "invalid: must specify kinds".to_owned())
     }
+}
+
+/// What a filter that asks for too much gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Balk {
+    /// CLOSED with this message.
+    Closed(String),
+    /// No answer.
+    Silent,
 }
 
 /// How a message beyond NIP-01 is answered.
