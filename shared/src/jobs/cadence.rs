@@ -176,13 +176,16 @@ pub fn aside(left_s: i64, url: &str) -> Due {
 
 /// The same due time, with the slack that what the pass brought deserves: jobs that are due are done in the order in
 /// which their slack ends, so that where work waits, relays that bring much come first. What a relay brings is what is
-/// new of it per request; one that faltered gains nothing by it.
+/// new of it per request; one that faltered gains nothing by it. Who has more to read and brought little lets the others go
+/// first for some minutes, and who brought nothing for half an hour: no longer, since nobody may wait for ever.
 pub fn by_worth(mut due: Due, end: SyncEnd, requests: u64, new: u64) -> Due {
     let worth = new / requests.max(1);
     due.slack = match end {
         SyncEnd::UpToDate | SyncEnd::More if worth >= 50 => due.slack / 4,
-        SyncEnd::UpToDate | SyncEnd::More if worth >= 5 => due.slack / 2,
+        SyncEnd::UpToDate if worth >= 5 => due.slack / 2,
         SyncEnd::UpToDate if new == 0 => due.slack * 2,
+        SyncEnd::More if new == 0 => due.slack * 30,
+        SyncEnd::More if worth < 5 => due.slack * 5,
         _ => due.slack,
     };
     due
@@ -262,7 +265,9 @@ mod tests {
         let order = [(10, 5_000), (10, 100), (10, 1), (10, 0)];
         let slacks = order.map(|(requests, new)| slack(SyncEnd::UpToDate, requests, new));
         assert!(slacks.is_sorted_by(|a, b| a < b), "{slacks:?}");
-        assert!(slack(SyncEnd::More, 10, 5_000) < slack(SyncEnd::More, 10, 0));
+        let slacks = [5_000, 100, 10, 0].map(|new| slack(SyncEnd::More, 10, new));
+        assert!(slacks.is_sorted_by(|a, b| a < b), "{slacks:?}");
+        assert!(slacks[3] <= Duration::from_secs(HOUR), "nobody waits for ever");
         let fault = |new| slack(SyncEnd::Interrupted, 10, new);
         assert_eq!(fault(5_000), fault(0));
     }
