@@ -2,17 +2,16 @@
 -- kept, and each key of ours says how often it looks.
 
 CREATE TABLE stranger_count (
-    what       text        PRIMARY KEY CHECK (what IN ('candidate', 'candidate_report')),
+    what       text        PRIMARY KEY,
     n          bigint      NOT NULL,
     counted_at timestamptz NOT NULL
 );
-INSERT INTO stranger_count VALUES ('candidate', 0, '-infinity'), ('candidate_report', 0, '-infinity');
+INSERT INTO stranger_count SELECT x, 0, '-infinity' FROM unnest(ARRAY['clearnet', 'tor', 'i2p', 'loki', 'candidate_report']) x;
 COMMENT ON TABLE  stranger_count IS 'How many rows there are of what strangers can make without end, as those who add some go by it: a table is not counted for each of them.';
-COMMENT ON COLUMN stranger_count.what IS 'candidate: those that are not given up; candidate_report.';
+COMMENT ON COLUMN stranger_count.what IS 'A network: its candidates that are still to be asked; candidate_report: its rows.';
 COMMENT ON COLUMN stranger_count.n IS 'Rows as last counted, and those added since.';
 COMMENT ON COLUMN stranger_count.counted_at IS 'When they were last counted: candidates anew after a minute, reports when there may be too many.';
 
-CREATE INDEX candidate_open ON candidate (first_seen_at) WHERE tombstoned_at IS NULL;
 DROP FUNCTION candidate_sight(text[], text[], text[], text[], integer, integer, integer, text[], text[], integer);
 CREATE FUNCTION candidate_sight(
     p_urls text[], p_networks text[], p_sources text[], p_origins text[], p_slack integer, p_per_host integer, p_per_site integer DEFAULT NULL,
@@ -26,7 +25,6 @@ DECLARE
     v_fresh text[];
     v_full text[];
     v_taken text[];
-    v_left bigint;
 BEGIN
     SELECT count(DISTINCT u.url) INTO left_alone FROM unnest(p_urls) u(url) WHERE v_any AND url_excluded(u.url) IS NOT NULL;
     -- New URLs, each with what is full that it belongs to. In each the shortest come first: a root before what
@@ -61,17 +59,21 @@ BEGIN
     SELECT array_agg(j.url ORDER BY j.url), array_agg(j.full_name ORDER BY j.url) INTO v_fresh, v_full
     FROM (SELECT f.url, CASE WHEN f.full_host THEN f.host WHEN s.full_site THEN '*.' || f.site WHEN h.full_hoster THEN '*.' || f.hoster END AS full_name
           FROM of_host f LEFT JOIN of_site s ON s.url = f.url LEFT JOIN of_hoster h ON h.url = f.url) j;
-    -- Invented domains fill none of these, so all together have an end. What operators list has its place whatever others
-    -- wrote, and a tenth is left to what other monitors report.
+    -- Invented domains fill none of these, so all of a network have an end: whose names cost nothing, like those of an overlay that
+    -- nobody here enters, fill their own. What operators list has its place whatever others wrote, and a tenth is left to what
+    -- other monitors report. Who was given up or excluded is not asked any more, and does not count.
     IF p_in_all IS NOT NULL AND array_position(v_full, NULL) IS NOT NULL THEN
-        UPDATE stranger_count s SET n = (SELECT count(*) FROM candidate c WHERE c.tombstoned_at IS NULL), counted_at = clock_timestamp()
-        WHERE s.what = 'candidate' AND s.counted_at < clock_timestamp() - interval '1 minute';
-        SELECT p_in_all - s.n INTO v_left FROM stranger_count s WHERE s.what = 'candidate' FOR UPDATE;
+        PERFORM FROM stranger_count s WHERE s.what = ANY (p_networks) ORDER BY s.what FOR UPDATE;
+        UPDATE stranger_count s SET n = (SELECT count(*) FROM schedule c WHERE c.kind = 'validate' AND c.network = s.what), counted_at = clock_timestamp()
+        WHERE s.what = ANY (p_networks) AND s.counted_at < clock_timestamp() - interval '1 minute';
         SELECT array_agg(j.url ORDER BY j.url), array_agg(j.name ORDER BY j.url) INTO v_fresh, v_full
-        FROM (SELECT r.url, CASE WHEN r.name IS NULL AND r.rank > 0 AND r.turn > v_left - CASE r.rank WHEN 1 THEN 0 ELSE p_in_all / 10 END THEN '*' ELSE r.name END AS name
-              FROM (SELECT g.*, row_number() OVER (PARTITION BY g.name IS NULL ORDER BY g.rank, octet_length(g.url), g.url) AS turn
-                    FROM (SELECT f.url, f.name, min(CASE WHEN u.source IN ('seed', 'operator', 'http') THEN 0 WHEN u.source = 'monitor' THEN 1 ELSE 2 END) AS rank
-                          FROM unnest(v_fresh, v_full) f(url, name) JOIN unnest(p_urls, p_sources) u(url, source) ON u.url = f.url
+        FROM (SELECT r.url, CASE WHEN r.name IS NULL AND r.rank > 0
+                                  AND r.turn > (SELECT p_in_all - s.n FROM stranger_count s WHERE s.what = r.network) - CASE r.rank WHEN 1 THEN 0 ELSE p_in_all / 10 END
+                                 THEN '*' ELSE r.name END AS name
+              FROM (SELECT g.*, row_number() OVER (PARTITION BY g.name IS NULL, g.network ORDER BY g.rank, octet_length(g.url), g.url) AS turn
+                    FROM (SELECT f.url, f.name, min(u.network) AS network,
+                                 min(CASE WHEN u.source IN ('seed', 'operator', 'http') THEN 0 WHEN u.source = 'monitor' THEN 1 ELSE 2 END) AS rank
+                          FROM unnest(v_fresh, v_full) f(url, name) JOIN unnest(p_urls, p_networks, p_sources) u(url, network, source) ON u.url = f.url
                           GROUP BY f.url, f.name) g) r) j;
     END IF;
     SELECT array_agg(u.url) FILTER (WHERE u.name IS NULL), count(u.name) INTO v_taken, over_cap FROM unnest(v_fresh, v_full) u(url, name);
@@ -96,11 +98,11 @@ BEGIN
         INSERT INTO schedule (kind, target, network, due_at, slack_s, why)
         SELECT 'validate', f.url, f.network, now(), p_slack, 'new candidate' FROM fresh f WHERE f.is_new ORDER BY f.url
         ON CONFLICT (kind, target) DO NOTHING
+    ), counted AS (
+        UPDATE stranger_count s SET n = s.n + (SELECT count(*) FROM fresh f WHERE f.is_new AND f.network = s.what)
+        WHERE p_in_all IS NOT NULL AND s.what IN (SELECT f.network FROM fresh f WHERE f.is_new)
     )
     SELECT count(*) FILTER (WHERE f.is_new) INTO new_candidates FROM fresh f;
-    IF v_left IS NOT NULL THEN
-        UPDATE stranger_count s SET n = s.n + new_candidates WHERE s.what = 'candidate';
-    END IF;
     INSERT INTO candidate_source AS s (url, source, origin, first_seen_at, last_seen_at)
     SELECT DISTINCT u.url, u.source, coalesce(u.origin, ''), v_now, v_now
     FROM unnest(p_urls, p_sources, p_origins) u(url, source, origin)
@@ -111,8 +113,8 @@ BEGIN
                                             THEN 86400 ELSE 3600 END;
     RETURN NEXT;
 END $$;
-COMMENT ON FUNCTION candidate_sight IS 'Records sightings of URLs that are not relays yet, with where they were seen, and schedules new ones for validation. A tombstone stays one. Not taken: what is excluded, and new URLs of a host that has p_per_host already, of a domain that has p_per_site with all hosts below it (p_sites; where null, url_site), or of a hoster whose domain has p_per_hoster (p_hosters; null = none); nor those of strangers when p_in_all candidates wait to prove themselves, or nine tenths of that, if no monitor reports on them; null = no limit. Returns the counts.';
-COMMENT ON COLUMN candidate_refusal.host IS 'Host part of relay URLs; *.domain where all hosts of a domain, or of a hoster''s, together have as many as they may; * where all candidates are as many as they may be.';
+COMMENT ON FUNCTION candidate_sight IS 'Records sightings of URLs that are not relays yet, with where they were seen, and schedules new ones for validation. A tombstone stays one. Not taken: what is excluded, and new URLs of a host that has p_per_host already, of a domain that has p_per_site with all hosts below it (p_sites; where null, url_site), or of a hoster whose domain has p_per_hoster (p_hosters; null = none); nor those of strangers when p_in_all candidates of their network wait to prove themselves, or nine tenths of that, if no monitor reports on them; null = no limit. Returns the counts.';
+COMMENT ON COLUMN candidate_refusal.host IS 'Host part of relay URLs; *.domain where all hosts of a domain, or of a hoster''s, together have as many as they may; * where all candidates of a network are as many as they may be.';
 
 DROP FUNCTION discover_store(text, text, integer, text[], text[], text[], bigint[], double precision, integer, text, text[], integer, text[], text[], text[], text[],
                              integer[], text, text, integer, text[], text[], integer);
@@ -382,7 +384,9 @@ BEGIN
     DELETE FROM publication p WHERE p.kind IN (5, 30166) AND p.put_at < v_old;
     GET DIAGNOSTICS n = ROW_COUNT;
     DELETE FROM monitor_report m WHERE m.created_at < v_old;
-    DELETE FROM candidate_report c WHERE c.created_at < v_old;
+    -- Rows that are just refreshed or adopted are left to that.
+    WITH free AS (SELECT c.url, c.monitor FROM candidate_report c WHERE c.created_at < v_old FOR UPDATE SKIP LOCKED)
+    DELETE FROM candidate_report c USING free f WHERE c.url = f.url AND c.monitor = f.monitor;
     DELETE FROM monitor_announcement a WHERE a.created_at < v_old AND NOT EXISTS (SELECT FROM monitor_report m WHERE m.monitor = a.monitor);
     RETURN n;
 END $$;

@@ -27,6 +27,25 @@ COMMENT ON COLUMN relay_nip11.nips IS 'supported_nips that are numbers of at mos
 
 -- A refresh that runs ends first: it holds the materialized views that go.
 SELECT pg_advisory_xact_lock(7302);
+-- Views that somebody made over these would go with them, and who may read these besides our own roles is noted.
+DO $$
+DECLARE
+    v_over text;
+BEGIN
+    SELECT string_agg(DISTINCT c.oid::regclass::text, ', ') INTO v_over
+    FROM pg_depend d JOIN pg_rewrite w ON d.classid = 'pg_rewrite'::regclass AND w.oid = d.objid JOIN pg_class c ON c.oid = w.ev_class
+    WHERE d.refclassid = 'pg_class'::regclass
+      AND d.refobjid = ANY ('{public.relay_concentration,public.relay_stats,public.relay_software_counts,public.supported_nip_counts,public.relay_metadata_latest,public.relay_rtt_recent}'::regclass[])
+      AND NOT c.oid = ANY ('{public.relay_concentration,public.relay_stats,public.relay_software_counts,public.supported_nip_counts,public.relay_metadata_latest,public.relay_rtt_recent}'::regclass[]);
+    IF v_over IS NOT NULL THEN
+        RAISE EXCEPTION 'views of somebody''s own read views that are made anew: %', v_over
+            USING HINT = 'Keep their definitions (pg_dump -s -t), drop them, migrate, and make them again.';
+    END IF;
+END $$;
+CREATE TEMP TABLE granted ON COMMIT DROP AS
+SELECT c.relname, a.grantee FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a
+WHERE c.oid = ANY ('{public.relay_concentration,public.relay_stats,public.relay_software_counts,public.supported_nip_counts,public.relay_metadata_latest,public.relay_rtt_recent}'::regclass[])
+  AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner;
 DROP VIEW relay_concentration, relay_stats;
 DROP MATERIALIZED VIEW relay_software_counts, supported_nip_counts, relay_metadata_latest, relay_rtt_recent;
 DROP FUNCTION view_watermark(text, text);
@@ -113,7 +132,8 @@ SELECT s.dimension, (SELECT count(*) FROM up) AS relays, max(s.known)::bigint AS
 FROM s GROUP BY s.dimension;
 COMMENT ON VIEW relay_concentration IS 'How concentrated the relays that are not down are by ASN, country and software: the sum of squared shares (Herfindahl-Hirschman, 0 to 1) of relays, and of their observations. Relays of which the property is not known are left out of the shares (known of relays).';
 
--- Whoever writes, also a dump that is read in: what is logged is what the statement really changed.
+-- Whoever writes: what is logged is what the statement really changed. A dump of some days of relay_check is read into those
+-- parts and goes past it: the INSERT INTO relay_delta below makes all anew.
 CREATE FUNCTION relay_check_note() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
 AS $$
@@ -366,9 +386,10 @@ AS $$
 BEGIN
     -- As writers do, and before the look: whoever takes events away is through with it, or what is noted of one would outlive it.
     PERFORM pg_advisory_xact_lock_shared(7310);
+    -- Who applies a deletion holds its row, and then waits for the table.
+    stones := tombstone_add(p_pubkeys, p_whats, p_kinds, p_targets, p_untils, p_requests);
     LOCK TABLE ONLY event_relay IN ROW EXCLUSIVE MODE;
     PERFORM month_hold();
-    stones := tombstone_add(p_pubkeys, p_whats, p_kinds, p_targets, p_untils, p_requests);
     INSERT INTO event_expiry
     SELECT x.at, x.event_key FROM (
         SELECT expiry_of(e.kind, e.tags) AS at, e.event_key FROM event e
@@ -421,13 +442,12 @@ BEGIN
             SELECT FROM event e WHERE e.event_key = x.event_key AND e.event_key BETWEEN p_from AND p_to AND e.fate = 0);
 END $$;
 
-CREATE INDEX event_expiry_key ON event_expiry (event_key);
-COMMENT ON TABLE event_expiry IS 'When archived events that say so themselves expire (NIP-40); written with the event, deleted with it or when the time has come.';
--- An event is looked up by its key, in its month: reading all of them would take longer than there are times.
-SET LOCAL enable_hashjoin = off;
-SET LOCAL enable_mergejoin = off;
-SET LOCAL enable_seqscan = off;
-DELETE FROM event_expiry x WHERE NOT EXISTS (SELECT FROM event e WHERE e.event_key = x.event_key AND e.fate = 0);
-RESET enable_hashjoin;
-RESET enable_mergejoin;
-RESET enable_seqscan;
+-- Whoever could read the views can again.
+DO $$
+DECLARE
+    g record;
+BEGIN
+    FOR g IN SELECT x.relname, x.grantee FROM pg_temp.granted x LOOP
+        EXECUTE format('GRANT SELECT ON public.%I TO %s', g.relname, CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END);
+    END LOOP;
+END $$;

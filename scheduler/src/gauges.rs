@@ -87,7 +87,9 @@ impl Gauges {
                 self.metrics.hide(metric);
             }
             for (metric, labels, value) in gauges.iter().filter_map(read) {
-                self.metrics.show(metric, &labels, value);
+                if metric != Metric::ArchiveBytes {
+                    self.metrics.show(metric, &labels, value);
+                }
             }
             self.show_budget(held);
         });
@@ -97,6 +99,7 @@ impl Gauges {
     /// The step at which syncing begins to rest, or goes on, is said once; as workers see it, with what the rollups will take.
     fn show_budget(&self, bytes: u64) {
         let (rests, none) = (Fill::of(bytes, self.max_bytes).rests(), Labels::default());
+        self.metrics.show(Metric::ArchiveBytes, &none, gauge(bytes));
         if let Some(max) = self.max_bytes {
             self.metrics.show(Metric::ArchiveLimit, &none, gauge(max));
         }

@@ -2,7 +2,7 @@
 //! and when candidates that were given up are forgotten.
 
 use shared::clock;
-use shared::db::{Found, Sighting};
+use shared::db::{Actor, Found, Sighting};
 use shared::jobs::JobsConfig;
 use shared::models::{JobKind, Source};
 use tests::factory::Factory;
@@ -158,15 +158,19 @@ async fn candidates_have_an_end_that_invented_domains_do_not_move_and_lists_do_n
     assert_eq!(report["new_candidates"], 5, "{report}");
     assert_eq!(candidates(&ctx.db, &["wss://named.example"]).await, 1);
     assert_eq!(value(&test, OPEN).await, "http 5, monitor 1, seed 3, tag 15");
-    // What was given up makes room, as soon as it is counted again.
-    test.execute("UPDATE candidate SET tombstoned_at = 5 WHERE source = 'tag'").await;
-    let store = async |target: &str| {
-        let late = Sighting { url: url("wss://late.example"), source: Source::Tag, origin: String::new() };
+    // Names of another network, which cost nothing, have an end of their own; and what is excluded makes room, as soon as
+    // it is counted again.
+    let actor = Actor { name: "tester".to_owned(), why: "a test".to_owned() };
+    let spam: Vec<String> = invented(40, "spam").iter().map(|url| url.replace("wss://", "")).collect();
+    let store = async |target: &str, of: &str| {
+        let late = Sighting { url: url(of), source: Source::Tag, origin: String::new() };
         let caps = Found { per_host: 9, per_site: 9, per_hoster: 9, in_all: 20, ..Found::default() };
         let (_, fence) = claim_one(&ctx.db, "w1", JobKind::Discover, target).await;
         ctx.db.discover_store(&fence, &Found { sightings: vec![late], ..caps }).await.unwrap().unwrap().new
     };
-    assert_eq!(store("one").await, 0);
+    assert_eq!(store("one", &format!("ws://{}.onion", "a".repeat(56))).await, 1);
+    ctx.db.relay_exclude(&spam, "opt_out", &actor).await.unwrap();
+    assert_eq!(store("two", "wss://late.example").await, 0);
     test.execute("UPDATE stranger_count SET counted_at = counted_at - interval '61 seconds'").await;
-    assert_eq!(store("two").await, 1);
+    assert_eq!(store("three", "wss://late.example").await, 1);
 }

@@ -77,7 +77,9 @@ async fn one_event_that_is_handed_out_by_id_and_left_out_of_the_pages_takes_back
     let report = sync(&ctx, &url).await;
     assert_eq!((&report["gone"], &report["proved_share"]), (&0.into(), &0.0.into()), "{report}");
     assert!(gaps(&test).await.starts_with("partial/not_served"), "{}", gaps(&test).await);
-    assert_eq!(relay.requests().last().unwrap()["ids"], serde_json::json!([hidden]));
+    // With one that it had just served.
+    let served = events[40].id.to_hex();
+    assert_eq!(relay.requests().last().unwrap()["ids"], serde_json::json!([hidden, served]));
 }
 
 #[tokio::test]
@@ -132,4 +134,22 @@ async fn of_a_relay_that_is_read_by_authors_only_what_these_wrote_can_be_gone() 
     assert_eq!((&report["gone"], &report["end"]), (&1.into(), &"up to date".into()), "{report}");
     let gone = "SELECT encode(e.id, 'hex') FROM event_gone g JOIN event e USING (event_key)";
     assert_eq!(value(&test, gone).await, theirs);
+}
+
+#[tokio::test]
+async fn of_a_relay_that_hands_out_nothing_by_id_nothing_is_gone() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, again());
+    let mut events = mixed(409, 41);
+    let (relay, url) = start(&ctx, Script::honest(&events, 500)).await;
+    sync(&ctx, &url).await;
+    // None of those that are watched for.
+    events.remove(38);
+    let speech = Speech { hides_ids: true, ..Speech::default() };
+    relay.set(Script::honest(&events, 500).speaking(speech));
+    let report = sync(&ctx, &url).await;
+    assert_eq!((&report["gone"], &report["proved_share"]), (&0.into(), &1.0.into()), "{report}");
+    assert!(relay.requests().last().unwrap()["ids"].is_array());
+    relay.set(Script::honest(&events, 500));
+    assert_eq!(sync(&ctx, &url).await["gone"], 1);
 }

@@ -108,9 +108,9 @@ async fn a_pass_whose_time_is_over_goes_on_exactly_there() {
     assert!(relay.counts().events_sent <= 500, "{:?}", relay.counts());
 }
 
-/// Whether these gaps are what is older, and the one that a walk which ended there could not probe.
+/// Whether these gaps are what is older, and the two that a walk which ended there could not ask: the widest, and its sample.
 fn left_open(gaps: &str, reason: &str) -> bool {
-    gaps.split(", ").count() <= 2 && gaps.split(", ").all(|gap| gap.starts_with(reason))
+    gaps.split(", ").count() <= 3 && gaps.split(", ").all(|gap| gap.starts_with(reason))
 }
 
 #[tokio::test]

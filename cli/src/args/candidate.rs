@@ -29,7 +29,7 @@ pub(crate) enum Candidate {
         url: String,
     },
     /// Hosts, domains and hosters that have as many URLs as one may have, and how often another was named; * is all
-    /// candidates together
+    /// candidates of a network
     #[command(after_help = "EXAMPLES:
   bigbrotr candidate capped
   bigbrotr candidate capped --json

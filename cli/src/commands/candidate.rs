@@ -111,7 +111,8 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     let found = found.into_iter().next().transpose()?;
     let sources = db.candidate_sources(url).await?;
     let others = db.disagreement_list(url).await?;
-    let strange = found.is_none() && sources.lines.is_empty();
+    let is_relay = others.first().is_some_and(|other| other.our_state != "unknown");
+    let strange = found.is_none() && sources.lines.is_empty() && !is_relay;
     if strange && others.is_empty() {
         return Err(Fail::Failed(format!("{url} is no candidate and never was{}", not_taken(url, &sources))));
     }

@@ -338,7 +338,7 @@ pub(super) const KEYS: &[Key] = &[
         200_000,
         10,
         10_000_000,
-        "Candidates, not given up, beyond which no more URLs of strangers are taken; those of discover.sources, seeds and operators are.",
+        "Candidates of one network, still to be asked, beyond which no more URLs of strangers are taken; those of discover.sources, seeds and operators are.",
     ),
     key(
         "discover.ports",

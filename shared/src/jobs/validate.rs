@@ -35,11 +35,15 @@ pub(super) async fn run(ctx: &Ctx, attempt: &Attempt) -> Result<Report, JobError
         }
         Err(failure) => ProbeVerdict::unreached(&failure),
     };
-    unserved(ctx, attempt, url.network(), verdict.reason).await?;
-    if let Some(failure) = reach_failure(&verdict) {
-        ctx.egress.record(url.network(), Some(failure), false);
+    // A candidate that may not be dialled fails like any other, or names in a denied range would wait for ever.
+    let denied = verdict.reason == Reason::AddressDenied;
+    if !denied {
+        unserved(ctx, attempt, url.network(), verdict.reason).await?;
+        if let Some(failure) = reach_failure(&verdict) {
+            ctx.egress.record(url.network(), Some(failure), false);
+        }
     }
-    if !verdict.alive {
+    if !verdict.alive && !denied {
         blame(ctx, url.network(), verdict.reason, verdict.open_ms.is_some(), false).await?;
     }
     let failures = candidate.failures.saturating_add(1);

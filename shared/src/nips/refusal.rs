@@ -154,13 +154,25 @@ pub fn classify(message: &str) -> CloseClass {
 }
 
 /// Whether a CLOSED or NOTICE says that the request covers too much, or takes the relay too long: less time may be answered.
-/// What says by its prefix that it is about us, our rate or what the relay does is none.
+/// What says by its prefix that it is about us, our rate or what the relay does is none, nor what says by its words that it is
+/// about us or our rate, whatever time that takes.
 pub fn is_too_broad(message: &str) -> bool {
     let message = message.trim().to_ascii_lowercase();
     let prefix = message.split_once(':').map_or("", |(prefix, _)| prefix.trim());
     let known = PREFIXES.iter().find(|(word, _)| *word == prefix);
-    known.is_none_or(|(_, class)| *class == CloseClass::InvalidRequest)
-        && BROAD_PHRASES.iter().any(|words| message.contains(words))
+    let about_request = match known {
+        Some((_, class)) => *class == CloseClass::InvalidRequest,
+        None => match PHRASES.iter().find(|(words, _)| message.contains(words)) {
+            Some(("too many", _)) => {
+                ["too many results", "too many events"].iter().any(|words| message.contains(words))
+            }
+            Some((_, class)) => {
+                matches!(class, CloseClass::Unsupported | CloseClass::InvalidRequest | CloseClass::Error)
+            }
+            None => true,
+        },
+    };
+    about_request && BROAD_PHRASES.iter().any(|words| message.contains(words))
 }
 
 /// Whether a NOTICE only greets: it speaks neither of a request nor of anything that went wrong.
@@ -224,6 +236,8 @@ mod tests {
             "ERROR: query timed out",
             "error: too many results",
             "pq: canceling statement due to statement timeout",
+            "error: too many events, slow down",
+            "unsupported range: range is too long",
         ] {
             assert!(is_too_broad(broad), "{broad}");
         }
@@ -231,6 +245,12 @@ mod tests {
             "rate-limited: too many events",
             "restricted: too broad for strangers",
             "auth-required: timeout",
+            "error: rate limit exceeded, timeout 60 s",
+            "error: rate limit exceeded: too many events",
+            "error: too many requests, timeout 60 s",
+            "error: you must authenticate, timed out",
+            "you are banned, timeout 1 h",
+            "error: payment required for ranges too long",
             "error: shutting down",
             "ERROR: bad req: too many kinds in filter: 60",
             "",

@@ -147,7 +147,7 @@ metrics! {
     AlertsFailing, "relay_alerts_failing", Gauge, Fleet, "", "Those of them that were tried and failed";
     Publications, "publications", Gauge, Fleet, "outcome (accepted, refused, waiting)", "Deliveries of our publications to publishing relays, by what became of the newest";
     PublishingFailing, "publishing_relays_failing", Gauge, Fleet, "", "Publishing relays whose latest delivery failed as a whole";
-    ArchiveBytes, "archive_bytes", Gauge, Fleet, "", "Size of the database";
+    ArchiveBytes, "archive_bytes", Gauge, Fleet, "", "Size of the database, with what the rollups will take";
     ArchiveLimit, "archive_limit_bytes", Gauge, Fleet, "", "Its disk budget (archive.max_gb); absent without one";
     ArchiveRests, "archive_rests", Gauge, Fleet, "", "1 while syncing rests for the disk budget";
 }

@@ -23,6 +23,9 @@ pub(super) fn page<'a>(script: &'a Script, frame: &Value) -> Vec<&'a Stored> {
     {
         return vec![];
     }
+    if speech.hides_ids && filters.iter().any(|filter| filter["ids"].is_array()) {
+        return vec![];
+    }
     if speech.searches && filters.iter().any(|filter| filter["search"].is_string()) {
         return vec![];
     }

@@ -36,6 +36,8 @@ pub struct Speech {
     pub kinds_most: Option<usize>,
     /// Fields of a filter that it does not look at, such as `until`.
     pub ignores: Vec<&'static str>,
+    /// Whether a request by ids gets nothing but EOSE.
+    pub hides_ids: bool,
     /// The longest range of a filter, seconds, that it answers; what happens to a longer one, or an open one.
     pub widest: Option<(i64, Balk)>,
     /// Public keys (hex): a filter that names one as an author gets no answer.

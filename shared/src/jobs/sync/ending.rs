@@ -68,6 +68,7 @@ impl Pass<'_> {
         self.doubts = Coverage::empty();
         self.read.clear();
         self.dense.clear();
+        self.heard = None;
         self.edge.clear();
         self.revisited.clear();
         self.wake(floor, now).await
@@ -143,7 +144,10 @@ impl Pass<'_> {
         } else if end == SyncEnd::RateLimited {
             cadence::limited(self.ctx.db.sync_limited_s(self.relay_id).await?, base, url.as_str())
         } else if end == SyncEnd::Interrupted && self.tally.new_observations == 0 {
-            cadence::interrupted(self.ctx.db.sync_interrupted_s(self.relay_id).await?, base, url.as_str())
+            let before = self.ctx.db.sync_interrupted_s(self.relay_id).await?;
+            // What was ours leaves its pause as it was.
+            let before = before.map(|pause| if self.tally.ours { pause / 2 } else { pause });
+            cadence::interrupted(before, base, url.as_str())
         } else {
             let due = cadence::sync(end, base, url.as_str());
             cadence::by_worth(due, end, self.tally.requests, self.tally.new_observations)

@@ -43,6 +43,8 @@ pub(super) struct Tally {
     pub(super) deleted: u64,
     /// The last page took too long as a whole.
     pub(super) drags: bool,
+    /// A connection was not opened anew for want of a place or of a way out, which is no fault of the relay.
+    pub(super) ours: bool,
     /// What is not kept, by class.
     pub(super) unkept: BTreeMap<&'static str, u64>,
     bad: Map<String, serde_json::Value>,

@@ -1,8 +1,9 @@
 //! What a relay was seen to have in a stretch that a walk proved whole, and did not serve in it: gone, or hidden.
 //!
 //! Knows of the pages what they brought, and of the walk what it claimed. Invariant: nothing counts as gone but where this
-//! walk proved the second, nothing spoke against any of its proofs, and the relay was asked for some of it by id and handed
-//! out none. What it hands out by id and leaves out of its pages takes back what the walk proved.
+//! walk proved the second, nothing spoke against any of its proofs, and the relay was asked for some of it by id, together
+//! with one that it served in this pass, if it served any, and handed out that one alone. What it hands out by id and leaves
+//! out of its pages takes back what the walk proved.
 
 use std::collections::HashSet;
 
@@ -26,6 +27,8 @@ const ASKED: usize = 10;
 pub(super) struct Served {
     began: i64,
     keys: Vec<i64>,
+    /// The last event that came.
+    last: Option<EventId>,
     proved: Vec<(i64, i64)>,
     /// Something spoke against a proof.
     contradicted: bool,
@@ -34,11 +37,18 @@ pub(super) struct Served {
 impl Served {
     /// Nothing so far, of a walk that begins now.
     pub(super) fn begin() -> Self {
-        Self { began: clock::unix_now(), keys: Vec::new(), proved: Vec::new(), contradicted: false }
+        Self {
+            began: clock::unix_now(),
+            keys: Vec::new(),
+            last: None,
+            proved: Vec::new(),
+            contradicted: false,
+        }
     }
 
     /// Takes what a page brought, true or not: under whatever comes, something was served.
     pub(super) fn see(&mut self, facts: &PageFacts) {
+        self.last = facts.seen.last().map(|(_, id)| *id).or(self.last);
         if self.keys.len() <= SERVED_MAX {
             self.keys.extend(facts.seen.iter().map(|(at, id)| event_key(*at, id)));
         }
@@ -75,6 +85,7 @@ impl Pass<'_> {
         socket: &mut RelaySocket,
         served: Served,
     ) -> Result<Option<(Grade, GapReason)>, JobError> {
+        self.heard = served.last.or(self.heard);
         // Whom an event mentions is not kept where it could be asked for.
         let can_tell = served.tells() && self.class.mentioned.is_empty();
         if !can_tell || self.reading_is_over() || !socket.is_usable() {
@@ -94,19 +105,19 @@ impl Pass<'_> {
             )
             .await?;
         let (kept, others): (Vec<&Missing>, Vec<&Missing>) = missing.iter().partition(|event| event.kept);
-        let ids: Vec<EventId> = spread(&kept, ASKED).chain(spread(&others, ASKED)).collect();
+        let mut ids: Vec<EventId> = spread(&kept, ASKED).chain(spread(&others, ASKED)).collect();
         if ids.is_empty() {
             return Ok(None);
         }
+        // Who serves ids at all hands out what it has just served.
+        let served_last = self.heard.filter(|id| !ids.contains(id));
+        ids.extend(served_last);
         let limit = u32::try_from(ids.len()).ok();
         let page = self.ask(socket, Filter { ids, limit, ..Filter::default() }).await;
         let (end, strays) = (page.end.clone(), page.facts.mismatched);
         let came: HashSet<EventId> = page.facts.seen.iter().map(|(_, id)| *id).collect();
-        self.store_page(page, false).await?;
-        if end.gap() == GapReason::RateLimited {
-            return Ok(Some((end.grade(), end.gap())));
-        }
-        if kept.iter().any(|event| came.contains(&event.id)) {
+        let lied = kept.iter().any(|event| came.contains(&event.id));
+        if lied {
             let hidden = |&(since, until): &(i64, i64)| Claim {
                 since,
                 until,
@@ -116,10 +127,15 @@ impl Pass<'_> {
             };
             let hidden: Vec<Claim> = proved.iter().map(hidden).collect();
             self.overlay(&hidden);
-            return Ok(None);
         }
-        // Who does not answer for ids has said nothing of them.
-        if !end.is_eose() || strays > 0 {
+        // With it, since a worker that dies leaves no proof that was taken back.
+        self.store_page(page, lied).await?;
+        if end.gap() == GapReason::RateLimited {
+            return Ok(Some((end.grade(), end.gap())));
+        }
+        // Who does not answer for ids has said nothing of them, nor has who hands out none by theirs.
+        let serves_ids = served_last.is_none_or(|id| came.contains(&id));
+        if lied || !end.is_eose() || strays > 0 || !serves_ids {
             return Ok(None);
         }
         // Some serve by id what is replaced, or expired, and never else: that is not gone, and nothing is hidden.

@@ -113,6 +113,8 @@ struct Pass<'a> {
     dense: BTreeSet<i64>,
     /// Events of the largest page of this pass.
     largest: usize,
+    /// An event that it served in the class.
+    heard: Option<EventId>,
     /// What the page before brought of its oldest second, and was stored, with its digest: the next page brings it again.
     edge: HashMap<EventId, Digest>,
     /// The relay takes `until` as exclusive, as far as its pages or its survey tell.
@@ -256,6 +258,7 @@ impl<'a> Pass<'a> {
             read: Vec::new(),
             dense: BTreeSet::new(),
             largest: 0,
+            heard: None,
             edge: HashMap::new(),
             until_exclusive: measured.until == Until::Exclusive,
             revisited: Vec::new(),

@@ -1,5 +1,7 @@
 //! Carries a reconciliation ([`Reconcile`]) between relay and database.
 
+use std::time::Duration;
+
 use super::windows::Window;
 use super::{Pass, REQUESTS, SyncEnd, ended_by};
 use crate::clock;
@@ -66,7 +68,12 @@ impl Pass<'_> {
                     // That of the window before goes first: who waits for one holds none.
                     drop(held.take());
                     self.room.leave();
-                    held = Some(self.ctx.pages.set().await);
+                    let left = Duration::from_millis(self.until_ms.saturating_sub(clock::monotonic_ms()));
+                    held = tokio::time::timeout(left, self.ctx.pages.set()).await.ok();
+                    if held.is_none() {
+                        stopped = true;
+                        break;
+                    }
                 }
                 // Compared, and most windows are small.
                 (Job::Page(_), Some(share)) => share.shrink(ID_BYTES * plan.ids() as u64),

@@ -13,6 +13,8 @@ use crate::models::{EventId, GapReason, Grade, Interval};
 use crate::nips::{Filter, Limits, Next, PageEnd, Walk, WalkSpec, refuses_filter};
 use crate::relay::{Page, RelaySocket};
 
+/// Seconds within which an event may come late that had not come when its page was served: what a relay takes in meanwhile is no lie.
+const LATE: i64 = 3_600;
 /// Events known to have been on the relay that one walk is held against.
 const WITNESSES: i32 = 10;
 
@@ -38,6 +40,7 @@ impl Pass<'_> {
         let missed = !known.is_empty();
         let echo = if !missed || self.tally.delivered > 0 { self.echo(window, missed).await? } else { None };
         walk = walk.knowing(known, silence_is_known).listening(echo).sampling(clock::random());
+        walk = walk.filling(clock::unix_now() - LATE);
         let mut gap = None;
         let mut stopped = false;
         let mut served = Served::begin();
@@ -250,7 +253,16 @@ impl Pass<'_> {
 
     /// A new connection in place of a spent one, where the fleet has a place on that machine. Where there is none, why: it
     /// says something of the relay only if that was reached by a way that works.
-    pub(super) async fn reconnect(&self, socket: &mut RelaySocket) -> Result<Option<GapReason>, JobError> {
+    pub(super) async fn reconnect(
+        &mut self,
+        socket: &mut RelaySocket,
+    ) -> Result<Option<GapReason>, JobError> {
+        let gap = self.open_anew(socket).await?;
+        self.tally.ours |= gap == Some(GapReason::Stopped);
+        Ok(gap)
+    }
+
+    async fn open_anew(&self, socket: &mut RelaySocket) -> Result<Option<GapReason>, JobError> {
         let Some(target) = &self.target else { return Ok(Some(GapReason::Stopped)) };
         if let Some(address) = target.address()
             && self.ctx.place(self.attempt, target.url().host(), address).await?.is_some()

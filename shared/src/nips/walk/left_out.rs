@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::model_relay::{ModelRelay, Order as RelayOrder, Story, events_at};
+use super::model_relay::{Failure, ModelRelay, Order as RelayOrder, Story, events_at};
 use super::properties::{bound, check_sound, relays, specs};
 use super::*;
+use crate::nips::refusal::CloseClass;
 
 const DAY: i64 = 86_400;
 /// Ninety days, of which the relay was away for three.
@@ -81,6 +82,58 @@ fn an_honest_relay_is_never_caught_and_pays_a_request_for_25_pages() {
         assert!(!story.caught && lost(&relay, &story) == 0);
         assert!(story.proves(0) && story.proves(SPEC.ceiling));
         assert!(story.filters.len() <= 114, "{}", story.filters.len());
+    }
+}
+
+#[test]
+fn what_may_still_come_late_is_no_lie() {
+    let caught = |fills_from, seed| {
+        let mut relay = ModelRelay::honest(100, spread(600));
+        relay.order = RelayOrder::SortedSubset(seed);
+        let mut walk = Walk::new(SPEC).sampling(seed).filling(fills_from);
+        while let Next::Request(filter) = walk.next() {
+            let (facts, end) = relay.answer(&filter);
+            walk.on_page(&facts, &end);
+        }
+        walk.caught.is_some()
+    };
+    assert!((0..20).any(|seed| caught(SPEC.ceiling, seed)));
+    assert!(!(0..20).any(|seed| caught(0, seed)));
+}
+
+/// What was to be sampled and was not: a gap of its own, in which all that is left of the page was read.
+fn unsampled(story: &Story, reason: GapReason) -> usize {
+    let gaps = story.claims.iter().filter(|claim| story.samples.contains(&(claim.since, claim.until)));
+    let gaps: Vec<_> = gaps.filter(|claim| claim.overrides_proof && claim.reason == reason).collect();
+    assert!(gaps.iter().all(|gap| gap.grade == Grade::Unknown && !story.proves(gap.since)), "{gaps:?}");
+    gaps.len()
+}
+
+#[test]
+fn what_a_relay_does_not_let_itself_be_sampled_in_is_a_gap() {
+    for seed in 0..20 {
+        let mut relay = ModelRelay::honest(100, spread(4_000));
+        relay.closes_samples =
+            Some(PageEnd::Closed { class: CloseClass::Error, message: "error: no".to_owned() });
+        let story = relay.walk_sampling(SPEC, seed);
+        assert_eq!((story.samples.len(), unsampled(&story, GapReason::Closed)), (2, 2), "{seed}");
+        assert!(story.proves(0) && story.proves(SPEC.ceiling));
+    }
+}
+
+#[test]
+fn a_walk_that_ends_before_its_sample_leaves_that_as_a_gap() {
+    for seed in 0..20 {
+        let mut relay = ModelRelay::honest(100, spread(4_000));
+        relay.failure = Some(Failure { at: 10, end: PageEnd::Disconnected });
+        let story = relay.walk_sampling(SPEC, seed);
+        assert_eq!((story.samples.len(), unsampled(&story, GapReason::Disconnected)), (1, 1), "{seed}");
+        // Whoever stops it, at last when one is due, too.
+        let mut relay = ModelRelay::honest(100, spread(4_000));
+        relay.stops_after = Some(10 + usize::try_from(seed % 16).unwrap());
+        let story = relay.walk_sampling(SPEC, seed);
+        assert_eq!((story.samples.len(), unsampled(&story, GapReason::Stopped)), (1, 1), "{seed}");
+        assert!(story.proves(SPEC.ceiling));
     }
 }
 

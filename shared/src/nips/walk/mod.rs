@@ -45,7 +45,7 @@
 //!    asked for again in less time, above what came last, or half of it, down to one second. One that is too much by itself is *partial*
 //!    with the end's reason, and the walk goes on older; beyond eight of them in a row 2, 4, 8 seconds and so on are
 //!    passed over at once, up to nine minutes. More than that, three before any page ended well (or two pages in a row that
-//!    took too long, before that; or three that nothing came of in time, at any point), or more than [`FAILURES_MAX`] such pages stop the walk like any other end (`narrow.rs`). In a window so shortened these rules
+//!    took too long, before that; or five that nothing more came of in time, at any point), or more than [`FAILURES_MAX`] such pages stop the walk like any other end (`narrow.rs`). In a window so shortened these rules
 //!    hold with its lowest second for the floor.
 //! 10. **Exclusive `until`.** NIP-01 has `until` inclusive; some relay programs serve `created_at < until`. An
 //!     event of the very second `until` shows that it is inclusive: from there on it is sent as meant. The
@@ -76,7 +76,8 @@
 //!     one, nothing that this walk proved is proved: all that is *partial/not_served*, with [`Claim::overrides_proof`], as is what it
 //!     reads from there on. It goes back to the top of the page that lied, once, and down from there, where pages more
 //!     than half as full as its fullest are asked for again in less time (`caught.rs`), so that what was left out comes. What
-//!     was not read again by the end stays that gap.
+//!     was not read again by the end stays that gap. A stretch that was drawn and not asked when the walk ends, or of which no
+//!     EOSE came, is *unknown*, so that the next walk reads it alone.
 //!
 //! # Bound
 //! Requests ≤ `max_requests`, and without pages that were too much (rule 9) ≤ `3·s + 8`, where `s` is the number of
@@ -163,6 +164,8 @@ pub struct Walk {
     witnesses: Witnesses,
     silence: Silence,
     sampler: Sampler,
+    /// From this second on events may still come late, which is no lie.
+    fills_from: i64,
     /// What this walk has proved so far.
     proved: Proved,
     /// The frontier where the relay was found to leave events out in order (rule 14).
@@ -204,6 +207,7 @@ impl Walk {
             witnesses: Witnesses::default(),
             silence: Silence::default(),
             sampler: Sampler::default(),
+            fills_from: i64::MAX,
             proved: Proved::default(),
             caught: None,
             largest: 0,
@@ -229,6 +233,12 @@ impl Walk {
     #[must_use]
     pub fn sampling(self, seed: u64) -> Self {
         Self { sampler: Sampler::new(seed), ..self }
+    }
+
+    /// The same walk, where events dated from this second on (Unix) may still come late: none of them shows a lie.
+    #[must_use]
+    pub fn filling(self, fills_from: i64) -> Self {
+        Self { fills_from, ..self }
     }
 
     /// Of those events the ones that the relay was now found not to have; each is told once.
@@ -357,13 +367,8 @@ impl Walk {
         // What was to be read again is a gap already.
         let unread = self.caught.map_or(self.unclaimed(), |deepest| deepest.min(self.unclaimed()));
         let rest = Claim::over(self.floor, unread, grade, reason);
-        // What was not checked is not proved.
-        let unprobed = self.suspect.and_then(|Suspect { gap: (since, until), .. }| {
-            Claim::over(since, until, Grade::Unknown, reason).map(Claim::overriding)
-        });
-        let unheard = self.silence.take_back(Grade::Unknown, reason);
-        self.suspect = None;
-        let told = self.hold_back(unprobed.into_iter().chain(unheard).collect(), true);
+        let unchecked = self.take_unchecked(reason);
+        let told = self.hold_back(unchecked, true);
         let told = self.witnesses.settle(told);
         let unasked = self.witnesses.give_up(reason);
         rest.into_iter().chain(told).chain(unasked).collect()

@@ -84,6 +84,8 @@ pub(crate) struct ModelRelay {
     pub(crate) drops: u64,
     /// Nor are requests by ids served.
     pub(crate) mutes_ids: bool,
+    /// Samples are ended so, and bring nothing: it knows them by their limit.
+    pub(crate) closes_samples: Option<PageEnd>,
     /// Requests after which whoever walks it stops, with the next one planned and not sent.
     pub(crate) stops_after: Option<usize>,
 }
@@ -104,6 +106,8 @@ pub(crate) struct Story {
     pub(crate) failed: usize,
     /// The relay was found to leave out.
     pub(crate) caught: bool,
+    /// Stretches that were sampled, or drawn for that and not asked when the walk was over.
+    pub(crate) samples: Vec<(i64, i64)>,
 }
 
 pub(crate) fn id(number: usize) -> EventId {
@@ -150,6 +154,7 @@ impl ModelRelay {
             balk: PageEnd::Timeout { idle: true },
             drops: 0,
             mutes_ids: false,
+            closes_samples: None,
             stops_after: None,
         }
     }
@@ -300,6 +305,7 @@ impl ModelRelay {
             seconds: 0,
             failed: 0,
             caught: false,
+            samples: Vec::new(),
         };
         let mut seconds = HashSet::new();
         while let Next::Request(filter) = walk.next() {
@@ -307,7 +313,13 @@ impl ModelRelay {
             if self.stops_after == Some(story.filters.len()) {
                 break;
             }
-            let (facts, end) = self.answer(&filter);
+            let sample = walk.is_sampling();
+            story.samples.extend(walk.unsampled().filter(|_| sample));
+            let (facts, mut end) = self.answer(&filter);
+            if sample && let Some(closes) = &self.closes_samples {
+                end = closes.clone();
+            }
+            let facts = if end.is_eose() || !sample { facts } else { PageFacts::default() };
             story.delivered.extend(facts.seen.iter().map(|&(_, id)| id));
             seconds.extend(facts.in_wire_order().flatten().map(|(second, _)| second));
             story.doubts.extend(&facts.doubts);
@@ -320,6 +332,7 @@ impl ModelRelay {
             assert!(story.filters.len() < RUNAWAY, "the walk runs away");
         }
         (story.caught, story.failed) = (walk.caught.is_some(), story.failed + walk.fulls());
+        story.samples.extend(walk.unsampled());
         story.claims.extend(walk.finish(GapReason::Stopped));
         story.seconds = seconds.len();
         story

@@ -170,6 +170,12 @@ impl Walk {
             let open = Claim::over(since, until, Grade::Unknown, end.gap()).map(Claim::overriding);
             return open.filter(|_| !end.is_eose()).into_iter().collect();
         }
+        if suspect.gap.1 >= self.fills_from {
+            // It may have come since, and costs that page alone.
+            let (since, until) = suspect.span;
+            let late = Claim::over(since, until, Grade::Partial, GapReason::NotServed);
+            return late.map(Claim::overriding).into_iter().collect();
+        }
         self.catch(suspect.span)
     }
 
@@ -197,7 +203,7 @@ impl Walk {
         if self.caught.is_some() {
             return;
         }
-        self.sampler.offer(page, (low + 1, self.frontier));
+        self.sampler.offer(page, (low + 1, self.frontier), self.fills_from);
         let Some(gap) = page.widest_gap() else { return };
         let suspect = Suspect { gap, span: (low + 1, self.frontier) };
         if self.suspect.is_none_or(|known| known.width() < suspect.width()) {

@@ -6,7 +6,7 @@
 use super::spec::Claim;
 use super::view::PageView;
 use super::{SMALLEST_CAP, Walk};
-use crate::models::EventId;
+use crate::models::{EventId, Grade};
 use crate::nips::PageEnd;
 
 /// Pages of which one is sampled.
@@ -66,8 +66,10 @@ impl Sampler {
     }
 
     /// Takes a page that proves `span`. What may have been cut is full: pages less than half as full as the fullest weigh less.
-    pub(super) fn offer(&mut self, page: &PageView, span: (i64, i64)) {
-        let seconds = page.seconds();
+    /// What lies from `fills_from` on may still come late, and is not asked again.
+    pub(super) fn offer(&mut self, page: &PageView, span: (i64, i64), fills_from: i64) {
+        let mut seconds = page.seconds();
+        seconds.retain(|second| *second <= fills_from);
         let gaps = seconds.len().saturating_sub(1);
         self.pages += 1;
         if gaps < SMALLEST_CAP {
@@ -120,6 +122,11 @@ impl Sampler {
         (self.pages, self.weight) = (0, 0);
     }
 
+    /// The stretch of the one that is drawn, or was to be asked.
+    pub(super) fn take_stretch(&mut self) -> Option<(i64, i64)> {
+        self.asked.take().or_else(|| self.drawn.take()).map(|sample| sample.stretch)
+    }
+
     /// First second, last second and limit of the request.
     pub(super) fn window(&self) -> (i64, Option<i64>, u32) {
         let Some(Sample { stretch: (since, until), known, .. }) = &self.asked else { return (0, Some(0), 1) };
@@ -128,6 +135,18 @@ impl Sampler {
 }
 
 impl Walk {
+    /// Whether what is asked now is a sample.
+    #[cfg(test)]
+    pub(super) const fn is_sampling(&self) -> bool {
+        matches!(self.outstanding, Some(super::spec::Ask::Sample))
+    }
+
+    /// What is still to be sampled.
+    #[cfg(test)]
+    pub(super) fn unsampled(&self) -> Option<(i64, i64)> {
+        self.sampler.asked.as_ref().or(self.sampler.drawn.as_ref()).map(|sample| sample.stretch)
+    }
+
     /// Takes what came of a sample. A hit is a hit however the page ended; without an EOSE nothing found clears nothing.
     pub(super) fn on_sample(&mut self, page: &PageView, end: &PageEnd) -> Vec<Claim> {
         let Some(sample) = self.sampler.asked.take() else { return Vec::new() };
@@ -139,7 +158,10 @@ impl Walk {
             self.sampler.asked = Some(sample);
             self.sampler.put_back();
             self.sampler.taken -= 1;
+            return Vec::new();
         }
-        Vec::new()
+        let (since, until) = sample.stretch;
+        let open = Claim::over(since, until, Grade::Unknown, end.gap()).map(Claim::overriding);
+        open.filter(|_| !end.is_eose()).into_iter().collect()
     }
 }

@@ -187,10 +187,11 @@ fn any_end_but_eose_leaves_the_rest_with_its_reason() {
         (PageEnd::Violation, Grade::Unknown, GapReason::Protocol),
     ];
     for (end, grade, reason) in table {
-        let mut relay = ModelRelay::honest(20, events_at(0..100));
+        // Pages too small to be sampled.
+        let mut relay = ModelRelay::honest(10, events_at(0..100));
         relay.failure = Some(Failure { at: 1, end });
         let story = relay.walk(SPEC);
-        assert_eq!(story.claims, [walked(81, 1_000), gap(0, 80, grade, reason)]);
+        assert_eq!(story.claims, [walked(91, 1_000), gap(0, 90, grade, reason)]);
         assert_eq!(story.filters.len(), 2, "no retry");
     }
 }
@@ -275,11 +276,11 @@ fn an_event_hidden_in_the_widest_gap_takes_back_all_of_the_walk() {
 
 #[test]
 fn the_last_allowed_request_is_the_probe() {
-    let relay = ModelRelay::honest(20, events_at((0..100).map(|number| number * 10)));
+    let relay = ModelRelay::honest(10, events_at((0..100).map(|number| number * 10)));
     let story = relay.clone().walk(WalkSpec { max_requests: 3, ..SPEC });
     assert_eq!(story.filters.len(), 3);
     assert_eq!(story.filters[2].limit, Some(1));
-    assert_eq!(story.claims.last(), Some(&gap(0, 610, Grade::Unknown, GapReason::Stopped)));
+    assert_eq!(story.claims.last(), Some(&gap(0, 810, Grade::Unknown, GapReason::Stopped)));
 }
 
 #[test]

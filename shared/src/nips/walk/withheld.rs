@@ -5,6 +5,7 @@
 
 use super::Walk;
 use super::spec::Claim;
+use crate::models::{GapReason, Grade};
 
 /// Those proofs, apart from one another.
 #[derive(Debug, Default)]
@@ -31,6 +32,15 @@ impl Withheld {
 }
 
 impl Walk {
+    /// What is still to be checked when the walk ends: it is not proved.
+    pub(super) fn take_unchecked(&mut self, reason: GapReason) -> Vec<Claim> {
+        let gap = self.suspect.take().map(|suspect| suspect.gap);
+        let stretches = gap.into_iter().chain(self.sampler.take_stretch());
+        let open = stretches.filter_map(|(since, until)| Claim::over(since, until, Grade::Unknown, reason));
+        let unheard = self.silence.take_back(Grade::Unknown, reason);
+        open.map(Claim::overriding).chain(unheard).collect()
+    }
+
     /// What of `claims` can be told now. An answer without an EOSE (`is_answer`) tells no proof, not even an older one.
     pub(super) fn hold_back(&mut self, claims: Vec<Claim>, is_answer: bool) -> Vec<Claim> {
         let all = (!is_answer).then_some((i64::MIN, i64::MAX));
