@@ -4,7 +4,7 @@ use sqlx::postgres::PgRow;
 
 use super::super::rows::get;
 use super::super::{Db, DbError};
-use super::{BATCH, Sample, VerifyProgress, VerifyReport};
+use super::{BATCH, Sample, VerifyProgress, VerifyReport, patiently};
 use crate::models::{Event, EventError, EventId, event_key};
 
 /// A share is told apart in so many steps: a power of two.
@@ -37,11 +37,12 @@ impl Db {
         let mut done = 0;
         let mut at = if matches!(sample, Sample::Newest(_)) { i64::MAX } else { -1 };
         loop {
-            let rows = match sample {
-                Sample::Newest(n) => self.newest(at, n.saturating_sub(done)).await?,
-                Sample::Share(share, seed) => self.drawn(at, share, seed).await?,
-                Sample::All => self.following(at).await?,
+            let look = async || match sample {
+                Sample::Newest(n) => self.newest(at, n.saturating_sub(done)).await,
+                Sample::Share(share, seed) => self.drawn(at, share, seed).await,
+                Sample::All => self.following(at).await,
             };
+            let rows = patiently(look).await?;
             let Some(last) = rows.last() else { return Ok(()) };
             at = get(last, "event_key")?;
             done += rows.len() as u64;

@@ -6,15 +6,11 @@ use sqlx::postgres::PgRow;
 
 use super::super::rows::{count, get};
 use super::super::{Db, DbError};
-use super::VerifyProgress;
+use super::{LOOKS, VerifyProgress, patiently};
 use crate::models::GapReason;
 
 /// Disagreements of the rollups that are named.
 const ROLLUPS: i32 = 100;
-
-/// Looks at a range in which a fault was found. Partitions are no part of a snapshot: a statement that began before a month
-/// was made or dropped sees it in part. A fault is what is there whenever one looks.
-const LOOKS: u32 = 3;
 
 const RANGE: &str = "SELECT problem, bad, n, first_key FROM archive_check($1, $2)";
 
@@ -66,8 +62,10 @@ impl Db {
         Ok(lines)
     }
 
+    /// A range in which a fault was found is looked at again. Partitions are no part of a snapshot: a statement that began before
+    /// a month was made or dropped sees it in part. A fault is what is there whenever one looks.
     async fn verify_range(&self, from: i64, to: i64) -> Result<Vec<PgRow>, DbError> {
-        let look = || self.all(sqlx::query(RANGE).bind(from).bind(to));
+        let look = || patiently(async || self.all(sqlx::query(RANGE).bind(from).bind(to)).await);
         let mut rows = look().await?;
         for _ in 1..LOOKS {
             let faults = rows.iter().map(|row| Ok(get::<bool>(row, "bad")? && count(row, "n")? > 0));
@@ -103,9 +101,13 @@ impl Db {
         if !get::<bool>(&self.one(sqlx::query(there)).await?, "there")? {
             return Ok(None);
         }
-        let both = "SELECT to_jsonb(r)::text AS row FROM rollup_check() r
-                    UNION ALL SELECT to_jsonb(l)::text FROM relay_latest_check() l LIMIT $1";
-        let rows = self.all(sqlx::query(both).bind(ROLLUPS)).await?;
+        // One after the other: who reads the archive's months does not wait for those of the checks.
+        let mut rows = Vec::new();
+        for check in ["rollup_check", "relay_latest_check"] {
+            let sql = format!("SELECT to_jsonb(r)::text AS row FROM {check}() r LIMIT $1");
+            let look = async || self.all(sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).bind(ROLLUPS)).await;
+            rows.extend(patiently(look).await?);
+        }
         let sample = rows.first().map(|row| get(row, "row")).transpose()?;
         let problem = "rollups that do not agree with the archive".to_owned();
         Ok(Some(SetLine { problem, bad: true, n: rows.len() as u64, sample }))
