@@ -47,7 +47,8 @@ async fn a_relay_that_falls_silent_within_a_pass_proves_no_more_than_it_served()
         let known = coverage(&ctx, &url).await;
         assert!((145..=150).contains(&report["new_events"].as_u64().unwrap()), "{report}");
         assert!(events[200..].iter().all(|event| !proved(&known, event)), "{known:?}");
-        assert!(events[..140].iter().filter(|event| proved(&known, event)).count() >= 138, "{known:?}");
+        // But for the widest gap and the sample, a dozen events, which it no longer answered for.
+        assert!(events[..140].iter().filter(|event| proved(&known, event)).count() >= 122, "{known:?}");
         assert!(gaps(&test).await.starts_with(gap), "{}", gaps(&test).await);
         // Speaking again, it is read to the end once the gap has rested.
         relay.set(Script::honest(&events, 50));

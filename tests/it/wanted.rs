@@ -19,7 +19,7 @@ const SHARE: &str =
     "SELECT (proved_share = 1) || ' ' || (until_at - since_at >= 7 * 86400 - 60) FROM relay_coverage_share";
 
 fn hasty() -> JobsConfig {
-    JobsConfig { archive_days: None, rescan: Duration::ZERO, budget_look: Duration::ZERO, ..config() }
+    JobsConfig { rescan: Duration::ZERO, budget_look: Duration::ZERO, ..config() }
 }
 
 #[tokio::test]

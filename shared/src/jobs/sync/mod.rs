@@ -34,7 +34,7 @@ use self::class::Class;
 use self::dialing::connect;
 use self::ingest::{Digest, TOMBSTONES_AT_ONCE, Tally};
 use self::revisit::Revisit;
-use self::windows::{Window, plan};
+use self::windows::{Window, begun, plan};
 use super::cadence::{self, SyncEnd};
 use super::egress::is_answer;
 use super::{ANSWERED, Attempt, Ctx, JobError, Report, SKIPPED, capability, lost, target_url};
@@ -273,7 +273,7 @@ impl Pass<'_> {
     /// What the coverage of the class leaves to ask for.
     fn windows(&self, floor: i64, now: i64) -> Vec<Window> {
         let rescan = i64::try_from(self.ctx.config.rescan.as_secs()).unwrap_or(i64::MAX);
-        plan(&self.coverage, floor, now, rescan, self.rest.seconds())
+        plan(&self.coverage, begun(&self.coverage, floor), now, rescan, self.rest.seconds())
     }
 
     /// Reads what is left of one class, and the seconds of it that are too dense for a page.

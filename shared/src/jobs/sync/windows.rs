@@ -1,10 +1,13 @@
 //! Which stretches of a relay's timeline a sync pass asks for: pure.
 
-use crate::models::{Coverage, Grade};
+use crate::models::{Coverage, GapReason, Grade};
 
 /// A gap that the relay itself leaves (a dense second, a refused filter) is asked again after this long, seconds: the
 /// shortest rest.
 pub(super) const REST_S: i64 = 6 * 3_600;
+
+/// How far below its floor a pass goes for what an earlier one left, seconds.
+const BEGUN_S: i64 = 86_400;
 
 /// A stretch to walk, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +16,15 @@ pub(super) struct Window {
     pub(super) ceiling: i64,
     /// The newest one has no upper bound on the wire, so that events dated ahead of us come too.
     pub(super) open_top: bool,
+}
+
+/// A floor moves up while time goes on, and what is first wanted is not always read at once: what was begun within the last day
+/// is read to its end, or the seconds between two passes would stay a gap that nobody asks for any more.
+pub(super) fn begun(coverage: &Coverage, floor: i64) -> i64 {
+    let left = coverage
+        .at(floor)
+        .filter(|known| known.grade() == Grade::Unknown && known.reason() != GapReason::Retired);
+    left.map(|known| known.since()).filter(|since| floor.saturating_sub(*since) <= BEGUN_S).unwrap_or(floor)
 }
 
 /// What of `[floor, now]` to walk, newest first, never below the floor, which is the archive's horizon or above it: whatever no proof covers, except gaps looked at lately,
@@ -75,7 +87,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::models::{GapReason, Interval};
+    use crate::models::Interval;
 
     const NOW: i64 = 1_000_000;
 
@@ -101,6 +113,18 @@ mod tests {
             windows(&[interval(0, NOW - 100, Grade::Walked, NOW - 100)], 3_600),
             [(NOW - 100 - 3_600, NOW)]
         );
+    }
+
+    #[test]
+    fn what_was_begun_is_read_to_its_end_though_the_floor_has_moved() {
+        let left = |since, reason| {
+            let gap = Interval::new(since, 500_000, Grade::Unknown, reason, 5).unwrap();
+            begun(&Coverage::from_intervals([gap]).unwrap(), 400_000)
+        };
+        assert_eq!(left(399_991, GapReason::Stopped), 399_991);
+        assert_eq!(left(400_000 - BEGUN_S - 1, GapReason::Stopped), 400_000, "no longer than a day");
+        assert_eq!(left(399_991, GapReason::Retired), 400_000);
+        assert_eq!(begun(&Coverage::empty(), 7), 7);
     }
 
     #[test]
