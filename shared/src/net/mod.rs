@@ -10,6 +10,7 @@
 //! [`AddressPolicy`]: crate::models::AddressPolicy
 
 mod agent;
+mod aliases;
 mod config;
 mod dial;
 mod failure;

@@ -9,18 +9,17 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts, ServerOrderingStrategy,
 };
 use hickory_resolver::lookup::Lookup;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError as DnsNetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use tokio::time::{Instant, timeout_at};
 
+use super::aliases::{Asking, Guarded};
 use super::failure::DialFailure;
 use crate::clock;
 use crate::models::Reason;
@@ -100,7 +99,7 @@ pub(super) type Setup = (ResolverConfig, ResolverOpts);
 
 /// A resolver, and what it was made of.
 struct Made {
-    resolver: TokioResolver,
+    resolver: Asking,
     setup: Setup,
 }
 
@@ -141,7 +140,7 @@ impl Names {
     }
 
     /// The resolver of this moment.
-    pub(super) fn resolver(&self) -> Result<TokioResolver, String> {
+    pub(super) fn resolver(&self) -> Result<Asking, String> {
         self.in_use().made.map(|made| made.resolver.clone())
     }
 
@@ -196,9 +195,9 @@ impl Made {
 }
 
 /// A resolver that remembers so many answers.
-fn build((config, options): &Setup, remembered: u64) -> Result<TokioResolver, String> {
-    let mut builder = TokioResolver::builder_with_config(config.clone(), TokioRuntimeProvider::default())
-        .with_options(options.clone());
+fn build((config, options): &Setup, remembered: u64) -> Result<Asking, String> {
+    let mut builder =
+        Asking::builder_with_config(config.clone(), Guarded::default()).with_options(options.clone());
     tune(builder.options_mut());
     builder.options_mut().cache_size = remembered;
     builder.build().map_err(|error| error.to_string())
@@ -213,7 +212,7 @@ fn servers((config, _): &Setup) -> Vec<SocketAddr> {
 }
 
 /// Whether a name server answers, by a question that everybody can answer: who serves the root.
-async fn answers(resolver: &TokioResolver, timeout: Duration) -> bool {
+async fn answers(resolver: &Asking, timeout: Duration) -> bool {
     let asked = Box::pin(ask(resolver, Name::root(), RecordType::NS));
     matches!(
         timeout_at(Instant::now() + timeout, asked).await,
@@ -262,7 +261,7 @@ impl Family {
     }
 }
 
-async fn ask(resolver: &TokioResolver, name: Name, kind: RecordType) -> Family {
+async fn ask(resolver: &Asking, name: Name, kind: RecordType) -> Family {
     match resolver.lookup(name, kind).await {
         Ok(lookup) if lookup.message().metadata.response_code == ResponseCode::NXDomain => Family::NoName,
         Ok(lookup) if lookup.answers().iter().any(|record| record.record_type() == kind) => {

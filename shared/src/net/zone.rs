@@ -6,11 +6,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hickory_resolver::TokioResolver;
 use hickory_resolver::net::{DnsError, NetError as DnsNetError};
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use tokio::time::timeout;
 
+use super::aliases::Asking;
 use super::dial::{Dialer, Target};
 use super::resolve::Names;
 
@@ -71,7 +71,7 @@ enum Said {
 }
 
 /// The servers of the zone `host` is in, or none when that cannot be learnt.
-async fn servers(resolver: &TokioResolver, host: Name) -> Option<Vec<String>> {
+async fn servers(resolver: &Asking, host: Name) -> Option<Vec<String>> {
     let mut at = host;
     // A name of one label is a top-level domain: its servers are not the relay's.
     for _ in 0..LEVELS_MAX {
@@ -89,7 +89,7 @@ async fn servers(resolver: &TokioResolver, host: Name) -> Option<Vec<String>> {
     Some(Vec::new())
 }
 
-async fn reverse(resolver: &TokioResolver, address: Option<IpAddr>) -> Option<Vec<String>> {
+async fn reverse(resolver: &Asking, address: Option<IpAddr>) -> Option<Vec<String>> {
     let Some(address) = address else { return Some(Vec::new()) };
     match ask(resolver, &Name::from(address), RecordType::PTR).await {
         Said::Names(names) => Some(names),
@@ -98,7 +98,7 @@ async fn reverse(resolver: &TokioResolver, address: Option<IpAddr>) -> Option<Ve
     }
 }
 
-async fn ask(resolver: &TokioResolver, name: &Name, kind: RecordType) -> Said {
+async fn ask(resolver: &Asking, name: &Name, kind: RecordType) -> Said {
     match resolver.lookup(name.clone(), kind).await {
         Ok(lookup) => {
             let own =

@@ -1,6 +1,6 @@
 //! Which stretches of a relay's timeline a sync pass asks for: pure.
 
-use crate::models::{Coverage, GapReason, Grade};
+use crate::models::{Coverage, GapReason, Grade, Interval};
 
 /// A gap that the relay itself leaves (a dense second, a refused filter) is asked again after this long, seconds: the
 /// shortest rest.
@@ -24,7 +24,7 @@ pub(super) fn begun(coverage: &Coverage, floor: i64) -> i64 {
     let left = coverage
         .at(floor)
         .filter(|known| known.grade() == Grade::Unknown && known.reason() != GapReason::Retired);
-    left.map(|known| known.since()).filter(|since| floor.saturating_sub(*since) <= BEGUN_S).unwrap_or(floor)
+    left.map(Interval::since).filter(|since| floor.saturating_sub(*since) <= BEGUN_S).unwrap_or(floor)
 }
 
 /// What of `[floor, now]` to walk, newest first, never below the floor, which is the archive's horizon or above it: whatever no proof covers, except gaps looked at lately,
@@ -87,7 +87,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::models::Interval;
 
     const NOW: i64 = 1_000_000;
 

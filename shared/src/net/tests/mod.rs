@@ -324,3 +324,26 @@ async fn a_name_server_that_is_gone_leaves_the_zone_unknown() {
     let zone = dialer.zone(&target).await.unwrap();
     assert_eq!(zone, ZoneFacts { complete: false, ..ZoneFacts::default() });
 }
+
+#[tokio::test]
+async fn an_alias_into_an_overlay_is_a_name_that_does_not_exist_and_is_asked_for_nowhere() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&asked);
+    let dns = DnsServer::start(move |name, kind| {
+        heard.lock().unwrap().push(name.to_owned());
+        let to = format!("Relay.{}.", name.split('.').next().unwrap());
+        let alias = record(name, RData::CNAME(CNAME(Name::from_ascii(to).unwrap())));
+        Some((
+            ResponseCode::NoError,
+            if kind == RecordType::A || kind == RecordType::AAAA { vec![alias] } else { Vec::new() },
+        ))
+    })
+    .await;
+    let dialer = Dialer::new(dns.config()).unwrap();
+    for overlay in ["onion", "i2p", "LOKI"] {
+        let failure = fail(&dialer, &url(&format!("ws://{overlay}.example.com"))).await;
+        assert_eq!(failure.reason, Reason::DnsNxdomain, "{failure}");
+    }
+    let asked = asked.lock().unwrap();
+    assert!(asked.len() >= 6 && asked.iter().all(|name| name.ends_with(".example.com")), "{asked:?}");
+}
