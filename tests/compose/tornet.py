@@ -5,7 +5,9 @@ from stack import ROOT, Failure, run, wait_until
 # All of them in one container, at its address; they end with it.
 MEMBERS = """
 for name in $(/tools/tornet.sh /net/it "$0" "$(hostname -i)"); do
-    [ "$name" = client ] || tor --defaults-torrc /dev/null -f "/net/it/$name/torrc" &
+    [ "$name" != client ] || continue
+    [ "$name" != service ] || until /tools/tornet.sh whole /net/it; do sleep 0.5; done
+    tor --defaults-torrc /dev/null -f "/net/it/$name/torrc" &
 done
 wait
 """
@@ -44,6 +46,7 @@ class TorNet:
             wait_until("the onion service is reached through the stack's Tor", seconds, lambda: run(*words), every=1)
         except Failure as failure:
             said = self.stack.compose("logs", "--tail", "12", "tor", check=False).stdout
+            said += run("docker", "exec", self.name, "tail", "-n", "20", "/net/it/service/log", check=False).stdout
             raise Failure(f"{failure}\n{said}") from failure
 
     def remove(self):

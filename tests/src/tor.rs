@@ -1,6 +1,6 @@
 //! A Tor network of this machine's own with one onion service, as real child processes.
 //!
-//! It takes a quarter of a minute until the service is known, and some 350 MB: one test, with everything in it.
+//! It takes half a minute until the service is known, and some 350 MB: one test, with everything in it.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::programs::{Process, StateDir};
 use crate::space;
 
-/// How long the network may take until its service is reached; 15 s on a quiet machine.
+/// How long the network may take until its service is reached; 20 s on a quiet machine.
 const READY: Duration = Duration::from_secs(120);
 /// Longest wait for the answer to one attempt: a path that is not built by then will hardly be.
 const TRY: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ pub struct TorNet {
 }
 
 impl TorNet {
-    /// A network whose service leads to `target`, started and not yet waited for; a visible skip without tor.
+    /// A network whose service leads to `target`, started; its service is not yet waited for; a visible skip without tor.
     ///
     /// # Panics
     /// When it cannot be made, which the script explains.
@@ -50,12 +50,23 @@ impl TorNet {
             command.args(["--defaults-torrc", "/dev/null", "-f"]).arg(net.join(name).join("torrc"));
             Process::spawn(&command, &net.join(name).join("said"))
         };
-        let processes = names.split_whitespace().filter(|name| *name != "client").map(run).collect();
-        let client = Some(run("client"));
+        let (ends, carriers): (Vec<_>, Vec<_>) =
+            names.split_whitespace().partition(|name| matches!(*name, "service" | "client"));
+        let mut processes: Vec<_> = carriers.into_iter().map(run).collect();
         let socks = text(&net.join("socks")).trim().parse().expect("the script names an address");
-        let mut this = Self { socks, onion: String::new(), client, processes, state };
-        this.onion = this.hostname().await;
-        Some(this)
+        assert_eq!(ends, ["client", "service"], "who comes when the network is whole");
+        let whole = || {
+            let mut script = Command::new(crate::env::tools().join("tornet.sh"));
+            script.arg("whole").arg(&net).status().is_ok_and(|status| status.success())
+        };
+        until("the network is not whole", &net.join("a1/log"), whole).await;
+        processes.push(run("service"));
+        let client = Some(run("client"));
+        let hostname = net.join("service/onion/hostname");
+        until("the service has no name", &net.join("service/said"), || !text(&hostname).trim().is_empty())
+            .await;
+        let onion = text(&hostname).trim().to_owned();
+        Some(Self { socks, onion, client, processes, state })
     }
 
     /// Waits until the service is reached through the network.
@@ -84,19 +95,6 @@ impl TorNet {
         self.processes.len() + usize::from(self.client.is_some())
     }
 
-    async fn hostname(&mut self) -> String {
-        let file = self.state.path.join("net/service/onion/hostname");
-        let known = async {
-            while text(&file).trim().is_empty() {
-                // bound: READY, around the whole loop.
-                tokio::time::sleep(RETRY).await;
-            }
-        };
-        let known = tokio::time::timeout(READY, known).await.is_ok();
-        assert!(known, "the service has no name: {}", text(&self.state.path.join("net/service/said")));
-        text(&file).trim().to_owned()
-    }
-
     /// Asks the client for the service, as RFC 1928 has it.
     async fn reach(&self) -> std::io::Result<bool> {
         let mut stream = crate::tcp::dial(self.socks).await?;
@@ -111,6 +109,21 @@ impl TorNet {
         stream.read_exact(&mut reply).await?;
         Ok(reply[1] == 0)
     }
+}
+
+/// Waits for what the network does by itself.
+///
+/// # Panics
+/// When it takes longer than `READY`, with what `said` holds.
+async fn until(what: &str, said: &Path, done: impl Fn() -> bool) {
+    let waited = async {
+        while !done() {
+            // bound: READY, around the whole loop.
+            tokio::time::sleep(RETRY).await;
+        }
+    };
+    let waited = tokio::time::timeout(READY, waited).await.is_ok();
+    assert!(waited, "{what} within {READY:?}: {}", text(said));
 }
 
 fn text(path: &Path) -> String {

@@ -2,8 +2,11 @@
 # A Tor network of this machine's own, and one onion service in it; nothing leaves loopback.
 #   tornet.sh DIR PORT                   writes the network into DIR, a new folder, and prints the names of its processes
 #   tornet.sh DIR HOST:PORT ADDRESS      the same at another address than 127.0.0.1, for whoever else can reach that
+#   tornet.sh whole DIR                  does nothing, well, once those who carry circuits know each other
 # Three directory authorities, which are relays too, more relays, the service, and a client with a SOCKS5 port.
-# Each process is `tor --defaults-torrc /dev/null -f DIR/NAME/torrc`, in the foreground; all of them must run. The
+# Each process is `tor --defaults-torrc /dev/null -f DIR/NAME/torrc`, in the foreground; all of them must run, the service
+# and the client not before the network is whole: a service tries 28 circuits in five minutes, and where the first consensus
+# names one relay it has spent them within seconds. The
 # service leads to 127.0.0.1:PORT, its name appears in DIR/service/onion/hostname; the client's address is in DIR/socks,
 # and what the torrc of another client needs to say in DIR/network.
 set -euo pipefail
@@ -97,6 +100,8 @@ make_network() {
         echo "# Short intervals, addresses that are not public, no patience for the statistics of a real network."
         echo "TestingTorNetwork 1"
         echo "PathsNeededToBuildCircuits 0.67"
+        # Second hops that are kept for days, chosen among seven, are now and then none that a path may take.
+        echo "VanguardsLiteEnabled 0"
         cat "$dir"/line.*
     } >"$dir/network"
     for i in "${!authorities[@]}"; do
@@ -122,7 +127,16 @@ make_network() {
     printf '%s\n' "${authorities[@]}" "${relays[@]}" client service
 }
 
+# The latest consensus of an authority names all of them as keepers of descriptors.
+is_whole() {
+    [ "$(grep -c '^s .*HSDir' "$1/${authorities[0]}/cached-microdesc-consensus" 2>/dev/null)" = $((${#authorities[@]} + ${#relays[@]})) ]
+}
+
+if [ "${1:-}" = whole ] && [ -n "${2:-}" ]; then
+    is_whole "$2"
+    exit
+fi
 dir=${1:-} target=${2:-} here=${3:-127.0.0.1}
-[ -n "$dir" ] && [ -n "$target" ] || die "usage: tornet.sh DIR PORT | DIR HOST:PORT ADDRESS"
+[ -n "$dir" ] && [ -n "$target" ] || die "usage: tornet.sh DIR PORT | DIR HOST:PORT ADDRESS | whole DIR"
 case $target in *:*) ;; *) target=127.0.0.1:$target ;; esac
 make_network "$target"
