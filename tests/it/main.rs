@@ -157,6 +157,8 @@ mod spared;
 #[cfg(test)]
 mod speak;
 #[cfg(test)]
+mod specimens;
+#[cfg(test)]
 mod storm;
 #[cfg(test)]
 mod strangers;

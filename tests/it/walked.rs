@@ -17,7 +17,7 @@ use super::jobs::{config, context, known_relay, run};
 use super::support::{migrated, value};
 
 /// Everything a pass reads is read again by the next one.
-fn again() -> JobsConfig {
+pub(super) fn again() -> JobsConfig {
     JobsConfig { rescan: Duration::from_hours(200), ..config() }
 }
 

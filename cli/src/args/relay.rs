@@ -15,7 +15,7 @@ pub(crate) enum Relay {
         #[arg(long, value_parser = ["alive", "suspect", "down", "unchecked"])]
         state: Option<String>,
     },
-    /// One relay: state, checks, and which stretches of its timeline are archived with what proof
+    /// One relay: state, checks, which stretches of its timeline are archived with what proof, and what it served that is no event
     #[command(after_help = "EXAMPLES:
   bigbrotr relay show wss://relay.example")]
     Show {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use shared::config::Config;
 use shared::db::{
     Actor, AsideLine, CoverageLine, Db, DbError, DifferenceLine, DisagreementLine, JobLine, LivenessLine,
-    RelayLine,
+    RelayLine, SpecimenLine,
 };
 use shared::models::{AddressPolicy, RelayUrl};
 
@@ -13,10 +13,12 @@ use super::operate::actor;
 use super::queue::{job_json, job_row};
 use crate::Session;
 use crate::args::Relay;
-use crate::output::{Fail, line, row, table, utc, warn};
+use crate::output::{Fail, commas, line, row, table, utc, warn};
 
 /// Finished jobs shown with a relay.
 const JOBS: u32 = 5;
+/// Characters shown of a text that a relay served.
+const SHOWN: usize = 120;
 
 pub(crate) async fn relay(session: &Session, config: &Config, args: &Relay) -> Result<(), Fail> {
     let json = session.global.json;
@@ -140,12 +142,14 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     let differences = db.relay_differences(url).await?;
     let opinions = db.relay_opinions(url).await?;
     let aside = db.relay_set_aside(url).await?;
+    let specimens = db.relay_specimens(url).await?;
     let mut jobs = db.job_list(None, Some(url.as_str()), JOBS).await?;
     jobs.extend(db.job_past(None, url.as_str(), JOBS).await?);
     if json {
         let mut value = relay_json(&relay);
         value["set_aside"] = aside.map_or(Value::Null, aside_json);
         value["differences"] = differences.iter().map(difference_json).collect();
+        value["specimens"] = specimens.iter().map(specimen_json).collect();
         value["opinions"] = opinions.iter().map(opinion_json).collect();
         value["coverage"] = coverage.iter().map(coverage_json).collect();
         value["monitors"] = others.iter().map(monitor_json).collect();
@@ -154,6 +158,7 @@ async fn show(db: &Db, url: &RelayUrl, json: bool) -> Result<(), Fail> {
     } else {
         print_relay(&relay, aside, &opinions, &coverage, &others, &jobs);
         print_differences(&differences);
+        print_specimens(&specimens);
     }
     Ok(())
 }
@@ -171,6 +176,37 @@ fn print_differences(differences: &[DifferenceLine]) {
     line("does otherwise than it says");
     let lines = differences.iter().map(|d| row([&format!("  {}", d.subject), &d.claimed, "->", &d.measured]));
     table(&lines.collect::<Vec<_>>());
+}
+
+fn specimen_json(specimen: &SpecimenLine) -> Value {
+    json!({
+        "reason": specimen.reason, "at": specimen.at, "bytes": specimen.bytes, "event": specimen.event,
+    })
+}
+
+fn print_specimens(specimens: &[SpecimenLine]) {
+    if specimens.is_empty() {
+        return;
+    }
+    line("served what is no event, or a forged one (all that is kept of it: --json)");
+    let shown = |s: &SpecimenLine| {
+        let bytes = format!("{} bytes", commas(u64::from(s.bytes.unsigned_abs())));
+        row([&format!("  {}", s.reason), &utc(s.at), &bytes, &beginning(&s.event)])
+    };
+    table(&specimens.iter().map(shown).collect::<Vec<_>>());
+}
+
+/// The first characters of a text that a stranger wrote; what a terminal would obey or not show is escaped.
+fn beginning(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.chars().take(SHOWN) {
+        if matches!(c, '"' | '\'' | '\\') {
+            shown.push(c);
+        } else {
+            shown.extend(c.escape_debug());
+        }
+    }
+    shown
 }
 
 fn opinion_json(opinion: &LivenessLine) -> Value {

@@ -9,7 +9,7 @@ use super::pace::Pace;
 use super::rows::{get, small_count};
 use super::{Db, DbError};
 use crate::clock;
-use crate::models::{EnvelopeFacts, Event, EventId, Fence, Target, Tombstone, event_key};
+use crate::models::{EnvelopeFacts, Event, EventId, Fence, RelayUrl, Target, Tombstone, event_key};
 
 /// What the database says about the events of a page, by their position in the question, from 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,6 +42,30 @@ pub struct ForgeryRow {
     pub reason: &'static str,
     /// Whether we know an event of that id.
     pub known: bool,
+}
+
+/// A text of a page that is no event, or a forged one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecimenRow {
+    /// Why ([`crate::models::EventError::as_str`]).
+    pub reason: &'static str,
+    /// Its beginning, at most 8 KiB.
+    pub text: String,
+    /// Bytes of all of it.
+    pub bytes: usize,
+}
+
+/// A specimen as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecimenLine {
+    /// Why it is no event, or none of that author.
+    pub reason: String,
+    /// When it came, Unix seconds.
+    pub at: i64,
+    /// Bytes of all of it.
+    pub bytes: i32,
+    /// Its beginning, at most 8 KiB; escaped where it is no text.
+    pub event: String,
 }
 
 /// By what a dense second may be split.
@@ -123,6 +147,46 @@ impl Db {
             )
             .await?;
         get(&row, "held")
+    }
+
+    /// Keeps one text of each reason, where the relay has none of the last 24 hours; false when the job was not ours.
+    pub async fn specimen_note(
+        &self,
+        fence: &Fence,
+        relay_id: i32,
+        at: i64,
+        specimens: &[SpecimenRow],
+    ) -> Result<bool, DbError> {
+        let size = |row: &SpecimenRow| i32::try_from(row.bytes).unwrap_or(i32::MAX);
+        let row = self
+            .one(
+                sqlx::query("SELECT specimen_note($1, $2, $3, $4, $5, $6, $7, $8) AS held")
+                    .bind(fence.job())
+                    .bind(fence.worker())
+                    .bind(fence.attempt())
+                    .bind(relay_id)
+                    .bind(at)
+                    .bind(specimens.iter().map(|row| row.reason).collect::<Vec<_>>())
+                    .bind(specimens.iter().map(|row| row.text.as_bytes()).collect::<Vec<_>>())
+                    .bind(specimens.iter().map(size).collect::<Vec<_>>()),
+            )
+            .await?;
+        get(&row, "held")
+    }
+
+    /// The specimens of one relay, by reason; for who may SELECT.
+    pub async fn relay_specimens(&self, url: &RelayUrl) -> Result<Vec<SpecimenLine>, DbError> {
+        let sql = "SELECT reason, at, bytes, event FROM relay_specimens WHERE relay_url = $1 ORDER BY reason LIMIT 100";
+        let rows = self.all(sqlx::query(sql).bind(url.as_str().to_owned())).await?;
+        let line = |row| -> Result<SpecimenLine, DbError> {
+            Ok(SpecimenLine {
+                reason: get(row, "reason")?,
+                at: get(row, "at")?,
+                bytes: get(row, "bytes")?,
+                event: get(row, "event")?,
+            })
+        };
+        rows.iter().map(line).collect()
     }
 
     /// Notes what verified requests ask to have deleted; false when the job was not ours.

@@ -61,7 +61,7 @@ pub use error::DbError;
 pub use export::{ExportBatch, ExportCoverage, ExportItem, ExportScope, LeftOut, SeenOn};
 pub use fleet::{FleetLimits, GaugeLine, HostAsked, HostPermit};
 pub use import::{Imported, ImportedObservation, Named, UrlCaps};
-pub use ingest::{DenseFacts, ForgeryRow, KnownPage, SigHead};
+pub use ingest::{DenseFacts, ForgeryRow, KnownPage, SigHead, SpecimenLine, SpecimenRow};
 pub use inspect::{
     HorizonLine, LeaderLine, ReadCount, UnreadLine, Unsettled, WalArchiving, is_beyond_any_lease,
 };

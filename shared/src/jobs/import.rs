@@ -148,7 +148,7 @@ pub async fn import(
     let mut fresh: Vec<(Arc<Event>, bool)> = Vec::new();
     for ((number, is_known, marked), verdict) in places.into_iter().zip(verdicts) {
         match verdict {
-            Err(error) => outcome.bad.push((number, error)),
+            Err((error, _)) => outcome.bad.push((number, error)),
             // The first that verifies counts, not the first that comes: a forgery before the original hides nothing.
             Ok(event) if good.insert(event.id(), event.created_at()).is_some() => outcome.repeated += 1,
             Ok(_) if is_known => outcome.known += 1,

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use crate::clock;
 use crate::db::{Db, DbError, EventRow};
-use crate::models::{Event, EventId, Fence, KindRule, Tombstone, Unkept, tombstones};
+use crate::models::{
+    EnvelopeFacts, Event, EventId, Fence, KindRule, Tombstone, Unkept, kinds_said, tombstones,
+};
 
 /// `event.fate` of what a retention policy does not keep.
 const SKIPPED: i16 = 1;
@@ -38,6 +40,18 @@ pub(super) struct Judged {
 }
 
 impl Policy<'_> {
+    /// Whether a text that is no event, or a forged one, may be kept as a sample of such: not where it says that it is of a
+    /// class or a kind that is not kept. `facts` are what its envelope says, where that can be read.
+    pub(super) fn may_show(&self, facts: Option<&EnvelopeFacts>, text: &str) -> bool {
+        let now = clock::unix_now();
+        let mut kinds = kinds_said(text);
+        kinds.extend(facts.map(|facts| facts.kind));
+        // Of an unknown time is what is old enough for any rule.
+        let at = facts.map(|facts| facts.created_at).or_else(|| EnvelopeFacts::time(text)).unwrap_or(0);
+        let skips = |kind: &u16| self.kinds.iter().any(|rule| rule.skips(*kind, at, now));
+        !Unkept::is_said(text, &kinds, self.unkept, now) && !kinds.iter().any(skips)
+    }
+
     /// Parts what is archived from what is only remembered; whether the author of an event has asked for deletions
     /// before comes with it. Requests are noted first: they speak of these events too. `None`: the job was not ours.
     pub(super) async fn judge(

@@ -25,8 +25,10 @@ const RECENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 const SAMPLE: u64 = 64;
 
 type Key = (EventId, [u8; 64]);
-type Verdict = Result<Arc<Event>, EventError>;
-type Cell = Arc<OnceLock<Verdict>>;
+type Reading = Result<Arc<Event>, EventError>;
+/// The event; or why there is none, and the text.
+pub(super) type Verdict = Result<Arc<Event>, (EventError, String)>;
+type Cell = Arc<OnceLock<Reading>>;
 
 /// A text to verify.
 #[derive(Debug)]
@@ -108,7 +110,8 @@ impl Verifier {
             };
             let (recent, authors) = (Arc::clone(&self.recent), Arc::clone(&self.authors));
             pieces.push(tokio::task::spawn_blocking(move || {
-                let verdicts: Vec<Verdict> = raw.iter().map(|raw| once(&recent, &authors, raw)).collect();
+                let judge = |raw: Raw| once(&recent, &authors, &raw).map_err(|error| (error, raw.text));
+                let verdicts: Vec<Verdict> = raw.into_iter().map(judge).collect();
                 drop(core);
                 verdicts
             }));
@@ -127,7 +130,7 @@ impl Verifier {
 }
 
 /// Verifies a text unless the same id and signature were verified lately, or are being verified now.
-fn once(recent: &Mutex<Recent>, authors: &Authors, raw: &Raw) -> Verdict {
+fn once(recent: &Mutex<Recent>, authors: &Authors, raw: &Raw) -> Reading {
     let whole = || {
         lock(recent).verified += 1;
         let event = Event::parse(&raw.text)?;
@@ -216,7 +219,9 @@ mod tests {
             for (i, verdict) in verdicts.iter().enumerate() {
                 match verdict {
                     Ok(event) => assert_eq!((event.id(), i % 7 != 1), (events[i].id(), true)),
-                    Err(error) => assert_eq!((*error, i % 7), (EventError::BadId, 1)),
+                    Err((error, text)) => {
+                        assert_eq!((*error, i % 7, text), (EventError::BadId, 1, &forged(&events[i])));
+                    }
                 }
             }
         }
@@ -240,7 +245,7 @@ mod tests {
         assert!(pool.verify(vec![raw(event, event.to_json())]).await.unwrap()[0].is_ok());
         for need in [Need::Text, Need::Hash] {
             let lie = Raw { need, ..raw(event, forged(event)) };
-            assert_eq!(pool.verify(vec![lie]).await.unwrap()[0].as_ref().unwrap_err(), &EventError::BadId);
+            assert_eq!(pool.verify(vec![lie]).await.unwrap()[0].as_ref().unwrap_err().0, EventError::BadId);
         }
         let unsigned = event.to_json().replace(&hex::encode(event.sig()), &"00".repeat(64));
         for (need, good) in [(Need::Hash, true), (Need::Text, false)] {

@@ -55,6 +55,20 @@ impl Unkept {
             .find(|class| unkept.contains(class) && class.covers(event, now))
     }
 
+    /// Whether a text that is no event, or a forged one, says of itself that it is of one of the classes in `unkept`. It may be
+    /// no JSON and is read as text, so that it is rather taken for one than not; `kinds` are those it is known to say. `now` in
+    /// Unix seconds. Of what is [`Self::Deleted`] a text says nothing.
+    pub fn is_said(text: &str, kinds: &[u16], unkept: &[Self], now: i64) -> bool {
+        let passed = |at: &str| at.parse::<i64>().is_ok_and(|at| at <= now);
+        unkept.iter().any(|class| match class {
+            Self::Ephemeral => kinds.iter().any(|kind| KindClass::of(*kind) == KindClass::Ephemeral),
+            Self::Private => kinds.iter().any(|kind| PRIVATE.contains(kind)),
+            Self::Protected => tags_said(text, "\"-\"").next().is_some(),
+            Self::Expired => tags_said(text, "\"expiration\"").any(passed),
+            Self::Deleted => false,
+        })
+    }
+
     fn covers(self, event: &Event, now: i64) -> bool {
         let mut tags = event.tags().iter().filter_map(|tag| Some((tag.first()?.as_str(), tag.get(1))));
         match self {
@@ -68,6 +82,29 @@ impl Unkept {
             Self::Deleted => false,
         }
     }
+}
+
+/// The kinds that a text gives itself, which may be no JSON or have the key twice: the digits after each key `kind`, bare or
+/// quoted. Of a string in JSON nothing is taken for a key, since the quotes in it are escaped.
+pub fn kinds_said(text: &str) -> Vec<u16> {
+    let key = "\"kind\"";
+    let said = text.match_indices(key).filter_map(|(at, _)| {
+        let value = text[at + key.len()..].trim_start().strip_prefix(':')?.trim_start();
+        digits(value.strip_prefix('"').unwrap_or(value)).parse().ok()
+    });
+    said.collect()
+}
+
+/// The digits with which the value of each tag of this name (with its quotes) begins, in a text that may be no JSON.
+fn tags_said<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
+    text.match_indices(name).filter(|(at, _)| text[..*at].trim_end().ends_with('[')).map(|(at, _)| {
+        let value = text[at + name.len()..].trim_start().strip_prefix(',').unwrap_or_default().trim_start();
+        digits(value.strip_prefix('"').unwrap_or_default())
+    })
+}
+
+fn digits(text: &str) -> &str {
+    &text[..text.bytes().take_while(u8::is_ascii_digit).count()]
 }
 
 /// What a deletion request speaks of.
@@ -164,6 +201,28 @@ mod tests {
             assert_eq!(Unkept::of(&event, Unkept::ALL, NOW), class, "{event:?}");
             assert_eq!(Unkept::of(&event, &[], NOW), None);
         }
+    }
+
+    #[test]
+    fn a_text_that_is_no_event_says_what_it_is() {
+        let said = |text: &str| Unkept::is_said(text, &kinds_said(text), Unkept::ALL, NOW);
+        let unkept = [
+            r#"{"kind":4,"created_at":1.5}"#,
+            "{\"kind\" :\n1059.0,",
+            r#"{"kind":"14"}"#,
+            r#"{"kind":1,"kind":20001}"#,
+            r#"{"kind":1,"tags":[["t","x"],[ "-" ]],"#,
+            r#"{"kind":1,"tags":[["expiration", "1700000000"]]}"#,
+        ];
+        let kept = [
+            "",
+            "null",
+            r#"{"kind":70000,"content":"x"}"#,
+            r#"{"kind":1,"content":"{\"kind\":4,\"tags\":[[\"-\"]]}","tags":[["kind","4"],["t","-"]]}"#,
+            r#"{"kind":-4,"kind":,"tags":[["expiration"],["expiration","1700000001"],["expiration","soon"]]}"#,
+        ];
+        assert!(unkept.into_iter().all(said) && !kept.into_iter().any(said));
+        assert!(!Unkept::is_said(unkept[0], &[4], &[Unkept::Ephemeral], NOW));
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Unread {
     pub at: Option<i64>,
     /// A hash of its text, in place of an id that may be no better.
     pub key: EventId,
+    /// Where in its frame the text stands: its first byte, and the one after it. All of it, where the frame is no JSON.
+    pub span: (usize, usize),
     /// Why it cannot be read.
     pub why: EventError,
 }

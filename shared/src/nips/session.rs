@@ -151,12 +151,12 @@ impl Subscription {
             }
             _ if late => self.end(PageEnd::Timeout { idle: false }),
             Ok(RelayFrame::Event { sub, event }) if sub == self.sub => {
-                let (facts, sig) = match EnvelopeFacts::scan_signed(event) {
-                    Ok(read) => read,
-                    Err(why) => return self.on_unread(now_ms, event, why),
-                };
                 let start = event.as_ptr() as usize - text.as_ptr() as usize;
-                self.on_event(now_ms, Delivered { facts, sig, span: start..start + event.len() })
+                let span = start..start + event.len();
+                match EnvelopeFacts::scan_signed(event) {
+                    Ok((facts, sig)) => self.on_event(now_ms, Delivered { facts, sig, span }),
+                    Err(why) => self.on_unread(now_ms, text, span, why),
+                }
             }
             Ok(RelayFrame::Notice { message }) => self.on_notice(now_ms, message),
             Ok(RelayFrame::Auth { .. }) => {
@@ -164,7 +164,7 @@ impl Subscription {
                 self.on_stray(now_ms)
             }
             Err(_) if frame::claims_event(text, &self.sub) => {
-                self.on_unread(now_ms, text, EventError::NotJson)
+                self.on_unread(now_ms, text, 0..text.len(), EventError::NotJson)
             }
             Ok(_) | Err(_) => self.on_stray(now_ms),
         }
@@ -252,7 +252,8 @@ impl Subscription {
     }
 
     /// An event that is none took a place in the page, and may hide what would have come in its stead.
-    fn on_unread(&mut self, now_ms: u64, text: &str, why: EventError) -> Step {
+    fn on_unread(&mut self, now_ms: u64, frame: &str, span: Range<usize>, why: EventError) -> Step {
+        let (text, span) = (&frame[span.clone()], (span.start, span.end));
         let at = EnvelopeFacts::time(text);
         let (since, until) = (self.filter.since.unwrap_or(0), self.filter.until.unwrap_or(i64::MAX));
         if at.is_some_and(|at| !(since..=until).contains(&at)) {
@@ -267,7 +268,7 @@ impl Subscription {
             return self.end(PageEnd::TooMany);
         }
         self.known.insert(key);
-        self.facts.unread.push(Unread { after: self.facts.seen.len(), at, key, why });
+        self.facts.unread.push(Unread { after: self.facts.seen.len(), at, key, span, why });
         self.on_tick(now_ms)
     }
 

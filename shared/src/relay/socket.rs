@@ -71,6 +71,8 @@ pub struct Page {
     pub events: Vec<PageEvent>,
     /// Time and id of each of them, and what did not match, as the planner reads it.
     pub facts: PageFacts,
+    /// The frames that brought [`PageFacts::unread`], in its order; they count like those of events.
+    pub unread: Vec<Text>,
     /// How it ended; only an EOSE says anything about what the relay holds.
     pub end: PageEnd,
     /// Milliseconds from the REQ to the first event.
@@ -285,7 +287,12 @@ impl RelaySocket {
                                 driven.page.events.push(PageEvent { read, frame: text });
                                 continue;
                             }
-                            other => other,
+                            other => {
+                                if driven.page.unread.len() < session.facts().unread.len() {
+                                    driven.page.unread.push(text);
+                                }
+                                other
+                            }
                         }
                     } else {
                         ignored += 1;
@@ -364,6 +371,7 @@ impl Driven {
         let page = Page {
             events: Vec::new(),
             facts: PageFacts::default(),
+            unread: Vec::new(),
             end: PageEnd::Disconnected,
             first_ms: None,
             end_ms: 0,

@@ -146,6 +146,11 @@ impl Stored {
         Self { json, fields }
     }
 
+    /// Any text in place of an event: asked for and sorted as that one is.
+    pub fn instead_of(event: &Event, text: String) -> Self {
+        Self { json: text, ..Self::from(event) }
+    }
+
     /// The time it sorts by.
     pub fn created_at(&self) -> i64 {
         self.fields["created_at"].as_i64().unwrap_or(0)

@@ -6,7 +6,7 @@
 use super::{INTERVALS, Pass};
 use crate::clock;
 use crate::models::{GapReason, Grade, Interval};
-use crate::nips::PageFacts;
+use crate::relay::Page;
 
 /// Doubtful stretches that one page may leave as gaps of their own; beyond that, all between them is one.
 const SPANS: usize = 10;
@@ -42,13 +42,15 @@ impl Pass<'_> {
         }
     }
 
-    /// Counts what cannot be read, and says what was wrong with the first of it.
-    pub(super) fn note_unread(&mut self, facts: &PageFacts) {
-        let Some(first) = facts.unread.first() else { return };
-        for one in &facts.unread {
+    /// Counts what cannot be read, keeps samples, and says what was wrong with the first of it.
+    pub(super) fn note_unread(&mut self, page: &Page) {
+        let unread = &page.facts.unread;
+        let Some(first) = unread.first() else { return };
+        for (one, frame) in unread.iter().zip(&page.unread) {
             self.tally.bad(self.ctx, &one.why);
+            self.keep_specimen(one.why, None, &frame[one.span.0..one.span.1]);
         }
-        let (count, why, relay) = (facts.unread.len(), first.why, self.relay_id);
+        let (count, why, relay) = (unread.len(), first.why, self.relay_id);
         let created_at = first.at;
         tracing::info!(relay.id = relay, count, created_at, error = %why, "a relay sent events that cannot be read");
     }

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::super::{Ctx, JobError, lost};
 use super::Pass;
 use super::sift::Checked;
+use super::specimens::Specimens;
 use crate::clock;
 use crate::db::{DbError, EventRow, NewCoverage, StoreBatch, Stored};
 use crate::models::{Event, EventError, EventId, GapReason};
@@ -47,6 +48,8 @@ pub(super) struct Tally {
     pub(super) ours: bool,
     /// What is not kept, by class.
     pub(super) unkept: BTreeMap<&'static str, u64>,
+    /// One text of each reason of what cannot be read or does not verify.
+    pub(super) specimens: Specimens,
     bad: Map<String, serde_json::Value>,
 }
 
@@ -119,7 +122,7 @@ impl Pass<'_> {
         self.tally.bytes += page.bytes;
         self.tally.drags = page.end == PageEnd::Timeout { idle: false };
         self.tally.mismatched += u64::from(page.facts.mismatched);
-        self.note_unread(&page.facts);
+        self.note_unread(&page);
         let known = self.tally.known;
         let edge = edge(&page.events);
         let mut checked = self.sift(page.events).await?;

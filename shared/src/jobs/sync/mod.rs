@@ -22,6 +22,7 @@ mod rest;
 mod revisit;
 mod room;
 mod sift;
+mod specimens;
 mod walking;
 mod windows;
 

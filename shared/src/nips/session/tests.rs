@@ -284,6 +284,9 @@ fn an_event_that_cannot_be_read_takes_a_place_and_proves_nothing_empty() {
         let facts = sub.facts();
         let [one] = facts.unread[..] else { panic!("{text}: {facts:?}") };
         assert_eq!((one.after, one.at, one.why), (1, at, why), "{text}");
+        let told = text.strip_prefix(r#"["EVENT","s","#).and_then(|rest| rest.strip_suffix(']')).unwrap();
+        let span = &text[one.span.0..one.span.1];
+        assert!(span == if why == EventError::NotJson { &text } else { told }, "{span}");
         assert_eq!(facts.doubts, [at.map_or((120, 180), |at| (at, at))], "{text}");
         assert_eq!((facts.seen.len(), facts.mismatched, sub.stray()), (2, 0, 1), "{text}");
     }

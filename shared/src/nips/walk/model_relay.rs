@@ -259,7 +259,7 @@ impl ModelRelay {
             if let Some(placed) = self.garbled(id) {
                 let at = placed.then_some(created_at);
                 let why = EventError::Range("kind");
-                facts.unread.push(Unread { after: facts.seen.len(), at, key: id, why });
+                facts.unread.push(Unread { after: facts.seen.len(), at, key: id, span: (0, 0), why });
             } else if filter.matches(&EnvelopeFacts { id, created_at, kind: 1, pubkey: [0; 32] }) {
                 facts.seen.push((created_at, id));
             } else {
