@@ -34,6 +34,22 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION specimen_note IS 'Keeps texts of a page that are no events, or forged ones: of each reason one, the first 8 KiB, where the relay has none of the last 24 hours. False when the fence was lost, and nothing was written.';
 
+CREATE FUNCTION specimen_retire(p_keep_days integer, p_now timestamptz DEFAULT now())
+RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
+AS $$
+DECLARE n integer;
+BEGIN
+    -- A pass that is writing one of these writes a newer one.
+    DELETE FROM relay_specimen s WHERE (s.relay_id, s.reason) IN (
+        SELECT x.relay_id, x.reason FROM relay_specimen x
+        WHERE x.at < extract(epoch FROM p_now)::bigint - p_keep_days * 86400::bigint
+        ORDER BY x.relay_id, x.reason LIMIT 10000 FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
+END $$;
+COMMENT ON FUNCTION specimen_retire IS 'Forgets at most 10,000 specimens older than p_keep_days; returns how many.';
+
 CREATE FUNCTION specimen_text(p_event bytea) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = public, pg_temp SET jit = off
 AS $$

@@ -18,6 +18,8 @@ const WORKER_MEMORY: Duration = Duration::from_secs(3_600);
 const UPTIME_DAYS: u16 = 1_096;
 /// Days what we and other monitors said of relays is kept.
 const REPORT_DAYS: u16 = 90;
+/// Days for which what relays served and is no event is kept, one text of each reason.
+const SPECIMEN_DAYS: u16 = 30;
 /// Days a candidate that was given up is kept when nobody names it any more: to invent one costs nothing.
 const CANDIDATE_DAYS: u16 = 90;
 /// Such candidates forgotten per round.
@@ -54,6 +56,7 @@ enum Step {
     Uptime,
     Alerts,
     Publications,
+    Specimens,
     Workers,
     Queues,
     Hosts,
@@ -70,7 +73,7 @@ enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 23] = [
         Self::Tasks,
         Self::Limits,
         Self::Archive,
@@ -80,6 +83,7 @@ impl Step {
         Self::Uptime,
         Self::Alerts,
         Self::Publications,
+        Self::Specimens,
         Self::Workers,
         Self::Queues,
         Self::Hosts,
@@ -106,6 +110,7 @@ impl Step {
             Self::Uptime => Some("days of uptime rolled up"),
             Self::Alerts => Some("changes of liveness forgotten"),
             Self::Publications => Some("publications forgotten"),
+            Self::Specimens => Some("specimens forgotten"),
             Self::Workers => Some("workers forgotten"),
             Self::Queues => Some("jobs of networks that are switched off cancelled"),
             Self::Schedule => Some("schedule rows reconciled"),
@@ -191,6 +196,7 @@ impl Maintenance {
             }
             Step::Alerts => db.alert_retire(UPTIME_DAYS, options.alerts).await,
             Step::Publications => db.publication_retire(options.publish, REPORT_DAYS).await,
+            Step::Specimens => db.specimen_retire(SPECIMEN_DAYS).await,
             Step::Workers => db.worker_retire(WORKER_MEMORY).await,
             Step::Queues => db.queue_retire(&options.networks, OFF).await,
             Step::Hosts => db.host_retire().await,

@@ -36,7 +36,11 @@ class TorNet:
         lines = wait_until("the Tor network is made", 60, lambda: self.text("network"))
         self.stack.confine_tor(*lines.splitlines(), f"ReachableAddresses accept {subnet}")
         self.stack.compose("build", "tor", timeout=300)
-        self.onion = wait_until("the onion service has a name", 60, lambda: self.text("service/onion/hostname"))
+        try:
+            self.onion = wait_until("the onion service has a name", 120, lambda: self.text("service/onion/hostname"))
+        except Failure as failure:
+            said = run("docker", "exec", self.name, "tail", "-n", "20", "/net/it/a1/log", check=False).stdout
+            raise Failure(f"{failure}\n{said}") from failure
         return self.onion
 
     def wait_until_reached(self, seconds):

@@ -142,7 +142,7 @@ async fn a_long_text_is_cut_and_its_size_told_and_no_terminal_obeys_it() {
     let long = Stored::instead_of(&long, hostile::with_bad_signature(&long));
     // A frame that is no JSON is kept as a whole: it begins with what a relay program did to it.
     let broken = factory.sign(0, 1, vec![], "x", now - 1);
-    let broken = Stored::instead_of(&broken, "{\"content\":\"\0\u{1b}[2J\u{202e}\"}".to_owned());
+    let broken = Stored::instead_of(&broken, "{\"kind\":1,\"content\":\"\0\u{1b}[2J\u{202e}\"}".to_owned());
     let (_relay, url) = relay(&ctx, Script::of_stored(vec![long.clone(), broken.clone()], 500)).await;
     sync(&ctx, &url).await;
     let sizes = "SELECT reason, bytes || ' ' || octet_length(event) FROM relay_specimen ORDER BY 1";
@@ -152,7 +152,7 @@ async fn a_long_text_is_cut_and_its_size_told_and_no_terminal_obeys_it() {
     assert_eq!(sizes["bad_signature"], format!("{} {cut}", long.json.len()));
     let kept = kept(&test).await;
     assert_eq!(kept[0].1, long.json[..cut]);
-    let escaped = "{\"content\":\"\\000\u{1b}[2J\\342\\200\\256\"}]";
+    let escaped = "{\"kind\":1,\"content\":\"\\000\u{1b}[2J\\342\\200\\256\"}]";
     assert!(kept[1].1.starts_with("[\"EVENT\",\"") && kept[1].1.ends_with(escaped), "{kept:?}");
     let output = bigbrotr(&["relay", "show", url.as_str(), "--database-url", &test.url(Role::Reader)]);
     let shown = String::from_utf8(output.stdout).unwrap();
@@ -186,7 +186,9 @@ async fn of_what_is_not_kept_there_is_no_specimen() {
     let lies: Vec<Stored> = events
         .iter()
         .map(forged)
-        .chain(events[..6].iter().flat_map(|event| [unread(event), broken(event)]))
+        .chain(events.iter().flat_map(|event| [unread(event), broken(event)]))
+        // Written twice over, as a text in a frame, it does not say of which kind it is.
+        .chain([Stored::instead_of(&events[0], Value::from(events[0].as_json()).to_string())])
         .collect();
     test.execute("INSERT INTO retention_policy (name, what, kind_from, kind_to, days) VALUES ('kind 9000', 'kind', 9000, 9000, 0)").await;
     let ctx = context(&test, again());
@@ -194,9 +196,10 @@ async fn of_what_is_not_kept_there_is_no_specimen() {
     sync(&ctx, &url).await;
     relay.set(Script::of_stored(lies.clone(), 500));
     let report = sync(&ctx, &url).await;
-    // The oldest comes twice, to show that nothing is below it.
-    let bad = ["bad_signature", "shape", "not_json"].map(|reason| report["bad"][reason].as_u64().unwrap());
-    assert_eq!(bad, [8, 6, 6], "{report}");
+    // What is asked for again, to show that nothing is below it or left out, comes twice.
+    for (reason, once) in [("bad_signature", 7), ("shape", 7), ("not_json", 8)] {
+        assert!(report["bad"][reason].as_u64() >= Some(once), "{report}");
+    }
     assert_eq!(kept(&test).await, []);
     // Where all that is kept, a text of each reason is.
     test.execute("DELETE FROM retention_policy").await;
@@ -219,6 +222,52 @@ async fn under_an_id_that_is_known_without_a_body_nothing_is_kept_either() {
     let report = sync_again(&test, &keeps(), &url).await;
     // Only a sample of them is read, one in 64.
     assert!(report["bad"]["bad_id"].as_u64() > Some(0), "{report}");
+    assert_eq!(kept(&test).await, []);
+}
+
+#[tokio::test]
+async fn what_was_taken_away_since_a_worker_saw_it_is_kept_nowhere_else() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, again());
+    let (factory, now) = (Factory::new(315), clock::unix_now() - 1_000);
+    let gone = factory.sign(0, 1, vec![], "its body goes", now - 9);
+    // Remembered is what the database has said that it knows.
+    for _ in 0..2 {
+        let (_relay, url) = relay(&ctx, Script::honest([&gone], 500)).await;
+        sync(&ctx, &url).await;
+    }
+    test.execute("SELECT event_fate_set(array_agg(id), array_agg(event_key), 2::smallint) FROM event").await;
+    // With it comes what its author asks to have deleted, under another signature, and the request itself.
+    let asked = factory.sign(1, 1, vec![], "deleted", now - 7);
+    let request = factory.sign(1, 5, vec![vec!["e".to_owned(), asked.id.to_hex()]], "", now - 8);
+    // A signature is known by how it begins.
+    let forged = |event: &Event| altered(event, &event.sig.to_string()[..16], "0123456789abcdef");
+    let page = |event: &Event| vec![forged(event), Stored::from(&request)];
+    for event in [&gone, &asked] {
+        let (_relay, url) = relay(&ctx, Script::of_stored(page(event), 500)).await;
+        let report = sync(&ctx, &url).await;
+        assert!(report["bad"]["bad_signature"].as_u64() >= Some(1), "{report}");
+        assert_eq!(kept(&test).await, []);
+    }
+}
+
+#[tokio::test]
+async fn a_lightweight_archive_has_no_specimens_and_others_have_theirs_for_thirty_days() {
+    let Some(test) = migrated().await else { return };
+    let ctx = context(&test, again());
+    let note = Factory::new(316).sign(0, 1, vec![], "a", clock::unix_now() - 1_000);
+    let forged = Stored::instead_of(&note, hostile::with_bad_signature(&note));
+    let (_relay, url) = relay(&ctx, Script::of_stored(vec![forged.clone()], 500)).await;
+    test.execute("UPDATE archive_setting SET light = true, light_at = now()").await;
+    sync(&ctx, &url).await;
+    assert_eq!(kept(&test).await, []);
+    test.execute("UPDATE archive_setting SET light = false, light_at = NULL").await;
+    sync_again(&test, &ctx, &url).await;
+    assert_eq!(kept(&test).await, rows(&[("bad_signature", &forged)]));
+    let retire = "SELECT specimen_retire(30, to_timestamp(at + 30 * 86400))::text FROM relay_specimen";
+    assert_eq!(value(&test, retire).await, "0");
+    test.execute("UPDATE relay_specimen SET at = extract(epoch FROM now())::bigint - 30 * 86400 - 1").await;
+    assert_eq!(handle(&test, Role::Writer).specimen_retire(30).await.unwrap(), 1);
     assert_eq!(kept(&test).await, []);
 }
 

@@ -50,6 +50,12 @@ impl Db {
         small_count(&self.one(sqlx::query("SELECT statistics_maintain() AS n")).await?, "n")
     }
 
+    /// Forgets specimens (`relay_specimen`) older than `keep_days`; returns how many.
+    pub async fn specimen_retire(&self, keep_days: u16) -> Result<u64, DbError> {
+        let row = self.one(sqlx::query("SELECT specimen_retire($1) AS n").bind(i32::from(keep_days))).await?;
+        small_count(&row, "n")
+    }
+
     /// Drops whole days of job history older than `keep_days`.
     pub async fn job_retire(&self, keep_days: u16) -> Result<u64, DbError> {
         let row = self.one(sqlx::query("SELECT job_retire($1) AS n").bind(i32::from(keep_days))).await?;

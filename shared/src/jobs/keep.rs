@@ -41,10 +41,16 @@ pub(super) struct Judged {
 
 impl Policy<'_> {
     /// Whether a text that is no event, or a forged one, may be kept as a sample of such: not where it says that it is of a
-    /// class or a kind that is not kept. `facts` are what its envelope says, where that can be read.
+    /// class or a kind that is not kept, and, where any is not kept, only where it says of which kind it is. `facts` are what
+    /// its envelope says, where that can be read.
     pub(super) fn may_show(&self, facts: Option<&EnvelopeFacts>, text: &str) -> bool {
         let now = clock::unix_now();
-        let mut kinds = kinds_said(text);
+        let said = kinds_said(text);
+        let keeps_all = self.unkept.is_empty() && self.kinds.is_empty();
+        if said.is_none() && facts.is_none() && !keeps_all {
+            return false;
+        }
+        let mut kinds = said.unwrap_or_default();
         kinds.extend(facts.map(|facts| facts.kind));
         // Of an unknown time is what is old enough for any rule.
         let at = facts.map(|facts| facts.created_at).or_else(|| EnvelopeFacts::time(text)).unwrap_or(0);

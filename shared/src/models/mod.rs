@@ -43,4 +43,4 @@ pub use report::{MonitorAnnouncementRow, MonitorReportRow};
 pub use retention::{DAYS_MAX, KindRule, KindRuleError, Retention};
 pub use service_state::{MAX_STATE_KEY_BYTES, ServiceName, ServiceState, ServiceStateError, StateType};
 pub use source::Source;
-pub use unkept::{Target, Tombstone, Unkept, kinds_said, tombstones};
+pub use unkept::{Target, Tombstone, Unkept, authors_said, kinds_said, tombstones};

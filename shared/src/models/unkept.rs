@@ -85,26 +85,42 @@ impl Unkept {
 }
 
 /// The kinds that a text gives itself, which may be no JSON or have the key twice: the digits after each key `kind`, bare or
-/// quoted. Of a string in JSON nothing is taken for a key, since the quotes in it are escaped.
-pub fn kinds_said(text: &str) -> Vec<u16> {
-    let key = "\"kind\"";
-    let said = text.match_indices(key).filter_map(|(at, _)| {
-        let value = text[at + key.len()..].trim_start().strip_prefix(':')?.trim_start();
-        digits(value.strip_prefix('"').unwrap_or(value)).parse().ok()
-    });
-    said.collect()
+/// quoted, where they are a kind; none where it has no such key. Of a string in JSON nothing is taken for a key, since the quotes
+/// in it are escaped.
+pub fn kinds_said(text: &str) -> Option<Vec<u16>> {
+    let mut said = values_said(text, "\"kind\"").peekable();
+    said.peek()?;
+    Some(said.filter_map(|value| number(unquoted(value)).parse().ok()).collect())
 }
 
-/// The digits with which the value of each tag of this name (with its quotes) begins, in a text that may be no JSON.
+/// The authors that a text names as its own, read in the same way.
+pub fn authors_said(text: &str) -> Vec<[u8; 32]> {
+    let author = |value| hex::decode(unquoted(value).get(..64)?).ok()?.try_into().ok();
+    values_said(text, "\"pubkey\"").filter_map(author).collect()
+}
+
+/// What follows each key (with its quotes) of a text that may be no JSON.
+fn values_said<'a>(text: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
+    let value = |at: usize| Some(text[at + key.len()..].trim_start().strip_prefix(':')?.trim_start());
+    text.match_indices(key).filter_map(move |(at, _)| value(at))
+}
+
+/// The number with which the value of each tag of this name (with its quotes) begins, in a text that may be no JSON.
 fn tags_said<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
     text.match_indices(name).filter(|(at, _)| text[..*at].trim_end().ends_with('[')).map(|(at, _)| {
         let value = text[at + name.len()..].trim_start().strip_prefix(',').unwrap_or_default().trim_start();
-        digits(value.strip_prefix('"').unwrap_or_default())
+        number(unquoted(value))
     })
 }
 
-fn digits(text: &str) -> &str {
-    &text[..text.bytes().take_while(u8::is_ascii_digit).count()]
+fn unquoted(value: &str) -> &str {
+    value.strip_prefix('"').unwrap_or(value)
+}
+
+fn number(text: &str) -> &str {
+    let sign = usize::from(text.starts_with('-'));
+    let digits = text.bytes().skip(sign).take_while(u8::is_ascii_digit).count();
+    &text[..sign + digits]
 }
 
 /// What a deletion request speaks of.
@@ -205,7 +221,8 @@ mod tests {
 
     #[test]
     fn a_text_that_is_no_event_says_what_it_is() {
-        let said = |text: &str| Unkept::is_said(text, &kinds_said(text), Unkept::ALL, NOW);
+        let said =
+            |text: &str| Unkept::is_said(text, &kinds_said(text).unwrap_or_default(), Unkept::ALL, NOW);
         let unkept = [
             r#"{"kind":4,"created_at":1.5}"#,
             "{\"kind\" :\n1059.0,",
@@ -213,6 +230,8 @@ mod tests {
             r#"{"kind":1,"kind":20001}"#,
             r#"{"kind":1,"tags":[["t","x"],[ "-" ]],"#,
             r#"{"kind":1,"tags":[["expiration", "1700000000"]]}"#,
+            r#"{"kind":1,"tags":[["expiration",1700000000]]}"#,
+            r#"{"kind":1,"tags":[["expiration","-5"]]}"#,
         ];
         let kept = [
             "",
@@ -223,6 +242,13 @@ mod tests {
         ];
         assert!(unkept.into_iter().all(said) && !kept.into_iter().any(said));
         assert!(!Unkept::is_said(unkept[0], &[4], &[Unkept::Ephemeral], NOW));
+        assert_eq!(kinds_said(kept[4]), Some(vec![]), "it says one that is none");
+        assert_eq!(kinds_said(r#"["EVENT","s","{\"kind\":4}"]"#), None, "written twice over, it says none");
+        let author = "0a".repeat(32);
+        let text = format!(
+            r#"{{"pubkey" : "{author}","content":"\"pubkey\":\"{author}\"","pubkey":"0a","pubkey":"{author}"#
+        );
+        assert_eq!(authors_said(&text), [[10; 32]; 2]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::Pass;
 use super::ingest::digest;
 use crate::clock;
 use crate::db::{EventRow, ForgeryRow};
-use crate::models::{EnvelopeFacts, Event, EventId, Tombstone, Unkept};
+use crate::models::{EnvelopeFacts, Event, EventId, Tombstone};
 use crate::relay::PageEvent;
 use crate::telemetry::Labels;
 
@@ -80,7 +80,7 @@ impl Pass<'_> {
                 continue;
             }
             let marked = position.is_some_and(|position| answer.is_marked(position));
-            places.push((facts, held, marked));
+            places.push((facts, held.is_some(), marked));
             let need = if sampled || held.is_some() { Need::Text } else { Need::Event };
             let text = event.json().to_owned();
             raw.push(Raw { id: facts.id, sig: event.sig().copied(), text, need });
@@ -92,7 +92,7 @@ impl Pass<'_> {
             match verdict {
                 Ok(event) => {
                     checked.delivered.push((event.id(), event.created_at()));
-                    if held.is_some() {
+                    if held {
                         self.tally.known += 1;
                         self.tally.reread += 1;
                     } else {
@@ -101,18 +101,13 @@ impl Pass<'_> {
                 }
                 Err((error, text)) => {
                     self.tally.bad(self.ctx, &error);
-                    // Known without a body, or of an author who has asked for deletions: what was taken away is not kept here.
-                    let is_gone =
-                        held == Some(None) || marked && self.ctx.config.unkept.contains(&Unkept::Deleted);
-                    if !is_gone {
-                        self.keep_specimen(error, Some(&facts), &text);
-                    }
+                    self.keep_specimen(error, Some(&facts), &text);
                     checked.forged.push((facts.created_at, facts.id));
                     if error.is_forgery() {
                         self.tally.forged += 1;
-                        self.tally.forged_known += u64::from(held.is_some());
+                        self.tally.forged_known += u64::from(held);
                         let reason = error.as_str();
-                        forged.push(ForgeryRow { id: facts.id, reason, known: held.is_some() });
+                        forged.push(ForgeryRow { id: facts.id, reason, known: held });
                     }
                 }
             }
@@ -120,8 +115,8 @@ impl Pass<'_> {
         checked.forged.sort_unstable();
         checked.forged.dedup();
         self.note_forged(&forged).await?;
-        self.note_specimens().await?;
         self.judge(fresh, &mut checked).await?;
+        self.note_specimens().await?;
         Ok(checked)
     }
 
