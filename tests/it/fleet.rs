@@ -167,9 +167,14 @@ pub(crate) fn binary(name: &str) -> PathBuf {
 }
 
 pub(crate) fn child(name: &str, environment: &BTreeMap<String, String>) -> Process {
+    child_telling(name, environment, Path::new("/dev/null"))
+}
+
+/// The same, and what it says is in this file.
+pub(crate) fn child_telling(name: &str, environment: &BTreeMap<String, String>, log: &Path) -> Process {
     let mut command = Command::new(binary(name));
     command.arg("run").envs(environment);
-    Process::spawn(&command, Path::new("/dev/null"))
+    Process::spawn(&command, log)
 }
 
 /// Serves honestly, each page after a moment, so that a stop or a kill comes in the middle.

@@ -16,12 +16,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::alerts::{Answers, Webhook};
-use super::fleet::{child, environment};
+use super::fleet::{child_telling, environment};
 use super::support::migrated;
 use super::watch::{Folder, configuration, files, free, has, read, root, run};
 
 /// How long one alert may take from its cause to the receiver, with the times of [`hurried`].
-const TOLD: Duration = Duration::from_secs(30);
+const TOLD: Duration = Duration::from_secs(60);
 
 /// How long nothing must be told.
 const QUIET: Duration = Duration::from_secs(3);
@@ -210,6 +210,7 @@ async fn what_fires_reaches_webhook_and_mail_and_so_does_its_end_and_what_follow
             |program: &&str| fs::read_to_string(folder.0.join(format!("{program}.log"))).unwrap_or_default();
         let tails: Vec<_> = programs
             .iter()
+            .chain(&["scheduler"])
             .map(log)
             .flat_map(|log| log.lines().rev().take(4).map(str::to_owned).collect::<Vec<_>>())
             .collect();
@@ -233,7 +234,7 @@ async fn what_fires_reaches_webhook_and_mail_and_so_does_its_end_and_what_follow
     webhook.answers(&[Answers::Status(400)]);
     let mut environment = environment(&test.url(Role::Writer), &test.url(Role::Refresher));
     environment.insert("BIGBROTR_SCHEDULER_METRICS".to_owned(), scheduler_at.clone());
-    let scheduler = child("scheduler", &environment);
+    let scheduler = child_telling("scheduler", &environment, &folder.0.join("scheduler.log"));
     until("its end is told", || knows("resolved", "BigBrotrNoLeader"), logs).await;
     until("and by mail", || mails.has("[RESOLVED] BigBrotrNoLeader (critical)"), logs).await;
     until("what was refused is told", || knows("firing", "AlertsUndelivered"), logs).await;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use shared::telemetry::{Metric, MetricKind, metric_lines};
 use tests::factory::Factory;
 use tests::pg::Role;
-use tests::programs::Process;
+use tests::programs::{Process, free_port};
 use tests::scripted::{Script, ScriptedRelay};
 
 use super::fleet::{child, environment, seed_relays};
@@ -257,7 +257,7 @@ impl Drop for Folder {
 
 /// A loopback address nobody listens on at this moment.
 pub(crate) fn free() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    format!("127.0.0.1:{}", free_port())
 }
 
 /// The shipped configuration, with addresses in the place of service names and a second in the place of every 15.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a program ends with its handle, and with this process even when that is killed.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -16,6 +16,10 @@ const READY: Duration = Duration::from_secs(40);
 
 /// Pause between two attempts to reach a starting program.
 const RETRY: Duration = Duration::from_millis(50);
+
+/// Ports for [`free_port`]: below those that the kernel gives (`ip_local_port_range`).
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 12_000;
 
 /// The programs `tests/tools/setup.sh` installs, and the one that is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,9 +193,13 @@ impl Drop for StateDir {
     }
 }
 
-/// A loopback port nobody listens on at this moment.
-pub(crate) fn free_port() -> u16 {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let socket = TcpListener::bind(any).expect("a loopback port can be bound");
-    socket.local_addr().expect("a bound socket has an address").port()
+/// A loopback port nobody listens on at this moment; none of those that the kernel gives to whoever asks for any, since what
+/// is to listen there may start long after this.
+///
+/// # Panics
+/// When there is none in a hundred tries.
+pub fn free_port() -> u16 {
+    let drawn = || FIRST_PORT + u16::try_from(shared::clock::random() % u64::from(PORTS)).expect("a port");
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    std::iter::repeat_with(drawn).take(100).find(is_free).expect("a free loopback port")
 }

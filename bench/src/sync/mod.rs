@@ -12,6 +12,7 @@ mod scene;
 
 use std::collections::HashSet;
 
+use anyhow::ensure;
 use clap::Args;
 use shared::clock;
 
@@ -38,6 +39,8 @@ pub(crate) struct Options {
 
 /// What the relays cap a page at.
 const CAP: usize = 500;
+/// How long the way to a relay that is far away takes, there and back.
+const AWAY_MS: u64 = 100;
 /// Copies of each event in `ingest`.
 const COPIES: usize = 5;
 
@@ -102,7 +105,20 @@ async fn many(fleet: usize, events: usize, end: i64) -> anyhow::Result<Vec<Relay
     Ok(relays)
 }
 
-/// Thirty relays, one large one, and one with a dense second.
+/// Events per second from relays that are all so far away.
+async fn far(cluster: &Cluster, relays: &[Relay]) -> anyhow::Result<f64> {
+    for relay in relays {
+        relay.move_away(AWAY_MS);
+    }
+    let mut scene = Scene::start(cluster, relays).await?;
+    let cost = scene.pass(cluster, relays).await?;
+    let held = observations(relays);
+    let missing = held - scene.number("SELECT count(*) FROM event_relay").await?;
+    ensure!(missing == 0.0, "{missing} events of relays that are far away did not come");
+    Ok(held / cost.seconds)
+}
+
+/// Thirty relays, one large one, and one with a dense second; the first two once more from far away.
 pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let end = clock::unix_now() - 3_600;
     let peer = peer::ForSync::measure(options, end).await?;
@@ -132,6 +148,8 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
         scene.pass(&cluster, &dense).await?;
         missing = missing.max(distinct(&dense[0]) - scene.number("SELECT count(*) FROM event_relay").await?);
     }
+    let far_fleet = far(&cluster, &thirty(options.share(20_000), 30, end).await?).await?;
+    let far_alone = far(&cluster, &[large(options, end).await?]).await?;
     let of = |costs: &[Cost], what: fn(&Cost) -> f64| median(&costs.iter().map(what).collect::<Vec<_>>());
     let mut add = |name: &str, ours, reference: f64, unit, goal| {
         let against = if reference.is_nan() { "nothing" } else { peer.against };
@@ -155,6 +173,8 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     add("requests", median(&large_requests), peer.requests, "times events over the cap", Goal::AtMost(1.3));
     let large_per_s = number(options.share(50_000)) / of(&alone, |c| c.seconds);
     add("large_events_per_s", large_per_s, peer.large_events_per_s, "events/s", Goal::Stated);
+    add("far_events_per_s", far_fleet, f64::NAN, "events/s", Goal::Stated);
+    add("far_large_events_per_s", far_alone, f64::NAN, "events/s", Goal::Stated);
     add("missing", missing, peer.missing, "events", Goal::AtMost(0.0));
     add("peak_rss_mib", of(&fleet, |c| c.peak_mib), peer.peak_mib, "MiB", Goal::AtMost(200.0));
     Ok(())

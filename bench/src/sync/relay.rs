@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
@@ -34,6 +35,8 @@ pub(super) struct Relay {
 struct Counts {
     requests: AtomicU64,
     bytes: AtomicU64,
+    /// Milliseconds from a request to its answer.
+    away_ms: AtomicU64,
 }
 
 impl Relay {
@@ -53,6 +56,11 @@ impl Relay {
             }
         });
         Ok(Self { address, items, counts, _acceptor: acceptor })
+    }
+
+    /// Answers so many milliseconds later from now on, as if it were that far away.
+    pub(super) fn move_away(&self, away_ms: u64) {
+        self.counts.away_ms.store(away_ms, Ordering::SeqCst);
     }
 
     pub(super) fn url(&self) -> String {
@@ -80,6 +88,7 @@ async fn serve(stream: TcpStream, items: &[Arc<Item>], counts: &Counts, cap: usi
             continue;
         }
         counts.requests.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(counts.away_ms.load(Ordering::SeqCst))).await;
         let sub = frame[1].to_string();
         for item in page(items, &frame[2], cap) {
             let text = format!(r#"["EVENT",{sub},{}]"#, item.json);
