@@ -178,7 +178,9 @@ async fn an_event_larger_than_a_frame_costs_its_second_and_nothing_older() {
 #[tokio::test]
 async fn of_a_relay_that_compares_an_event_larger_than_a_frame_is_unserved() {
     let Some(test) = migrated().await else { return };
-    let ctx = context(&test, config());
+    // Three million bytes take their time on a busy machine.
+    let (page_idle, page_total) = (Duration::from_secs(10), Duration::from_secs(60));
+    let ctx = context(&test, JobsConfig { page_idle, page_total, ..config() });
     let factory = Factory::new(205);
     let events = factory.events(300);
     let huge = factory.sign(0, 1, vec![], &"x".repeat(3 << 20), second(&events[40]) - 7);
