@@ -88,7 +88,11 @@ async fn serve(stream: TcpStream, items: &[Arc<Item>], counts: &Counts, cap: usi
             continue;
         }
         counts.requests.fetch_add(1, Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(counts.away_ms.load(Ordering::SeqCst))).await;
+        // A timer of no time at all would still take up to a millisecond of those that are near.
+        let away_ms = counts.away_ms.load(Ordering::SeqCst);
+        if away_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(away_ms)).await;
+        }
         let sub = frame[1].to_string();
         for item in page(items, &frame[2], cap) {
             let text = format!(r#"["EVENT",{sub},{}]"#, item.json);
